@@ -1,0 +1,1 @@
+"""Frameworks and servers that SocketSpec runs on."""

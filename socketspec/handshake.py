@@ -1,0 +1,102 @@
+"""What a client brought to the opening handshake: headers, query, offered subprotocols, address."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from urllib.parse import parse_qsl
+
+__all__ = ("BEARER_SUBPROTOCOL", "Handshake", "Headers", "QueryParams")
+
+BEARER_SUBPROTOCOL = "socketspec.bearer."
+"""An offered subprotocol with this prefix carries the token, for browsers, which cannot set headers."""
+
+
+class QueryParams(Mapping[str, str]):
+    """Immutable string pairs in which a name may stand more than once. Looking a name up gives its first value."""
+
+    __slots__ = ("_pairs",)
+
+    def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
+        self._pairs = tuple((self._fold(name), value) for name, value in pairs)
+
+    @staticmethod
+    def _fold(name: str) -> str:
+        return name
+
+    def __getitem__(self, name: str) -> str:
+        folded = self._fold(name)
+        for key, value in self._pairs:
+            if key == folded:
+                return value
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(key for key, _ in self._pairs))
+
+    def __len__(self) -> int:
+        return len({key for key, _ in self._pairs})
+
+    def __repr__(self) -> str:
+        # Values may be secrets (?token=…, Authorization): names only.
+        return f"{type(self).__name__}({list(self)!r})"
+
+    def getlist(self, name: str) -> list[str]:
+        """Every value of `name`, in the order received."""
+        folded = self._fold(name)
+        return [value for key, value in self._pairs if key == folded]
+
+
+class Headers(QueryParams):
+    """Like `QueryParams`, with names that do not care about case (RFC 9110 section 5.1)."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def _fold(name: str) -> str:
+        return name.lower()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handshake:
+    """An opening handshake. Adapters make one per connection; an `AuthBackend` reads it."""
+
+    path: str = "/"
+    headers: Headers = field(default_factory=Headers)
+    query_params: QueryParams = field(default_factory=QueryParams)
+    subprotocols: tuple[str, ...] = ()
+    client: tuple[str, int] | None = None
+    """The peer's address as the server sees it (behind a proxy: what its trusted-proxy setting makes of it)."""
+    secure: bool = False
+    """Whether it came over TLS."""
+    token: str | None = None
+    """A token that came by message (``__refresh_auth__``). When set, it is the only credential looked at."""
+
+    @classmethod
+    def parse_query(cls, query: bytes) -> QueryParams:
+        """Parse a raw query string (RFC 3986), keeping blank values."""
+        return QueryParams(parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=256))
+
+    def with_token(self, token: str) -> Handshake:
+        """The same handshake, authenticated by `token` alone."""
+        return replace(self, token=token)
+
+    @property
+    def bearer_token(self) -> str | None:
+        """The token, from the first of: a message, ``Authorization: Bearer``, ``?token=``, the bearer subprotocol."""
+        if self.token is not None:
+            return self.token
+        scheme, _, credentials = self.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and credentials:
+            return credentials.strip()
+        if token := self.query_params.get("token"):
+            return token
+        return self.subprotocol_token
+
+    @property
+    def subprotocol_token(self) -> str | None:
+        """The token carried by an offered ``socketspec.bearer.<token>`` subprotocol."""
+        for offered in self.subprotocols:
+            if offered.startswith(BEARER_SUBPROTOCOL) and len(offered) > len(BEARER_SUBPROTOCOL):
+                return offered[len(BEARER_SUBPROTOCOL) :]
+        return None
