@@ -11,12 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
+from socketspec.errors import ConfigurationError
+
 __all__ = (
     "Backend",
     "Broker",
     "Deliver",
     "Health",
-    "HistoryPolicy",
+    "History",
     "HistoryStore",
     "Limits",
     "Member",
@@ -59,11 +61,18 @@ class Publication:
     """Where it stands in the topic's history; None in topics without one."""
 
 
-class HistoryPolicy(NamedTuple):
-    """How much of a topic is kept: at most `size` publications, for `ttl` seconds after the last one."""
+@dataclass(frozen=True, slots=True)
+class History:
+    """How much of a room is kept: the newest `size` publications, for `ttl` seconds after the last one."""
 
-    size: int
-    ttl: float
+    size: int = 1000
+    ttl: float = 3600
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.size <= 1_000_000:
+            raise ConfigurationError(f"History(size={self.size!r}) must be between 1 and 1,000,000 publications.")
+        if not 0 < self.ttl <= 365 * 86_400:
+            raise ConfigurationError(f"History(ttl={self.ttl!r}) must be more than 0 seconds and at most a year.")
 
 
 class Receipt(NamedTuple):
@@ -107,7 +116,7 @@ class Broker(Protocol):
         topic: Topic,
         publication: Publication,
         *,
-        history: HistoryPolicy | None = None,
+        history: History | None = None,
         idempotency_key: str | None = None,
     ) -> Receipt:
         """Send `publication` to every subscribed node, this one included; every node sees one order per topic.

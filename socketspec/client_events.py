@@ -1,0 +1,154 @@
+"""The reserved events a client may send: ``__ping__ __pong__ __refresh_auth__ __resume__``."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from socketspec.backend import Position, Publication
+from socketspec.connection import Connection
+from socketspec.errors import AuthError, CloseCode, EventError, ValidationFailed
+from socketspec.lifecycle import State
+from socketspec.security.auth import authenticate
+from socketspec.wire import Envelope, Message, encode_payload
+
+if TYPE_CHECKING:
+    from socketspec.engine import Engine
+
+__all__ = ("ClientEvents",)
+
+
+class _Resumed(NamedTuple):
+    """What resuming one room came to."""
+
+    result: dict[str, Any]
+    missed: list[Message]
+    held: list[Message]
+
+
+class ClientEvents:
+    """Answers the protocol's own events."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def handle(self, conn: Connection, envelope: Envelope) -> Coroutine[Any, Any, None] | None:
+        """Answer one reserved event of `CLIENT_EVENTS`."""
+        if envelope.event == "__pong__":
+            return None
+        if envelope.event == "__ping__":
+            conn.send(Message("__pong__", id=envelope.id))
+            return None
+        if envelope.event == "__refresh_auth__":
+            return self._refresh_auth(conn, envelope)
+        if conn.state is not State.OPEN:
+            return self.refuse_unauthenticated(conn, envelope)
+        return self._resume(conn, envelope)
+
+    def refuse_unauthenticated(self, conn: Connection, envelope: Envelope) -> None:
+        """A client that has yet to authenticate sent something else."""
+        error = AuthError('Send {"event": "__refresh_auth__", "payload": {"token": …}} first.')
+        conn.close(CloseCode.AUTH_FAILED, error=error)
+
+    async def _refresh_auth(self, conn: Connection, envelope: Envelope) -> None:
+        first = conn.state is State.AUTHENTICATING
+        try:
+            identity = await self._authenticate(conn, envelope)
+            if not first and identity.user_id != conn.identity.user_id:
+                raise AuthError("The new token belongs to another user. Open a new connection for it.")
+        except EventError as error:
+            if first:
+                conn.close(CloseCode.AUTH_FAILED, error=error)
+            else:
+                conn.send_error(error, event=envelope.event, id=envelope.id)
+            return
+        if conn.state not in (State.AUTHENTICATING, State.OPEN):
+            return
+        conn.identity = identity
+        self._engine.refresh_deadlines(conn)
+        conn.send(Message("__ack__", encode_payload({"token_expires_at": identity.token_expires_at}), id=envelope.id))
+        if first:
+            conn.move(State.OPENING)
+            await self._engine.welcome(conn)
+
+    async def _authenticate(self, conn: Connection, envelope: Envelope) -> Any:
+        token = envelope.payload.get("token")
+        if not isinstance(token, str) or not token:
+            raise ValidationFailed("`payload.token` must be a non-empty string.")
+        if not self._engine.settings.auth:
+            raise AuthError("This server does not use tokens.")
+        return await authenticate(self._engine.settings.auth, conn.handshake.with_token(token))
+
+    async def _resume(self, conn: Connection, envelope: Envelope) -> None:
+        """Re-join rooms and replay exactly what was missed, or say that it cannot be known.
+
+        The answer is sent before anything newer, so a client never takes a gap for the whole story. Guards run again.
+        """
+        try:
+            positions = _positions(envelope.payload, self._engine.settings.max_rooms_per_connection)
+        except ValidationFailed as error:
+            conn.send_error(error, event=envelope.event, id=envelope.id)
+            return
+        resumed = {room: await self._resume_room(conn, room, since) for room, since in positions.items()}
+        results = {room: outcome.result for room, outcome in resumed.items()}
+        conn.send(Message("__resume__", encode_payload({"rooms": results}), id=envelope.id))
+        for room, outcome in resumed.items():
+            for message in outcome.missed:
+                conn.send(message)
+            self._release(conn, room, outcome)
+
+    async def _resume_room(self, conn: Connection, room: str, since: Position | None) -> _Resumed:
+        held: list[Message] = []
+        if room in conn.topics:
+            return _Resumed({"recovered": False, "reason": "already_joined"}, [], held)
+        try:
+            await self._engine.rooms.join_through(conn, room, held.append)
+        except EventError as error:
+            return _Resumed({"recovered": False, "reason": error.code, "message": error.message}, [], held)
+        topic = conn.topics.get(room)
+        if topic is None or since is None:
+            return _Resumed({"recovered": False, "reason": "no_position"}, [], held)
+        try:
+            missed = await self._engine.backend.history.read(topic, since=since)
+        except LookupError as error:
+            return _Resumed({"recovered": False, "reason": "history_lost", "message": str(error)}, [], held)
+        if not _is_contiguous(missed, since):
+            return _Resumed({"recovered": False, "reason": "history_lost"}, [], held)
+        messages = [Message(item.event, item.payload, room=room, position=item.position) for item in missed]
+        return _Resumed({"recovered": True, "replayed": len(messages)}, messages, held)
+
+    def _release(self, conn: Connection, room: str, outcome: _Resumed) -> None:
+        """Send what arrived meanwhile and is not among the replayed, then let the room through directly."""
+        last = outcome.missed[-1].position if outcome.missed else None
+        for message in outcome.held:
+            if last is None or message.position is None or message.position.offset > last.offset:
+                conn.send(message)
+        topic = conn.topics.get(room)
+        if topic is not None and conn.is_open:
+            self._engine.hub.add(topic, conn)
+
+
+def _is_contiguous(publications: Any, since: Position) -> bool:
+    offsets = [item.position.offset for item in publications if item.position is not None]
+    return offsets == list(range(since.offset + 1, since.offset + 1 + len(publications)))
+
+
+def _positions(payload: Mapping[str, Any], limit: int) -> dict[str, Position | None]:
+    """The `rooms` of a ``__resume__``: ``{name: {"offset": int, "epoch": str, "tag": str}}``."""
+    rooms = payload.get("rooms", {})
+    if not isinstance(rooms, dict) or len(rooms) > limit:
+        raise ValidationFailed(f"`payload.rooms` must be an object of at most {limit} rooms.")
+    return {name: _position(name, value) for name, value in rooms.items()}
+
+
+def _position(name: str, value: Any) -> Position | None:
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        offset, epoch, tag = value.get("offset"), value.get("epoch"), value.get("tag", "")
+        if type(offset) is int and 0 <= offset < 2**63 and isinstance(epoch, str) and isinstance(tag, str):
+            return Position(offset, epoch, tag)
+    raise ValidationFailed(
+        f"The position of {name[:80]!r} must be null or "
+        '{"offset": integer, "epoch": string, "tag": string}, as its last message said.'
+    )

@@ -1,0 +1,205 @@
+"""One client's connection, as handlers see it."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import TYPE_CHECKING, Any
+
+from socketspec.backend import Topic
+from socketspec.errors import CLOSE_CODES, CloseCode, EventError
+from socketspec.handshake import Handshake, Headers, QueryParams
+from socketspec.identity import ANONYMOUS, Identity
+from socketspec.lifecycle import TRANSITIONS, State
+from socketspec.session import Session, SessionClock
+from socketspec.transport import Transport
+from socketspec.wire import Format, Message, encode_payload
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from socketspec.engine import Engine
+    from socketspec.security.ratelimit import TokenBucket
+
+__all__ = ("Connection",)
+
+
+class Connection:
+    """One client's connection. SocketSpec makes it; handlers, hooks and dependencies get it.
+
+    `metadata` is a dict of your own that lives as long as the connection.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_metadata",
+        "_state",
+        "bucket",
+        "clock",
+        "close_code",
+        "close_reason",
+        "connected_at",
+        "departed",
+        "engine",
+        "finished",
+        "format",
+        "handshake",
+        "id",
+        "identity",
+        "in_flight",
+        "joining",
+        "order",
+        "session",
+        "slots",
+        "topics",
+        "transport",
+        "violations",
+        "welcomed",
+    )
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        transport: Transport,
+        handshake: Handshake,
+        format: Format,
+        session: Session,
+        clock: SessionClock,
+        identity: Identity = ANONYMOUS,
+        state: State = State.OPENING,
+    ) -> None:
+        self.id = secrets.token_urlsafe(12)
+        self.identity = identity
+        """Who is connected."""
+        self.session = session
+        self.connected_at = time.time()
+        """Seconds since the epoch."""
+        self._metadata: dict[str, Any] | None = None
+        self._state = state
+        # What follows is for the engine and for adapters; handlers have no need of it.
+        self.engine = engine
+        self.transport = transport
+        self.handshake = handshake
+        self.format = format
+        self.clock = clock
+        self.topics: dict[str, Topic] = {}
+        self.joining: set[str] | None = None
+        self.departed: frozenset[str] | None = None
+        self.welcomed = False
+        self.bucket: TokenBucket | None = None
+        self.violations: TokenBucket | None = None
+        self.in_flight = 0
+        self.slots: asyncio.Event | None = None
+        self.order: asyncio.Lock | None = None
+        self.close_code = 0
+        self.close_reason = ""
+        self.finished: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.id} {self._state.value} user={self.identity.user_id!r}>"
+
+    @property
+    def state(self) -> State:
+        """Where the connection stands."""
+        return self._state
+
+    def move(self, state: State) -> None:
+        """Change the state. Raises `RuntimeError` where the table in `socketspec.lifecycle` does not allow it."""
+        if state not in TRANSITIONS[self._state]:
+            raise RuntimeError(f"a connection cannot go from {self._state.value} to {state.value}")
+        self._state = state
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything sent now has a chance to arrive."""
+        return self._state is State.OPEN or self._state is State.OPENING
+
+    @property
+    def namespace(self) -> str:
+        """The app's namespace."""
+        return self.engine.settings.namespace
+
+    @property
+    def headers(self) -> Headers:
+        """The opening handshake's headers."""
+        return self.handshake.headers
+
+    @property
+    def query_params(self) -> QueryParams:
+        """The query parameters of the URL the client connected to."""
+        return self.handshake.query_params
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """A dict of your own for this connection."""
+        if self._metadata is None:
+            self._metadata = {}
+        return self._metadata
+
+    @property
+    def rooms(self) -> frozenset[str]:
+        """The rooms it is in. In `on_disconnect`: those it was in."""
+        return frozenset(self.topics) if self.departed is None else self.departed
+
+    @property
+    def last_active(self) -> float:
+        """When it last sent an event, in seconds since the epoch."""
+        return time.time() - (self.engine.now() - self.clock.last_active)
+
+    async def emit(self, event: str, payload: object = None) -> None:
+        """Send one event to this client, at most once: a connection that is closing gets nothing.
+
+        Waits while the client's buffer is more than half full, at most `send_timeout` seconds. Raises `TypeError`
+        when the payload cannot be encoded, `ValueError` for a reserved name.
+        """
+        self.engine.check_outbound(event)
+        self.engine.contracts.check_emit(event, payload)
+        self.send(Message(event, encode_payload(payload)))
+        if self.transport.buffered > self.engine.settings.backpressure.max_buffer // 2:
+            await self.transport.drain()
+
+    async def disconnect(self, reason: str = "disconnected", *, code: int = CloseCode.DISCONNECTED) -> None:
+        """Close the connection after what is buffered. `reason` reaches the client and `on_disconnect`.
+
+        `code` is 1000 or one of 4000-4999. Raises `ValueError` for any other.
+        """
+        if code != 1000 and not 4000 <= code <= 4999:
+            raise ValueError(f"close code {code} is not yours to send; use 1000 or one of 4000-4999 (RFC 6455, 7.4)")
+        self.close(code, reason)
+
+    def send(self, message: Message) -> None:
+        """Send a finished message. For the engine."""
+        if self.is_open or self._state is State.AUTHENTICATING:
+            self.engine.observe("out", self, message.event, message.payload)
+            self.transport.write(message)
+
+    def send_error(
+        self, error: EventError, *, event: str | None, id: str | int | None = None, request_id: str | None = None
+    ) -> None:
+        """Send `error` as ``__error__``."""
+        payload = {
+            "code": error.code,
+            "event": event,
+            "message": error.message,
+            "request_id": request_id or self.engine.next_request_id(),
+            "details": error.details,
+        }
+        self.send(Message("__error__", encode_payload(payload), id=id))
+
+    def close(self, code: int, reason: str | None = None, *, error: EventError | None = None) -> None:
+        """Close with a code of the table in `socketspec.errors`, after sending `error` if given. Idempotent."""
+        if self._state in (State.CLOSING, State.CLOSED):
+            return
+        if error is not None:
+            self.send_error(error, event=None)
+        if reason is None:
+            reason = CLOSE_CODES[CloseCode(code)].reason
+        self.move(State.CLOSING)
+        self.close_code, self.close_reason = code, reason
+        self.transport.close(code, reason)
+        self.engine.finish(self)
+
+    def due(self, now: float) -> float | None:
+        """Called by the timing wheel when one of the clock's deadlines has come."""
+        return self.engine.keeper.due(self, now)

@@ -1,0 +1,274 @@
+"""Rooms: named groups of connections, cluster-wide, that one call broadcasts to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic_core import from_json
+
+from socketspec.backend import History, Member, Position, Publication, Receipt, Topic
+from socketspec.connection import Connection
+from socketspec.errors import ConfigurationError, PermissionDenied, RoomNotFound, ValidationFailed
+from socketspec.names import RoomPattern, check_room_name
+from socketspec.registry import Guard
+from socketspec.wire import Message, encode_payload
+
+if TYPE_CHECKING:
+    from socketspec.engine import Engine
+
+__all__ = ("Exclude", "Room", "RoomMessage", "Rooms")
+
+Exclude = Connection | str | Iterable[Connection | str] | None
+"""Who does not get a broadcast: a connection, a connection id, or several of either."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Declares a room, or with a pattern such as ``"orders:{id}"`` a family of rooms.
+
+    An app that declares rooms has no others. `max_members` counts connections, cluster-wide. `history` keeps what is
+    broadcast, for `rooms.history` and for clients that resume.
+    """
+
+    name: str
+    history: History | None = None
+    max_members: int | None = None
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        RoomPattern(self.name)
+        if self.max_members is not None and self.max_members < 1:
+            raise ConfigurationError(f"Room({self.name!r}, max_members={self.max_members!r}) must be at least 1.")
+
+
+class RoomMessage(NamedTuple):
+    """One message of a room's history."""
+
+    event: str
+    payload: dict[str, Any]
+    offset: int
+    epoch: str
+    tag: str
+
+
+class _Declared(NamedTuple):
+    pattern: RoomPattern
+    room: Room
+
+
+class Rooms:
+    """`socket.rooms`: joining, leaving, broadcasting, and who is there."""
+
+    def __init__(self, declared: Sequence[Room], engine: Callable[[], Awaitable[Engine]]) -> None:
+        self._engine = engine
+        self.declared = tuple(declared)
+        patterns = [_Declared(RoomPattern(room.name), room) for room in declared]
+        for index, item in enumerate(patterns):
+            if any(item.pattern == other.pattern for other in patterns[:index]):
+                raise ConfigurationError(f"Room {item.room.name!r} is declared twice; give it once.")
+        self._declared = sorted(patterns, key=lambda item: item.pattern.specificity)
+
+    def declaration(self, room: str) -> Room | None:
+        """The declaration that applies to `room`, the most specific one; None where the app declares no rooms.
+
+        Raises `RoomNotFound` where it does, and none matches.
+        """
+        for pattern, declared in self._declared:
+            if pattern.match(room) is not None:
+                return declared
+        if self._declared:
+            raise RoomNotFound(f"There is no room {room!r}.", details={"room": room})
+        return None
+
+    async def join(self, conn: Connection, room: str) -> None:
+        """Put `conn` into `room`. When this returns, everything broadcast from now on reaches it. Idempotent.
+
+        Raises `ValidationFailed` for a name that cannot be one, `RoomNotFound`, and `PermissionDenied` when a guard
+        refuses, the room is full, or the connection is in too many rooms. A handler need not catch these: the client
+        gets them as ``__error__``.
+        """
+        await self.join_through(conn, room, conn.transport.write)
+
+    async def join_through(self, conn: Connection, room: str, write: Callable[[Message], None]) -> None:
+        """Like `join`, with `write` in the place of the connection's transport. For the engine."""
+        engine = await self._engine()
+        declared = self._check(room)
+        joining = conn.joining = conn.joining if conn.joining is not None else set()
+        if room in conn.topics or room in joining:
+            return
+        if len(conn.topics) + len(joining) >= engine.settings.max_rooms_per_connection:
+            limit = engine.settings.max_rooms_per_connection
+            raise PermissionDenied(
+                f"This connection is in {limit} rooms already, the most there may be.",
+                details={"reason": "too_many_rooms", "limit": limit},
+            )
+        joining.add(room)
+        try:
+            await self._check_guards(engine, conn, room)
+            await self._enter(engine, conn, room, declared, write)
+        finally:
+            joining.discard(room)
+        if room in conn.topics:
+            await engine.run_hooks(engine.registry.on_room_join, conn, room)
+
+    async def _check_guards(self, engine: Engine, conn: Connection, room: str) -> None:
+        for guard, variables in engine.registry.guards_for(room):
+            if not await _allows(guard, conn, variables):
+                raise PermissionDenied(f"You may not join {room!r}.", details={"reason": "guard", "room": room})
+
+    async def _enter(
+        self, engine: Engine, conn: Connection, room: str, declared: Room | None, write: Callable[[Message], None]
+    ) -> None:
+        topic = Topic(engine.settings.namespace, "room", room)
+        presence = engine.backend.presence
+        await engine.hub.acquire(topic)
+        entered = False
+        try:
+            member = Member(conn.id, conn.identity.user_id, time.time())
+            limit = declared.max_members if declared is not None else None
+            entered = await presence.enter(topic, member, limit=limit)
+            if not entered:
+                raise PermissionDenied(
+                    f"{room!r} is full.", details={"reason": "room_full", "room": room, "max_members": limit}
+                )
+            if not conn.is_open:  # it left while we waited, and its cleanup did not know of this room
+                raise ConnectionResetError(f"connection {conn.id} closed while joining {room!r}")
+        except BaseException as error:
+            if entered:
+                await presence.leave(topic, conn.id)
+            await engine.hub.release(topic)
+            if isinstance(error, ConnectionResetError):
+                return
+            raise
+        engine.hub.add(topic, conn, write)
+        conn.topics[room] = topic
+
+    async def leave(self, conn: Connection, room: str) -> None:
+        """Take `conn` out of `room`; nothing happens if it is not in it."""
+        engine = await self._engine()
+        topic = conn.topics.pop(room, None)
+        if topic is None:
+            return
+        await self.exit(engine, conn, topic)
+        await engine.run_hooks(engine.registry.on_room_leave, conn, room)
+
+    async def exit(self, engine: Engine, conn: Connection, topic: Topic) -> None:
+        """Undo what joining did, without hooks. For the engine."""
+        engine.hub.remove(topic, conn)
+        try:
+            await engine.backend.presence.leave(topic, conn.id)
+        finally:
+            await engine.hub.release(topic)
+
+    async def broadcast(
+        self,
+        room: str,
+        event: str,
+        payload: object = None,
+        *,
+        exclude: Exclude = None,
+        idempotency_key: str | None = None,
+    ) -> Receipt:
+        """Send an event to every member of `room`, on every node: at most once, in one order for all of them.
+
+        In rooms with history the message is kept and sent in one atomic step, and the receipt has its position; a
+        repeated `idempotency_key` is kept and sent once. Raises `TypeError` for a payload that cannot be encoded,
+        `RoomNotFound`, `ValidationFailed` for an impossible name, and `BackendError`.
+        """
+        engine = await self._engine()
+        declared = self._check(room)
+        engine.contracts.check_broadcast(room, event, payload)
+        topic = Topic(engine.settings.namespace, "room", room)
+        history = declared.history if declared is not None else None
+        return await self._publish(engine, topic, event, payload, exclude, history, idempotency_key)
+
+    async def broadcast_all(self, event: str, payload: object = None) -> Receipt:
+        """Send an event to every connection of the namespace, on every node."""
+        return await self.broadcast_except(None, event, payload)
+
+    async def broadcast_except(self, exclude: Exclude, event: str, payload: object = None) -> Receipt:
+        """Send an event to every connection of the namespace but those excluded."""
+        engine = await self._engine()
+        engine.contracts.check_broadcast(None, event, payload)
+        return await self._publish(engine, engine.everybody, event, payload, exclude, None, None)
+
+    async def _publish(
+        self,
+        engine: Engine,
+        topic: Topic,
+        event: str,
+        payload: object,
+        exclude: Exclude,
+        history: History | None,
+        idempotency_key: str | None,
+    ) -> Receipt:
+        engine.check_outbound(event)
+        encoded = encode_payload(payload)
+        publication = Publication(event=event, payload=encoded, exclude=_ids(exclude))
+        engine.observe("broadcast", None, event, encoded, room=topic.name)
+        receipt = await engine.backend.broker.publish(
+            topic, publication, history=history, idempotency_key=idempotency_key
+        )
+        await engine.hub.breathe(topic)
+        return receipt
+
+    async def members(self, room: str) -> Sequence[Member]:
+        """Everybody in `room`, on every node, in the order they joined. To count, use `count`: it loads nobody."""
+        engine = await self._engine()
+        self._check(room)
+        return await engine.backend.presence.members(Topic(engine.settings.namespace, "room", room))
+
+    async def count(self, room: str) -> int:
+        """How many connections are in `room`, on every node."""
+        engine = await self._engine()
+        self._check(room)
+        return await engine.backend.presence.count(Topic(engine.settings.namespace, "room", room))
+
+    async def history(
+        self, room: str, *, limit: int | None = None, since: Position | None = None
+    ) -> Sequence[RoomMessage]:
+        """What a room with history kept, oldest first: the newest `limit` messages, or those after `since`.
+
+        Raises `LookupError` when `since` is no longer there, and `ValueError` for a room without history.
+        """
+        engine = await self._engine()
+        declared = self._check(room)
+        if declared is None or declared.history is None:
+            raise ValueError(f"room {room!r} keeps no history; declare Room({room!r}, history=History(…))")
+        topic = Topic(engine.settings.namespace, "room", room)
+        kept = await engine.backend.history.read(topic, since=since, limit=limit)
+        return [_room_message(publication) for publication in kept]
+
+    def _check(self, room: str) -> Room | None:
+        try:
+            check_room_name(room)
+        except ValueError as error:
+            raise ValidationFailed(str(error), details={"reason": "room_name"}) from None
+        return self.declaration(room)
+
+
+async def _allows(guard: Guard, conn: Connection, variables: dict[str, str]) -> bool:
+    verdict = await guard.function(conn, **variables)
+    if not isinstance(verdict, bool):
+        raise TypeError(
+            f"the room guard for {guard.pattern.source!r} must return True or False, not {type(verdict).__name__}"
+        )
+    return verdict
+
+
+def _ids(exclude: Exclude) -> tuple[str, ...]:
+    if exclude is None:
+        return ()
+    if isinstance(exclude, Connection):
+        return (exclude.id,)
+    if isinstance(exclude, str):
+        return (exclude,)
+    return tuple(item.id if isinstance(item, Connection) else item for item in exclude)
+
+
+def _room_message(publication: Publication) -> RoomMessage:
+    position = publication.position or Position(0, "")
+    return RoomMessage(publication.event, from_json(publication.payload), *position)

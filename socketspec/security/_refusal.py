@@ -1,0 +1,39 @@
+"""How credentials are refused: the client gets a short sentence, the log gets the reason, neither the credentials."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+
+from socketspec.errors import AuthError
+
+logger = logging.getLogger("socketspec.auth")
+
+UNAVAILABLE = "Authentication is not available right now."
+
+
+def refused(message: str, reason: str, *args: object) -> AuthError:
+    """An `AuthError` that tells the client `message`, after logging `reason` (a %-format for `args`) at INFO."""
+    logger.info("refused: " + reason, *args)
+    return AuthError(message)
+
+
+def unavailable(what: str, error: BaseException) -> AuthError:
+    """An `AuthError` for a failure that is not the client's, after logging where `error` happened.
+
+    Frames and types are logged, exception texts are not: a ``KeyError`` from a look-up of the credentials *is* the
+    credentials.
+    """
+    logger.error(
+        "%s failed, so nobody gets in: %s\n%s", what, _types(error), "".join(traceback.format_tb(error.__traceback__))
+    )
+    return AuthError(UNAVAILABLE)
+
+
+def _types(error: BaseException) -> str:
+    names: list[str] = []
+    link: BaseException | None = error
+    while link is not None and len(names) < 8:
+        names.append(type(link).__qualname__)
+        link = link.__cause__ or link.__context__
+    return " from ".join(names)

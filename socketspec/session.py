@@ -1,0 +1,249 @@
+"""How long a connection may last and how it is kept alive: the options, what handlers see, and the arithmetic.
+
+`SessionClock` does no I/O and reads no clock: it is told the time and says what must happen.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from socketspec.errors import ConfigurationError
+
+__all__ = ("AUTOMATIC_HEARTBEAT", "Action", "Session", "SessionClock", "SessionConfig")
+
+AUTOMATIC_HEARTBEAT = 25.0
+"""Seconds between heartbeats where `SessionConfig.heartbeat_interval` is None and the client can answer them."""
+
+_CENTURY = 100 * 365.25 * 86400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionConfig:
+    """Limits of a session; every value is in seconds, int or float. Raises `ConfigurationError` for a bad value."""
+
+    max_duration: float | None = None
+    """How long a session may last, counted from its first connect; None: no limit."""
+    idle_timeout: float | None = None
+    """Close after this long without an event from the client (heartbeats do not count); None: never."""
+    heartbeat_interval: float | None = None
+    """Ping a client that has been silent for this long.
+
+    None: automatic. Every 25 seconds where a ping costs the client nothing (WebSocket control frames) or the client
+    speaks a ``socketspec.v1`` subprotocol; a plain client is never sent a heartbeat unasked.
+    """
+    heartbeat_timeout: float = 10
+    """Close when nothing at all was received for this long after a ping."""
+    token_refresh_window: float = 60
+    """How long before its token expires a client gets ``__auth_expiring__``."""
+    idle_warning: float = 30
+    """How long before `idle_timeout` a client gets ``__idle_warning__``: at most half of it; 0: no warning."""
+    expiry_warning: float = 60
+    """How long before `max_duration` a client gets ``__session_expiring__``: at most half of it; 0: no warning."""
+
+    def __post_init__(self) -> None:
+        _check_seconds("max_duration", self.max_duration, none="no limit")
+        _check_seconds("idle_timeout", self.idle_timeout, none="no limit")
+        _check_seconds("heartbeat_interval", self.heartbeat_interval, none="automatic")
+        _check_seconds("heartbeat_timeout", self.heartbeat_timeout)
+        _check_seconds("token_refresh_window", self.token_refresh_window)
+        _check_seconds("idle_warning", self.idle_warning, zero="no warning")
+        _check_seconds("expiry_warning", self.expiry_warning, zero="no warning")
+
+
+def _check_seconds(name: str, value: object, *, none: str | None = None, zero: str | None = None) -> None:
+    if value is None and none is not None:
+        return
+    lowest = 0.0 if zero is not None else math.ulp(0.0)
+    # A century bounds what the clocks have to add up; NaN fails every comparison.
+    if isinstance(value, int | float) and not isinstance(value, bool) and lowest <= value <= _CENTURY:
+        return
+    allowed = "a number of seconds (int or float) greater than 0 and at most a century"
+    if zero is not None:
+        allowed += f", or 0 for {zero}"
+    if none is not None:
+        allowed += f", or None for {none}"
+    raise ConfigurationError(f"SessionConfig({name}={value!r}): {name} must be {allowed}.")
+
+
+def _new_id() -> str:
+    return secrets.token_urlsafe(24)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """What `conn.session` shows. A session outlives its connection: a client that returns brings its token."""
+
+    id: str = field(default_factory=_new_id, repr=False)
+    """The session token. Whoever has it can resume the session: it is a secret and not part of the `repr`."""
+    started_at: float = field(default_factory=time.time)
+    """When the session was first seen, on whichever node, in seconds since the epoch."""
+    expires_at: float | None = None
+    """When `max_duration` ends it, in seconds since the epoch; None: never."""
+    config: SessionConfig = field(default_factory=SessionConfig)
+    """The limits that apply."""
+
+
+class Action(IntEnum):
+    """What a `SessionClock` asks for. Of actions with the same deadline, the first in this list comes first."""
+
+    TOKEN_EXPIRED = 1
+    """Close: the token ran out and was not refreshed."""
+    SESSION_EXPIRED = 2
+    """Close: the session reached its end."""
+    IDLE_TIMEOUT = 3
+    """Close: no event for `idle_timeout`."""
+    HEARTBEAT_TIMEOUT = 4
+    """Close: a ping was not answered in `heartbeat_timeout`."""
+    TOKEN_WARNING = 5
+    """Send ``__auth_expiring__``."""
+    EXPIRY_WARNING = 6
+    """Send ``__session_expiring__``."""
+    IDLE_WARNING = 7
+    """Send ``__idle_warning__``."""
+    PING = 8
+    """Send a heartbeat."""
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the connection has to be closed."""
+        return self <= Action.HEARTBEAT_TIMEOUT
+
+
+class SessionClock:
+    """What must happen to one connection, and when. All times are on one monotonic clock, which the caller reads.
+
+    Assign `last_heard` and `last_active` freely and tell nobody: both only ever move deadlines to later, so a timer
+    set from `next_deadline` may fire in vain (`due` then returns nothing) but never too late. After `token_refreshed`
+    the next deadline may be earlier: set the timer again.
+    """
+
+    __slots__ = (
+        "_ended",
+        "_expires_at",
+        "_expiry_warning_at",
+        "_idle_warned_for",
+        "_last_ping",
+        "_pinged_at",
+        "_token_expires_at",
+        "_token_warning_at",
+        "config",
+        "heartbeat_interval",
+        "last_active",
+        "last_heard",
+    )
+
+    def __init__(
+        self,
+        config: SessionConfig,
+        *,
+        now: float,
+        expires_at: float | None = None,
+        token_expires_at: float | None = None,
+        heartbeat_interval: float | None = None,
+    ) -> None:
+        """`heartbeat_interval` is the resolved one: None means no heartbeat. Raises `ValueError` for NaN or inf."""
+        self.config = config
+        self.heartbeat_interval = heartbeat_interval
+        self.last_heard = now
+        """When any frame last arrived, pongs included. The engine assigns it."""
+        self.last_active = now
+        """When an event other than a heartbeat last arrived. The engine assigns it."""
+        self._last_ping = now
+        self._pinged_at = -math.inf  # the first ping since the client was last heard
+        self._idle_warned_for = -math.inf  # the `last_active` that the last warning was about
+        self._ended = False
+        self._expires_at = _finite("expires_at", expires_at)
+        self._expiry_warning_at = self._expiry_warning(now)
+        self.token_refreshed(token_expires_at)
+
+    @property
+    def expires_at(self) -> float | None:
+        """When the session ends; None: never."""
+        return self._expires_at
+
+    @property
+    def token_expires_at(self) -> float | None:
+        """When the current token expires; None: never."""
+        return self._token_expires_at
+
+    def token_refreshed(self, token_expires_at: float | None) -> None:
+        """Go by a new token, of which the client is warned anew. Does not undo an expiry that `due` has reported."""
+        self._token_expires_at = _finite("token_expires_at", token_expires_at)
+        self._token_warning_at = (
+            None if token_expires_at is None else token_expires_at - self.config.token_refresh_window
+        )
+
+    def due(self, now: float) -> list[Action]:
+        """What must happen at `now`, earliest deadline first; each action once per episode.
+
+        An action that closes the connection comes alone and is the last one ever returned.
+        """
+        ripe = sorted(entry for entry in self._agenda() if entry[0] <= now)
+        for _, action in ripe:
+            if action.is_terminal:
+                self._ended = True
+                return [action]
+        for _, action in ripe:
+            self._note(action, now)
+        return [action for _, action in ripe]
+
+    def next_deadline(self) -> float | None:
+        """When to call `due` next; None: never."""
+        return min((deadline for deadline, _ in self._agenda()), default=None)
+
+    def _agenda(self) -> Iterator[tuple[float, Action]]:
+        if self._ended:
+            return
+        if self.heartbeat_interval is not None:
+            yield max(self._last_ping, self.last_heard) + self.heartbeat_interval, Action.PING
+            # Not <=: on a clock that counts milliseconds, a pong can arrive "at" the time of its ping.
+            if self.last_heard < self._pinged_at:
+                yield self._pinged_at + self.config.heartbeat_timeout, Action.HEARTBEAT_TIMEOUT
+        if self.config.idle_timeout is not None:
+            yield from self._idle_agenda(self.config.idle_timeout)
+        if self._expires_at is not None:
+            yield self._expires_at, Action.SESSION_EXPIRED
+        if self._expiry_warning_at is not None:
+            yield self._expiry_warning_at, Action.EXPIRY_WARNING
+        if self._token_expires_at is not None:
+            yield self._token_expires_at, Action.TOKEN_EXPIRED
+        if self._token_warning_at is not None:
+            yield self._token_warning_at, Action.TOKEN_WARNING
+
+    def _idle_agenda(self, idle_timeout: float) -> Iterator[tuple[float, Action]]:
+        yield self.last_active + idle_timeout, Action.IDLE_TIMEOUT
+        # At most half: activity after a warning then re-arms it for a time after the timeout that a timer waits for.
+        warning = min(self.config.idle_warning, idle_timeout / 2)
+        if warning and self.last_active != self._idle_warned_for:
+            yield self.last_active + idle_timeout - warning, Action.IDLE_WARNING
+
+    def _expiry_warning(self, now: float) -> float | None:
+        if self._expires_at is None or not self.config.expiry_warning:
+            return None
+        duration = self.config.max_duration
+        if duration is None:
+            duration = max(self._expires_at - now, 0.0)
+        return self._expires_at - min(self.config.expiry_warning, duration / 2)
+
+    def _note(self, action: Action, now: float) -> None:
+        if action is Action.PING:
+            if self.last_heard >= self._pinged_at:
+                self._pinged_at = now
+            self._last_ping = now
+        elif action is Action.IDLE_WARNING:
+            self._idle_warned_for = self.last_active
+        elif action is Action.EXPIRY_WARNING:
+            self._expiry_warning_at = None
+        else:
+            self._token_warning_at = None
+
+
+def _finite(name: str, value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r}; pass a finite time, or None for never")
+    return value
