@@ -184,6 +184,11 @@ class Backend(Protocol):
     """The protocols above as one object with a life. SocketApps with the same backend URL in a process share one."""
 
     @property
+    def shared(self) -> bool:
+        """Whether other nodes may share it, so that limits and presence are not this process's alone."""
+        ...
+
+    @property
     def broker(self) -> Broker: ...
     @property
     def history(self) -> HistoryStore: ...

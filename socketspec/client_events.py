@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from socketspec.backend import Position, Publication
+from socketspec.backend import Position
 from socketspec.connection import Connection
 from socketspec.errors import AuthError, CloseCode, EventError, ValidationFailed
 from socketspec.lifecycle import State
@@ -18,12 +18,28 @@ if TYPE_CHECKING:
 __all__ = ("ClientEvents",)
 
 
+class _Held:
+    """Takes a room's live messages while its history is read: `LIMIT` of them, beyond which it is not recovered."""
+
+    LIMIT = 10_000
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.overflowed = False
+
+    def __call__(self, message: Message) -> None:
+        if len(self.messages) < self.LIMIT:
+            self.messages.append(message)
+        else:
+            self.overflowed = True
+
+
 class _Resumed(NamedTuple):
     """What resuming one room came to."""
 
     result: dict[str, Any]
     missed: list[Message]
-    held: list[Message]
+    held: _Held
 
 
 class ClientEvents:
@@ -42,10 +58,11 @@ class ClientEvents:
         if envelope.event == "__refresh_auth__":
             return self._refresh_auth(conn, envelope)
         if conn.state is not State.OPEN:
-            return self.refuse_unauthenticated(conn, envelope)
+            self.refuse_unauthenticated(conn)
+            return None
         return self._resume(conn, envelope)
 
-    def refuse_unauthenticated(self, conn: Connection, envelope: Envelope) -> None:
+    def refuse_unauthenticated(self, conn: Connection) -> None:
         """A client that has yet to authenticate sent something else."""
         error = AuthError('Send {"event": "__refresh_auth__", "payload": {"token": …}} first.')
         conn.close(CloseCode.AUTH_FAILED, error=error)
@@ -98,11 +115,11 @@ class ClientEvents:
             self._release(conn, room, outcome)
 
     async def _resume_room(self, conn: Connection, room: str, since: Position | None) -> _Resumed:
-        held: list[Message] = []
+        held = _Held()
         if room in conn.topics:
             return _Resumed({"recovered": False, "reason": "already_joined"}, [], held)
         try:
-            await self._engine.rooms.join_through(conn, room, held.append)
+            await self._engine.rooms.join_through(conn, room, held)
         except EventError as error:
             return _Resumed({"recovered": False, "reason": error.code, "message": error.message}, [], held)
         topic = conn.topics.get(room)
@@ -112,7 +129,7 @@ class ClientEvents:
             missed = await self._engine.backend.history.read(topic, since=since)
         except LookupError as error:
             return _Resumed({"recovered": False, "reason": "history_lost", "message": str(error)}, [], held)
-        if not _is_contiguous(missed, since):
+        if held.overflowed or not _is_contiguous(missed, since):
             return _Resumed({"recovered": False, "reason": "history_lost"}, [], held)
         messages = [Message(item.event, item.payload, room=room, position=item.position) for item in missed]
         return _Resumed({"recovered": True, "replayed": len(messages)}, messages, held)
@@ -120,7 +137,7 @@ class ClientEvents:
     def _release(self, conn: Connection, room: str, outcome: _Resumed) -> None:
         """Send what arrived meanwhile and is not among the replayed, then let the room through directly."""
         last = outcome.missed[-1].position if outcome.missed else None
-        for message in outcome.held:
+        for message in outcome.held.messages:
             if last is None or message.position is None or message.position.offset > last.offset:
                 conn.send(message)
         topic = conn.topics.get(room)

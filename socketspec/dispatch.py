@@ -109,7 +109,8 @@ class Dispatcher:
         if spec is None:
             return self._other(conn, envelope, now)
         if conn.state is not State.OPEN:
-            return self._engine.client_events.refuse_unauthenticated(conn, envelope)
+            self._engine.client_events.refuse_unauthenticated(conn)
+            return None
         conn.clock.last_active = now
         try:
             payload = spec.plan.payload.validate(envelope.payload) if spec.plan.payload is not None else None
@@ -130,7 +131,8 @@ class Dispatcher:
         if envelope.event in CLIENT_EVENTS:
             return self._engine.client_events.handle(conn, envelope)
         if conn.state is not State.OPEN:
-            return self._engine.client_events.refuse_unauthenticated(conn, envelope)
+            self._engine.client_events.refuse_unauthenticated(conn)
+            return None
         conn.clock.last_active = now
         if is_reserved(envelope.event):
             error = UnknownEvent(

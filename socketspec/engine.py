@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from socketspec.backend import Backend, Topic
@@ -32,7 +33,7 @@ from socketspec.limiter import Limiter
 from socketspec.names import check_event_name, is_reserved
 from socketspec.registry import Hook, Registry
 from socketspec.rooms import Rooms
-from socketspec.security.auth import AuthBackend, authenticate
+from socketspec.security.auth import AuthBackend, NoCredentials, authenticate
 from socketspec.security.origins import OriginPolicy
 from socketspec.security.ratelimit import RateLimit
 from socketspec.session import AUTOMATIC_HEARTBEAT, Session, SessionClock, SessionConfig
@@ -131,7 +132,7 @@ class Engine:
         await self.hub.acquire(self.everybody)
 
     async def stop(self, *, grace: float = 10.0) -> None:
-        """Say goodbye, let handlers finish, close what is left with 1012. Takes at most about 2 × `grace` seconds."""
+        """Say goodbye, let handlers finish, close what is left with 1012. Takes at most about twice `grace` seconds."""
         self.stopping = True
         for conn in list(self.connections.values()):
             delay = round(random.uniform(0.1, RECONNECT_SPREAD), 3)  # noqa: S311 - spreads load, hides nothing
@@ -158,14 +159,17 @@ class Engine:
                 identity = await authenticate(self.settings.auth, handshake)
             except AuthError as failure:
                 identity = None
-                if not self.settings.first_message_auth or _has_credentials(failure):
+                if not (self.settings.first_message_auth and isinstance(failure, NoCredentials)):
                     error = failure
         return Admission(subprotocol=subprotocol, format=format, identity=identity, error=error)
 
     async def open(self, admission: Admission, handshake: Handshake, transport: Transport) -> Connection:
         """Make the connection of an accepted handshake and run the `on_connect` hooks."""
         waiting = admission.identity is None
-        session = Session(config=self.settings.session)
+        config = self.settings.session
+        started_at = time.time()
+        expires_at = None if config.max_duration is None else started_at + config.max_duration
+        session = Session(config=config, started_at=started_at, expires_at=expires_at)
         conn = Connection(
             engine=self,
             transport=transport,
@@ -177,6 +181,7 @@ class Engine:
             state=State.AUTHENTICATING if waiting else State.OPENING,
         )
         self.connections[conn.id] = conn
+        transport.on_slow = partial(conn.close, CloseCode.SLOW_CONSUMER)
         if admission.error is not None:
             conn.close(CloseCode.AUTH_FAILED, error=admission.error)
         elif waiting:
@@ -308,7 +313,3 @@ class Engine:
     def next_request_id(self) -> str:
         """An id that stands in an error sent to a client and in the log."""
         return f"{self._request_prefix}-{next(self._requests):x}"
-
-
-def _has_credentials(error: AuthError) -> bool:
-    return error.details.get("reason") != "no_credentials"

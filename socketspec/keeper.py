@@ -30,7 +30,7 @@ class Keeper:
             return None
         for action in conn.clock.due(now):
             self._do(conn, action, now)
-        return conn.clock.next_deadline() if conn.is_open else None
+        return conn.clock.next_deadline()
 
     def _do(self, conn: Connection, action: Action, now: float) -> None:
         if action.is_terminal:

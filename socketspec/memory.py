@@ -246,6 +246,8 @@ class MemorySessions(Sessions):
 class MemoryBackend:
     """Everything in this process's memory. `clock` is a monotonic clock in seconds."""
 
+    shared = False
+
     def __init__(self, *, clock: Clock = time.monotonic) -> None:
         streams = _Streams(clock)
         self.broker = MemoryBroker(streams)

@@ -161,6 +161,9 @@ class Transport(Protocol):
     def buffered(self) -> int:
         """Bytes that wait because the peer does not take them."""
 
+    on_slow: Callable[[], None]
+    """Called once when the peer does not keep up. The engine sets it."""
+
     def write(self, message: Message) -> None:
         """Send `message`, or queue it behind what waits. Does nothing once closing."""
 

@@ -26,9 +26,9 @@ from socketspec.security._keys import (
     load_secret,
     require_cryptography,
 )
-from socketspec.security._refusal import logger, refused, unavailable
+from socketspec.security._refusal import logger, unavailable
 
-__all__ = ("APIKeyAuth", "AuthBackend", "JWTAuth", "authenticate")
+__all__ = ("APIKeyAuth", "AuthBackend", "JWTAuth", "NoCredentials", "authenticate")
 
 
 class AuthBackend(Protocol):
@@ -65,7 +65,12 @@ async def authenticate(backends: Sequence[AuthBackend], handshake: Handshake) ->
     if first is not None:
         raise first
     accepted = [cast("str", getattr(backend, "accepts", "the credentials your server expects")) for backend in backends]
-    raise refused(f"No credentials. Send {', or '.join(dict.fromkeys(accepted))}.", "no credentials")
+    logger.info("refused: no credentials")
+    raise NoCredentials(f"No credentials. Send {', or '.join(dict.fromkeys(accepted))}.")
+
+
+class NoCredentials(AuthError):
+    """The handshake has no credentials of any kind that is accepted."""
 
 
 class JWTAuth:

@@ -1,0 +1,349 @@
+"""Any ASGI server, any ASGI framework: SocketSpec as a plain ASGI 3 application.
+
+    app = ASGIApp(socket)       # run it as it is, or mount it in Starlette, Litestar, Quart, Django …
+
+It answers WebSocket connections at every path it is given, HTTP requests for the app's own pages, and lifespan
+events. Source of the message formats: the ASGI specification, "HTTP & WebSocket ASGI Message Format", 2.4.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
+from types import CoroutineType
+from typing import Any, Final, cast
+
+from socketspec.app import SocketApp
+from socketspec.connection import Connection
+from socketspec.engine import Admission, Engine
+from socketspec.handshake import Handshake, Headers, QueryParams
+from socketspec.pages import Response
+from socketspec.tasks import Tasks
+from socketspec.transport import Backpressure, Outbox, Overflow
+from socketspec.wire import Format, Message
+
+__all__ = ("ASGIApp",)
+
+logger = logging.getLogger("socketspec.asgi")
+
+Scope = MutableMapping[str, Any]
+Event = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+
+CLOSE_WAIT: Final = 10.0
+"""Seconds after our close frame until we stop waiting for the server to report the disconnect."""
+
+
+class ASGIApp:
+    """A `SocketApp` as an ASGI application."""
+
+    def __init__(self, socket: SocketApp) -> None:
+        self.socket: SocketApp = socket
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one ASGI scope."""
+        if scope["type"] == "websocket":
+            await self.websocket(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        else:
+            raise RuntimeError(f"SocketSpec does not speak the ASGI scope type {scope['type']!r}")
+
+    async def websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one WebSocket connection from its opening handshake to its end."""
+        engine = await self.socket.ensure_started()
+        event = await receive()
+        if event["type"] != "websocket.connect":
+            return
+        handshake = handshake_of(scope)
+        admission = await engine.admit(handshake)
+        if admission.refusal is not None:
+            await _refuse(scope, send, *admission.refusal)
+            return
+        await send({"type": "websocket.accept", "subprotocol": admission.subprotocol, "headers": []})
+        await _Session(engine, admission, handshake, receive, send).run()
+
+    async def _http(self, scope: Scope, send: Send) -> None:
+        path: str = scope["path"]
+        path = path.removeprefix(scope.get("root_path", "")) or "/"
+        response = await answer(self.socket, scope, path)
+        await send_response(send, response or Response(404, b'{"detail":"Not Found"}'))
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await self.socket.ensure_started()
+        except Exception as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.socket.stop()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+def handshake_of(scope: Scope) -> Handshake:
+    """The opening handshake in an ASGI scope."""
+    headers = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
+    client = scope.get("client")
+    return Handshake(
+        path=scope["path"],
+        headers=headers,
+        query_params=Handshake.parse_query(scope.get("query_string", b"")),
+        subprotocols=tuple(scope.get("subprotocols") or ()),
+        client=(client[0], client[1]) if client else None,
+        secure=scope.get("scheme") in ("wss", "https"),
+    )
+
+
+async def answer(socket: SocketApp, scope: Scope, path: str) -> Response | None:
+    """The answer of one of the app's pages to an HTTP scope; None where `path` is none of them."""
+    headers = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
+    query: QueryParams = Handshake.parse_query(scope.get("query_string", b""))
+    return await socket.pages.respond(scope["method"], path, headers, query)
+
+
+async def send_response(send: Send, response: Response) -> None:
+    """Send an HTTP answer."""
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()]
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await send({"type": "http.response.body", "body": response.body})
+
+
+async def _refuse(scope: Scope, send: Send, status: int, text: str) -> None:
+    """Answer the handshake with an HTTP status; servers without that extension make it 403."""
+    if "websocket.http.response" in (scope.get("extensions") or {}):
+        body = text.encode()
+        headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
+        await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+        await send({"type": "websocket.http.response.body", "body": body})
+    else:
+        await send({"type": "websocket.close", "code": 1008, "reason": text})
+
+
+class _Session:
+    """One accepted connection: reads its messages in the server's task."""
+
+    def __init__(
+        self, engine: Engine, admission: Admission, handshake: Handshake, receive: Receive, send: Send
+    ) -> None:
+        self._engine = engine
+        self._admission = admission
+        self._handshake = handshake
+        self._receive = receive
+        limits = engine.settings.backpressure
+        self._transport = ASGITransport(send, admission.format, limits, engine.tasks)
+        self._gave_up = False
+
+    async def run(self) -> None:
+        """Open the connection, read until it ends, clean up."""
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        self._transport.on_finished = lambda delay: self._give_up(task, delay)
+        conn = await self._engine.open(self._admission, self._handshake, self._transport)
+        code = 1006
+        try:
+            code = await self._read(conn)
+        except asyncio.CancelledError:
+            if not self._gave_up:
+                raise
+            task.uncancel()
+        finally:
+            self._transport.abort()
+            await self._engine.closed(conn, code)
+
+    def _give_up(self, task: asyncio.Task[None], delay: float) -> None:
+        """Our close frame is out, or cannot be sent: do not wait for the peer for ever."""
+
+        def cancel() -> None:
+            self._gave_up = True
+            task.cancel()
+
+        timer = self._engine.loop.call_later(delay, cancel)
+        task.add_done_callback(lambda _: timer.cancel())
+
+    async def _read(self, conn: Connection) -> int:
+        """Take messages until the disconnect; its code."""
+        ahead: asyncio.Future[Event] | None = None
+        while True:
+            event = await (self._receive() if ahead is None else ahead)
+            ahead = None
+            if event["type"] == "websocket.disconnect":
+                return int(event.get("code") or 1005)
+            text = event.get("text")
+            data = text if text is not None else event.get("bytes") or b""
+            pending = self._engine.receive(conn, data, binary=text is None)
+            if pending is not None:
+                ahead = await self._settle(pending)
+
+    async def _settle(self, pending: Coroutine[Any, Any, None]) -> asyncio.Future[Event] | None:
+        """Finish `pending`, reading one event ahead: so a client that leaves meanwhile is noticed."""
+        work = asyncio.ensure_future(pending)
+        ahead = asyncio.ensure_future(self._receive())
+        try:
+            await asyncio.wait({work, ahead}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done() and ahead.result()["type"] == "websocket.disconnect":
+                work.cancel()
+                await asyncio.wait({work})
+                return ahead
+            await work
+        except BaseException:
+            work.cancel()
+            ahead.cancel()
+            raise
+        return ahead
+
+
+class _Suspended:
+    """A coroutine that was begun outside a task and has met its first real wait; awaiting this goes on with it."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, None], waits_for: Any) -> None:
+        self._coroutine = coroutine
+        self._waits_for = waits_for
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        waits_for = self._waits_for
+        while True:
+            try:
+                sent = yield waits_for
+            except BaseException as error:
+                step: Callable[[Any], Any] = self._coroutine.throw
+                argument: Any = error
+            else:
+                step, argument = self._coroutine.send, sent
+            try:
+                waits_for = step(argument)
+            except StopIteration:
+                return
+
+
+class ASGITransport:
+    """Writes through ASGI's `send`.
+
+    While the server takes messages without waiting, each `send` is run right here up to its end: no task, no queue.
+    The first one that has to wait is handed to a writer task, and later messages queue up behind it in the outbox.
+    The coroutine is stepped in a context of its own, so context variables of middleware around `send` stay this
+    connection's; ASGI middleware must not rely on `asyncio.current_task()` in `send`.
+    """
+
+    can_ping: bool = False
+
+    def __init__(self, send: Send, format: Format, limits: Backpressure, tasks: Tasks) -> None:
+        self._send = send
+        self._format = format
+        self._binary = format is Format.MSGPACK
+        self._limits = limits
+        self._tasks = tasks
+        self._context = contextvars.copy_context()
+        self._outbox = Outbox(limits, format)
+        self._writer: asyncio.Task[None] | None = None
+        self._idle: asyncio.Event | None = None
+        self._close: tuple[int, str] | None = None
+        self._gone = False
+        self.on_slow: Callable[[], None] = self.abort
+        self.on_finished: Callable[[float], None] = lambda _delay: None
+
+    @property
+    def buffered(self) -> int:
+        """Bytes in the outbox."""
+        return self._outbox.size
+
+    def write(self, message: Message) -> None:
+        """Send `message` now, or queue it behind what waits."""
+        if self._close is not None or self._gone:
+            return
+        if self._writer is None:
+            self._begin(message)
+        elif self._outbox.push(message) is Overflow.FULL:
+            self._outbox.clear()
+            self.on_slow()
+
+    def _begin(self, message: Message) -> None:
+        awaitable = self._send(self._event(message))
+        if type(awaitable) is not CoroutineType:
+            self._start_writer(awaitable)  # some servers return an awaitable of their own
+            return
+        try:
+            waits_for = self._context.run(awaitable.send, None)
+        except StopIteration:
+            return
+        except Exception as error:
+            self._lost(error)
+        else:
+            self._start_writer(_Suspended(awaitable, waits_for))
+
+    def _event(self, message: Message) -> Event:
+        if self._binary:
+            return {"type": "websocket.send", "bytes": message.data(self._format)}
+        return {"type": "websocket.send", "text": message.text(self._format)}
+
+    def _start_writer(self, first: Awaitable[None] | None) -> None:
+        self._idle = asyncio.Event()
+        self._writer = self._context.run(self._tasks.spawn, self._write_out(first, self._idle), name="websocket writer")
+        if self._writer.done():  # eager tasks may have finished already
+            self._writer = None
+
+    async def _write_out(self, first: Awaitable[None] | None, idle: asyncio.Event) -> None:
+        try:
+            if first is not None:
+                await self._timed(first)
+            while self._outbox and not self._gone:
+                await self._timed(self._send(self._event(self._outbox.pop())))
+            if self._close is not None and not self._gone:
+                code, reason = self._close
+                await self._timed(self._send({"type": "websocket.close", "code": code, "reason": _cut(reason)}))
+                self.on_finished(CLOSE_WAIT)
+        except TimeoutError:
+            self._gone = True
+            self._outbox.clear()
+            self.on_slow()
+            self.on_finished(0.0)
+        except Exception as error:
+            self._lost(error)
+        finally:
+            self._writer = None
+            idle.set()
+
+    async def _timed(self, sending: Awaitable[None]) -> None:
+        async with asyncio.timeout(self._limits.send_timeout):
+            await sending
+
+    def _lost(self, error: Exception) -> None:
+        """The server cannot send any more: the disconnect it reports to the reader ends the connection."""
+        logger.debug("Sending failed: %r", error)
+        self._gone = True
+        self._outbox.clear()
+        if self._close is not None:
+            self.on_finished(0.0)
+
+    async def drain(self) -> None:
+        """Wait until everything was handed to the server."""
+        if self._writer is not None and self._idle is not None:
+            await self._idle.wait()
+
+    def ping(self) -> None:
+        """ASGI has no ping."""
+        raise RuntimeError("ASGI cannot send ping frames; look at can_ping first")
+
+    def close(self, code: int, reason: str) -> None:
+        """Send what waits, then a close frame."""
+        if self._close is None:
+            self._close = (code, reason)
+            if self._writer is None and not self._gone:
+                self._start_writer(None)
+
+    def abort(self) -> None:
+        """Send nothing more."""
+        self._gone = True
+        self._outbox.clear()
+        if self._writer is not None:
+            self._writer.cancel()
+
+
+def _cut(reason: str) -> str:
+    """At most 123 bytes of UTF-8: what a close frame holds beside its code (RFC 6455 section 5.5)."""
+    return reason.encode()[:123].decode(errors="ignore")

@@ -1,0 +1,1 @@
+"""The Redis/Valkey backend. Not built yet: see the changelog."""
