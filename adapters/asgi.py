@@ -117,7 +117,8 @@ async def send_response(send: Send, response: Response) -> None:
 
 async def _refuse(scope: Scope, send: Send, status: int, text: str) -> None:
     """Answer the handshake with an HTTP status; servers without that extension make it 403."""
-    if "websocket.http.response" in (scope.get("extensions") or {}):
+    # A close before accept is a 403 on every server; uvicorn's sans-I/O protocol logs an error for each HTTP answer.
+    if status != 403 and "websocket.http.response" in (scope.get("extensions") or {}):
         body = text.encode()
         headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
         await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
@@ -139,29 +140,34 @@ class _Session:
         limits = engine.settings.backpressure
         self._transport = ASGITransport(send, admission.format, limits, engine.tasks)
         self._gave_up = False
+        self._ended = False
 
     async def run(self) -> None:
         """Open the connection, read until it ends, clean up."""
         task = cast("asyncio.Task[None]", asyncio.current_task())
         self._transport.on_finished = lambda delay: self._give_up(task, delay)
-        conn = await self._engine.open(self._admission, self._handshake, self._transport)
+        conn: Connection | None = None
         code = 1006
         try:
+            conn = await self._engine.open(self._admission, self._handshake, self._transport)
             code = await self._read(conn)
         except asyncio.CancelledError:
             if not self._gave_up:
                 raise
             task.uncancel()
         finally:
+            self._ended = True
             self._transport.abort()
-            await self._engine.closed(conn, code)
+            if conn is not None:
+                await self._engine.closed(conn, code)
 
     def _give_up(self, task: asyncio.Task[None], delay: float) -> None:
         """Our close frame is out, or cannot be sent: do not wait for the peer for ever."""
 
         def cancel() -> None:
-            self._gave_up = True
-            task.cancel()
+            if not self._ended:  # else it cleans up already, and a hook may take longer than this
+                self._gave_up = True
+                task.cancel()
 
         timer = self._engine.loop.call_later(delay, cancel)
         task.add_done_callback(lambda _: timer.cancel())
@@ -221,6 +227,10 @@ class _Suspended:
                 return
 
 
+class _StalledError(Exception):
+    """The server took nothing within the send timeout."""
+
+
 class ASGITransport:
     """Writes through ASGI's `send`.
 
@@ -238,7 +248,9 @@ class ASGITransport:
         self._binary = format is Format.MSGPACK
         self._limits = limits
         self._tasks = tasks
-        self._context = contextvars.copy_context()
+        self._run = contextvars.copy_context().run
+        self._direct = True
+        """Whether a message can be sent at once: nothing waits, and the connection is neither closing nor gone."""
         self._outbox = Outbox(limits, format)
         self._writer: asyncio.Task[None] | None = None
         self._idle: asyncio.Event | None = None
@@ -254,27 +266,26 @@ class ASGITransport:
 
     def write(self, message: Message) -> None:
         """Send `message` now, or queue it behind what waits."""
-        if self._close is not None or self._gone:
-            return
-        if self._writer is None:
-            self._begin(message)
-        elif self._outbox.push(message) is Overflow.FULL:
+        if self._direct:
+            # The hot path of a fan-out: one event for all recipients of a format, and no task.
+            shared = message.shared
+            if shared is None or shared[0] is not self._format:
+                shared = message.shared = (self._format, self._event(message))
+            awaitable = self._send(shared[1])
+            if type(awaitable) is not CoroutineType:
+                self._start_writer(awaitable)  # some servers return an awaitable of their own
+                return
+            try:
+                waits_for = self._run(awaitable.send, None)
+            except StopIteration:
+                return
+            except Exception as error:
+                self._lost(error)
+            else:
+                self._start_writer(_Suspended(awaitable, waits_for))
+        elif self._close is None and not self._gone and self._outbox.push(message) is Overflow.FULL:
             self._outbox.clear()
             self.on_slow()
-
-    def _begin(self, message: Message) -> None:
-        awaitable = self._send(self._event(message))
-        if type(awaitable) is not CoroutineType:
-            self._start_writer(awaitable)  # some servers return an awaitable of their own
-            return
-        try:
-            waits_for = self._context.run(awaitable.send, None)
-        except StopIteration:
-            return
-        except Exception as error:
-            self._lost(error)
-        else:
-            self._start_writer(_Suspended(awaitable, waits_for))
 
     def _event(self, message: Message) -> Event:
         if self._binary:
@@ -282,8 +293,9 @@ class ASGITransport:
         return {"type": "websocket.send", "text": message.text(self._format)}
 
     def _start_writer(self, first: Awaitable[None] | None) -> None:
+        self._direct = False
         self._idle = asyncio.Event()
-        self._writer = self._context.run(self._tasks.spawn, self._write_out(first, self._idle), name="websocket writer")
+        self._writer = self._run(self._tasks.spawn, self._write_out(first, self._idle), name="websocket writer")
         if self._writer.done():  # eager tasks may have finished already
             self._writer = None
 
@@ -297,7 +309,7 @@ class ASGITransport:
                 code, reason = self._close
                 await self._timed(self._send({"type": "websocket.close", "code": code, "reason": _cut(reason)}))
                 self.on_finished(CLOSE_WAIT)
-        except TimeoutError:
+        except _StalledError:
             self._gone = True
             self._outbox.clear()
             self.on_slow()
@@ -306,16 +318,23 @@ class ASGITransport:
             self._lost(error)
         finally:
             self._writer = None
+            self._direct = self._close is None and not self._gone
             idle.set()
 
     async def _timed(self, sending: Awaitable[None]) -> None:
-        async with asyncio.timeout(self._limits.send_timeout):
-            await sending
+        try:
+            async with asyncio.timeout(self._limits.send_timeout) as limit:
+                await sending
+        except TimeoutError as error:
+            if limit.expired():
+                raise _StalledError from error
+            raise  # the socket's own: the connection is lost, not slow
 
     def _lost(self, error: Exception) -> None:
         """The server cannot send any more: the disconnect it reports to the reader ends the connection."""
         logger.debug("Sending failed: %r", error)
         self._gone = True
+        self._direct = False
         self._outbox.clear()
         if self._close is not None:
             self.on_finished(0.0)
@@ -333,15 +352,19 @@ class ASGITransport:
         """Send what waits, then a close frame."""
         if self._close is None:
             self._close = (code, reason)
+            self._direct = False
             if self._writer is None and not self._gone:
                 self._start_writer(None)
 
     def abort(self) -> None:
         """Send nothing more."""
         self._gone = True
+        self._direct = False
         self._outbox.clear()
         if self._writer is not None:
             self._writer.cancel()
+        if self._idle is not None:  # a task cancelled before its first step does not get to say so itself
+            self._idle.set()
 
 
 def _cut(reason: str) -> str:

@@ -103,21 +103,19 @@ class SocketApp:
             namespace=_checked(check_namespace, namespace),
             auth=_auth_backends(auth),
             origins=OriginPolicy(allowed_origins),
-            max_payload_size=_positive("max_payload_size", max_payload_size),
+            max_payload_size=_whole("max_payload_size", max_payload_size),
             rate_limit=_of_type("rate_limit", rate_limit, RateLimit, "RateLimit(rate=10, capacity=20)"),
             session=_of_type("session", session, SessionConfig, "SessionConfig(idle_timeout=300)") or SessionConfig(),
             backpressure=_of_type("backpressure", backpressure, Backpressure, "Backpressure(max_buffer=1_048_576)")
             or Backpressure(),
-            max_in_flight=_positive("max_in_flight", max_in_flight),
-            max_rooms_per_connection=_positive("max_rooms_per_connection", max_rooms_per_connection),
+            max_in_flight=_whole("max_in_flight", max_in_flight),
+            max_rooms_per_connection=_whole("max_rooms_per_connection", max_rooms_per_connection),
             auth_timeout=_positive("auth_timeout", auth_timeout),
             strict=debug if strict is None else strict,
             debug=debug,
         )
         self.registry: Registry = Registry()
-        self.rooms: Rooms = Rooms(
-            [Room(room) if isinstance(room, str) else room for room in rooms], self.ensure_started
-        )
+        self.rooms: Rooms = Rooms(_rooms(rooms), self.ensure_started)
         self.pages: Pages = Pages(
             self,
             docs_url=_path("docs_url", docs_url) if docs else None,
@@ -127,7 +125,7 @@ class SocketApp:
         )
         self._backend: Backend = resolve_backend(backend)
         self._engine: Engine | None = None
-        self._starting: asyncio.Lock | None = None
+        self._starting: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     def __repr__(self) -> str:
         return f"SocketApp(namespace={self.settings.namespace!r}, events={sorted(self.registry.events)})"
@@ -243,20 +241,33 @@ class SocketApp:
         loop = asyncio.get_running_loop()
         if self._engine is not None and self._engine.loop is loop:
             return self._engine
-        if self._starting is None or (self._engine is None and not self._starting.locked()):
-            self._starting = asyncio.Lock()
-        async with self._starting:
+        if self._starting is None or self._starting[0] is not loop:
+            self._starting = loop, asyncio.Lock()
+        async with self._starting[1]:
             if self._engine is None or self._engine.loop is not loop:
+                await self._abandon()
                 engine = Engine(self.settings, self.registry, self.rooms, self._backend)
                 await engine.start()
                 self._engine = engine
         return self._engine
 
+    async def _abandon(self) -> None:
+        """Detach an engine whose event loop ended without `stop`: nothing must be delivered to it any more."""
+        engine, self._engine = self._engine, None
+        if engine is not None and engine.loop.is_closed():
+            await self._backend.stop(self.settings.namespace, engine.hub.deliver)
+
     async def stop(self, *, grace: float = 10.0) -> None:
         """Say goodbye to clients, let handlers finish for up to `grace` seconds, and close everything."""
-        engine, self._engine = self._engine, None
-        if engine is not None:
+        engine = self._engine
+        if engine is None or engine.stopping:
+            return
+        try:
             await engine.stop(grace=grace)
+        finally:
+            # Not earlier: a hook that broadcasts while the app stops would start another engine.
+            if self._engine is engine:
+                self._engine = None
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[Engine]:
@@ -275,6 +286,8 @@ class SocketApp:
 def resolve_backend(backend: str | Backend) -> Backend:
     """The backend for a URL, by the entry-point group ``socketspec.backends``; a `Backend` as it is."""
     if not isinstance(backend, str):
+        if not callable(getattr(backend, "start", None)):
+            raise ConfigurationError(f'SocketApp(backend={backend!r}) must be "memory", a URL or a Backend object.')
         return backend
     scheme = backend.partition(":")[0]
     found = {entry.name: entry for entry in entry_points(group="socketspec.backends")}
@@ -315,6 +328,18 @@ def _positive(name: str, value: Any) -> Any:
     return value
 
 
+def _whole(name: str, value: Any) -> Any:
+    if type(value) is not int or not 0 < value < 2**63:
+        raise ConfigurationError(f"SocketApp({name}={value!r}) must be a whole number greater than 0.")
+    return value
+
+
+def _rooms(declared: Sequence[Any]) -> list[Room]:
+    if isinstance(declared, str) or not all(isinstance(room, str | Room) for room in declared):
+        raise ConfigurationError(f'SocketApp(rooms={declared!r}) must be a list such as [Room("chat:{{name}}")].')
+    return [Room(room) if isinstance(room, str) else room for room in declared]
+
+
 def _of_type(name: str, value: Any, wanted: type[Any], example: str) -> Any:
     if value is not None and not isinstance(value, wanted):
         raise ConfigurationError(f"SocketApp({name}={value!r}) must be {example} or None.")
@@ -322,6 +347,6 @@ def _of_type(name: str, value: Any, wanted: type[Any], example: str) -> Any:
 
 
 def _path(name: str, value: str) -> str:
-    if not value.startswith("/") or value == "/":
+    if not isinstance(value, str) or not value.startswith("/") or value == "/":  # pyright: ignore[reportUnnecessaryIsInstance] - what untyped code passes
         raise ConfigurationError(f"SocketApp({name}={value!r}) must be a path that begins with / and is not / alone.")
     return value.rstrip("/")

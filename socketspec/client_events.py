@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from socketspec.engine import Engine
 
 __all__ = ("ClientEvents",)
+
+logger = logging.getLogger("socketspec.events")
 
 
 class _Held:
@@ -40,6 +43,8 @@ class _Resumed(NamedTuple):
     result: dict[str, Any]
     missed: list[Message]
     held: _Held
+    last: Position | None = None
+    """What the client has seen when `missed` has been sent; None where that is not known."""
 
 
 class ClientEvents:
@@ -107,6 +112,9 @@ class ClientEvents:
             conn.send_error(error, event=envelope.event, id=envelope.id)
             return
         resumed = {room: await self._resume_room(conn, room, since) for room, since in positions.items()}
+        for room, outcome in resumed.items():
+            if outcome.held.overflowed:  # perhaps only while the rooms after it were read
+                resumed[room] = _Resumed({"recovered": False, "reason": "history_lost"}, [], outcome.held)
         results = {room: outcome.result for room, outcome in resumed.items()}
         conn.send(Message("__resume__", encode_payload({"rooms": results}), id=envelope.id))
         for room, outcome in resumed.items():
@@ -122,6 +130,9 @@ class ClientEvents:
             await self._engine.rooms.join_through(conn, room, held)
         except EventError as error:
             return _Resumed({"recovered": False, "reason": error.code, "message": error.message}, [], held)
+        except Exception:
+            logger.exception("Resuming room %r failed for connection %s", room, conn.id)
+            return _Resumed({"recovered": False, "reason": "failed"}, [], held)
         topic = conn.topics.get(room)
         if topic is None or since is None:
             return _Resumed({"recovered": False, "reason": "no_position"}, [], held)
@@ -129,20 +140,43 @@ class ClientEvents:
             missed = await self._engine.backend.history.read(topic, since=since)
         except LookupError as error:
             return _Resumed({"recovered": False, "reason": "history_lost", "message": str(error)}, [], held)
+        except Exception:
+            logger.exception("Reading the history of %r failed for connection %s", room, conn.id)
+            return _Resumed({"recovered": False, "reason": "failed"}, [], held)
         if held.overflowed or not _is_contiguous(missed, since):
             return _Resumed({"recovered": False, "reason": "history_lost"}, [], held)
         messages = [Message(item.event, item.payload, room=room, position=item.position) for item in missed]
-        return _Resumed({"recovered": True, "replayed": len(messages)}, messages, held)
+        last = missed[-1].position if missed else since
+        return _Resumed({"recovered": True, "replayed": len(messages)}, messages, held, last)
 
     def _release(self, conn: Connection, room: str, outcome: _Resumed) -> None:
         """Send what arrived meanwhile and is not among the replayed, then let the room through directly."""
-        last = outcome.missed[-1].position if outcome.missed else None
+        last = outcome.last
         for message in outcome.held.messages:
-            if last is None or message.position is None or message.position.offset > last.offset:
+            if not _is_seen(message, last):
                 conn.send(message)
         topic = conn.topics.get(room)
-        if topic is not None and conn.is_open:
-            self._engine.hub.add(topic, conn)
+        if topic is None or not conn.is_open:
+            return
+        hub = self._engine.hub
+        if last is None:
+            hub.add(topic, conn)
+            return
+
+        def write(message: Message) -> None:
+            # A fan-out under way may still come with what was replayed; with the first newer one it is past that.
+            if not _is_seen(message, last):
+                hub.add(topic, conn)
+                conn.transport.write(message)
+
+        hub.add(topic, conn, write)
+
+
+def _is_seen(message: Message, last: Position | None) -> bool:
+    position = message.position
+    if last is None or position is None or position.epoch != last.epoch:
+        return False
+    return position.offset <= last.offset
 
 
 def _is_contiguous(publications: Any, since: Position) -> bool:

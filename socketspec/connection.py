@@ -35,6 +35,7 @@ class Connection:
         "_metadata",
         "_state",
         "bucket",
+        "changing",
         "clock",
         "close_code",
         "close_reason",
@@ -47,7 +48,6 @@ class Connection:
         "id",
         "identity",
         "in_flight",
-        "joining",
         "order",
         "session",
         "slots",
@@ -84,7 +84,7 @@ class Connection:
         self.format = format
         self.clock = clock
         self.topics: dict[str, Topic] = {}
-        self.joining: set[str] | None = None
+        self.changing: dict[str, asyncio.Event] | None = None
         self.departed: frozenset[str] | None = None
         self.welcomed = False
         self.bucket: TokenBucket | None = None

@@ -67,7 +67,10 @@ class Dispatcher:
             return None
         limiter = self._engine.limiter
         if limiter is not None:
-            wait = limiter.check(conn, now)
+            try:
+                wait = limiter.check(conn, now)
+            except Exception as error:
+                return self._failed(conn, None, None, error)  # a scope function of the user's
             if not isinstance(wait, float | int):
                 return self._after_limit(conn, data, wait)
             if wait > 0:
@@ -83,7 +86,11 @@ class Dispatcher:
         return isinstance(data, str) and not data.isascii() and len(data) * 4 > limit and len(data.encode()) > limit
 
     async def _after_limit(self, conn: Connection, data: str | bytes, verdict: Coroutine[Any, Any, float]) -> None:
-        wait = await verdict
+        try:
+            wait = await verdict
+        except Exception as error:
+            await self._failed(conn, None, None, error)
+            return
         if wait > 0:
             self._refuse(conn, wait, self._engine.now())
         elif conn.is_open:
@@ -115,8 +122,7 @@ class Dispatcher:
         try:
             payload = spec.plan.payload.validate(envelope.payload) if spec.plan.payload is not None else None
         except EventError as error:
-            conn.send_error(error, event=envelope.event, id=envelope.id)
-            return None
+            return self._refused(conn, envelope.event, envelope.id, error)
         except Exception as error:
             # A validator of the user's raised something that Pydantic does not take for a refusal.
             return self._failed(conn, envelope.event, envelope.id, error)
@@ -129,7 +135,8 @@ class Dispatcher:
     def _other(self, conn: Connection, envelope: Envelope, now: float) -> Pending | None:
         """An event without a handler: one of the protocol's, or unknown."""
         if envelope.event in CLIENT_EVENTS:
-            return self._engine.client_events.handle(conn, envelope)
+            pending = self._engine.client_events.handle(conn, envelope)
+            return None if pending is None else self._guarded(conn, envelope, pending)
         if conn.state is not State.OPEN:
             self._engine.client_events.refuse_unauthenticated(conn)
             return None
@@ -142,6 +149,13 @@ class Dispatcher:
             error = UnknownEvent(f"There is no event {envelope.event[:80]!r}.")
         conn.send_error(error, event=envelope.event[:200], id=envelope.id)
         return None
+
+    async def _guarded(self, conn: Connection, envelope: Envelope, pending: Pending) -> None:
+        # Room guards and hooks of the user's run in there; their failure must not end the reading of this connection.
+        try:
+            await pending
+        except Exception as error:
+            await self._failed(conn, envelope.event, envelope.id, error)
 
     async def _when_free(self, conn: Connection, spec: EventSpec, payload: Any, id: str | int | None) -> None:
         while conn.in_flight >= self._settings.max_in_flight:
@@ -166,7 +180,9 @@ class Dispatcher:
             if id is not None or result is not None:
                 conn.send(Message("__ack__", encode_payload(result), id=id))
         except EventError as error:
-            conn.send_error(error, event=spec.name, id=id)
+            failed = self._refused(conn, spec.name, id, error)
+            if failed is not None:
+                await failed
         except Exception as error:
             await self._failed(conn, spec.name, id, error)
         finally:
@@ -182,14 +198,22 @@ class Dispatcher:
         with self._engine.contracts.handling(spec):
             return await handler(conn, payload)
 
-    async def _failed(self, conn: Connection, event: str, id: str | int | None, error: Exception) -> None:
+    def _refused(self, conn: Connection, event: str, id: str | int | None, error: EventError) -> Pending | None:
+        try:
+            conn.send_error(error, event=event, id=id)
+        except TypeError as cause:  # its text or details, which are the user's, cannot be encoded
+            return self._failed(conn, event, id, cause)
+        return None
+
+    async def _failed(self, conn: Connection, event: str | None, id: str | int | None, error: Exception) -> None:
         """Log a handler's failure, tell the client a request id and nothing else, and call the `on_error` hooks."""
         request_id = self._engine.next_request_id()
         logger.error("Handling %r failed (request %s, connection %s)", event, request_id, conn.id, exc_info=error)
         message = "The server failed to handle this event."
         details: dict[str, Any] = {}
         if self._settings.debug:
-            details = {"exception": type(error).__name__, "text": str(error)[:1000]}
+            text = str(error)[:1000].encode(errors="backslashreplace").decode()
+            details = {"exception": type(error).__name__, "text": text}
         conn.send_error(
             EventError(message, code=ErrorCode.HANDLER_ERROR, details=details),
             event=event,

@@ -129,7 +129,11 @@ class Engine:
     async def start(self) -> None:
         """Connect the backend. Raises `BackendError`."""
         await self.backend.start(self.settings.namespace, self.hub.deliver)
-        await self.hub.acquire(self.everybody)
+        try:
+            await self.hub.acquire(self.everybody)
+        except BaseException:
+            await self.backend.stop(self.settings.namespace, self.hub.deliver)
+            raise
 
     async def stop(self, *, grace: float = 10.0) -> None:
         """Say goodbye, let handlers finish, close what is left with 1012. Takes at most about twice `grace` seconds."""
@@ -140,6 +144,7 @@ class Engine:
         await self.handlers.close(grace)
         for conn in list(self.connections.values()):
             conn.close(CloseCode.SERVICE_RESTART)
+        await self.handlers.close(0)  # those that began meanwhile
         await self.tasks.close(grace)
         await self.hub.release(self.everybody)
         self.wheel.close()
@@ -182,7 +187,9 @@ class Engine:
         )
         self.connections[conn.id] = conn
         transport.on_slow = partial(conn.close, CloseCode.SLOW_CONSUMER)
-        if admission.error is not None:
+        if self.stopping:
+            conn.close(CloseCode.SERVICE_RESTART)
+        elif admission.error is not None:
             conn.close(CloseCode.AUTH_FAILED, error=admission.error)
         elif waiting:
             self.wheel.schedule(conn, self.now() + self.settings.auth_timeout)

@@ -85,11 +85,9 @@ class CloseCode(IntEnum):
 
     NORMAL = 1000
     UNSUPPORTED_DATA = 1003
-    POLICY_VIOLATION = 1008
     MESSAGE_TOO_BIG = 1009
     INTERNAL_ERROR = 1011
     SERVICE_RESTART = 1012
-    TRY_AGAIN_LATER = 1013
     DISCONNECTED = 4000
     AUTH_FAILED = 4001
     SESSION_EXPIRED = 4002
@@ -115,13 +113,11 @@ CLOSE_CODES: Mapping[CloseCode, CloseInfo] = {
     CloseCode.UNSUPPORTED_DATA: CloseInfo(
         "unsupported_data", "A binary frame arrived on a JSON connection, or a text frame on a MessagePack one.", False
     ),
-    CloseCode.POLICY_VIOLATION: CloseInfo("policy_violation", "Too many malformed messages.", False),
     CloseCode.MESSAGE_TOO_BIG: CloseInfo("message_too_big", "A message was larger than the server reads.", False),
     CloseCode.INTERNAL_ERROR: CloseInfo("internal_error", "The server failed, for example in `on_connect`.", True),
     CloseCode.SERVICE_RESTART: CloseInfo(
         "server_shutdown", "The node is being stopped; another one will answer.", True
     ),
-    CloseCode.TRY_AGAIN_LATER: CloseInfo("try_again_later", "The node is at its connection limit.", True),
     CloseCode.DISCONNECTED: CloseInfo("disconnected", "Your code called `conn.disconnect()`.", False),
     CloseCode.AUTH_FAILED: CloseInfo("auth_error", "Authentication failed, or the token expired.", False),
     CloseCode.SESSION_EXPIRED: CloseInfo("max_duration", "The session reached `max_duration`.", True),

@@ -63,6 +63,13 @@ class Channel:
         return self._recipients
 
 
+def _current(channel: Channel, snapshot: Recipients, part: Recipients) -> Recipients:
+    """`part` of a snapshot without those who have left meanwhile, and with the others' newest way to be written to."""
+    if channel.recipients() is snapshot:
+        return part
+    return tuple((id, channel.members[id]) for id, _ in part if id in channel.members)
+
+
 class Hub:
     """The local members of every topic."""
 
@@ -82,11 +89,12 @@ class Hub:
             channel = self._channels[topic] = Channel()
         channel.references += 1
         try:
-            if channel.ready is None:
-                channel.ready = asyncio.get_running_loop().create_future()
-                await self._subscribe(topic, channel.ready)
-            elif not channel.ready.done():
-                await asyncio.shield(channel.ready)
+            while channel.ready is None or not channel.ready.done():
+                if channel.ready is None:
+                    channel.ready = asyncio.get_running_loop().create_future()
+                    await self._subscribe(topic, channel.ready)
+                else:
+                    await asyncio.shield(channel.ready)
         except BaseException:
             await self.release(topic)
             raise
@@ -94,10 +102,14 @@ class Hub:
     async def _subscribe(self, topic: Topic, ready: asyncio.Future[None]) -> None:
         try:
             await self._broker.subscribe(topic)
-        except BaseException as error:
+        except Exception as error:
             self._channels[topic].ready = None
-            ready.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
+            ready.set_exception(error)
             ready.exception()  # seen here: there may be nobody else waiting
+            raise
+        except BaseException:
+            self._channels[topic].ready = None
+            ready.set_result(None)  # only this joiner was cancelled: the next one that waits subscribes in its place
             raise
         ready.set_result(None)
 
@@ -145,7 +157,7 @@ class Hub:
                 message, exclude = channel.queue.popleft()
                 recipients = channel.recipients()
                 for start in range(0, len(recipients), SLICE):
-                    self._write(recipients[start : start + SLICE], message, exclude)
+                    self._write(_current(channel, recipients, recipients[start : start + SLICE]), message, exclude)
                     await asyncio.sleep(0)
         finally:
             channel.drained = None
@@ -153,9 +165,9 @@ class Hub:
 
     def _write(self, recipients: Recipients, message: Message, exclude: tuple[str, ...]) -> None:
         self._written += len(recipients)
+        if exclude:
+            recipients = tuple(recipient for recipient in recipients if recipient[0] not in exclude)
         for id, write in recipients:
-            if exclude and id in exclude:
-                continue
             try:
                 write(message)
             except Exception:

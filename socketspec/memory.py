@@ -147,7 +147,7 @@ class MemoryHistory(HistoryStore):
         stream = self._streams.live(topic)
         if since is None:
             entries = stream.entries if stream is not None else deque[Publication]()
-            return list(entries)[-limit:] if limit is not None else list(entries)
+            return list(entries)[max(len(entries) - limit, 0) :] if limit is not None else list(entries)
         if stream is None or stream.epoch != since.epoch or since.offset > stream.offset:
             raise LookupError(f"{topic.name!r} has begun a new history since that position")
         first = stream.offset - len(stream.entries) + 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -40,7 +42,9 @@ class Room:
 
     def __post_init__(self) -> None:
         RoomPattern(self.name)
-        if self.max_members is not None and self.max_members < 1:
+        if self.history is not None and not isinstance(self.history, History):  # pyright: ignore[reportUnnecessaryIsInstance] - what untyped code passes
+            raise ConfigurationError(f"Room({self.name!r}, history={self.history!r}) must be History(size=…, ttl=…).")
+        if self.max_members is not None and (type(self.max_members) is not int or self.max_members < 1):
             raise ConfigurationError(f"Room({self.name!r}, max_members={self.max_members!r}) must be at least 1.")
 
 
@@ -96,21 +100,17 @@ class Rooms:
         """Like `join`, with `write` in the place of the connection's transport. For the engine."""
         engine = await self._engine()
         declared = self._check(room)
-        joining = conn.joining = conn.joining if conn.joining is not None else set()
-        if room in conn.topics or room in joining:
-            return
-        if len(conn.topics) + len(joining) >= engine.settings.max_rooms_per_connection:
+        async with _alone(conn, room):
+            if room in conn.topics:
+                return
             limit = engine.settings.max_rooms_per_connection
-            raise PermissionDenied(
-                f"This connection is in {limit} rooms already, the most there may be.",
-                details={"reason": "too_many_rooms", "limit": limit},
-            )
-        joining.add(room)
-        try:
+            if len(conn.topics.keys() | (conn.changing or {}).keys()) > limit:
+                raise PermissionDenied(
+                    f"This connection is in {limit} rooms already, the most there may be.",
+                    details={"reason": "too_many_rooms", "limit": limit},
+                )
             await self._check_guards(engine, conn, room)
             await self._enter(engine, conn, room, declared, write)
-        finally:
-            joining.discard(room)
         if room in conn.topics:
             await engine.run_hooks(engine.registry.on_room_join, conn, room)
 
@@ -149,10 +149,11 @@ class Rooms:
     async def leave(self, conn: Connection, room: str) -> None:
         """Take `conn` out of `room`; nothing happens if it is not in it."""
         engine = await self._engine()
-        topic = conn.topics.pop(room, None)
-        if topic is None:
-            return
-        await self.exit(engine, conn, topic)
+        async with _alone(conn, room):
+            topic = conn.topics.pop(room, None)
+            if topic is None:
+                return
+            await self.exit(engine, conn, topic)
         await engine.run_hooks(engine.registry.on_room_leave, conn, room)
 
     async def exit(self, engine: Engine, conn: Connection, topic: Topic) -> None:
@@ -248,6 +249,21 @@ class Rooms:
         except ValueError as error:
             raise ValidationFailed(str(error), details={"reason": "room_name"}) from None
         return self.declaration(room)
+
+
+@asynccontextmanager
+async def _alone(conn: Connection, room: str) -> AsyncIterator[None]:
+    """Joins and leaves of one connection and one room take turns: overlapping, one would undo half of the other."""
+    if conn.changing is None:
+        conn.changing = {}
+    while room in conn.changing:
+        await conn.changing[room].wait()
+    done = conn.changing[room] = asyncio.Event()
+    try:
+        yield
+    finally:
+        del conn.changing[room]
+        done.set()
 
 
 async def _allows(guard: Guard, conn: Connection, variables: dict[str, str]) -> bool:

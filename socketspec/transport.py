@@ -76,7 +76,7 @@ class Outbox:
         self._limits = limits
         self._format = format
         # Keyed by arrival, so that an entry can be replaced or removed in its place.
-        self._queue: OrderedDict[int, Message] = OrderedDict()
+        self._queue: OrderedDict[int, tuple[Message, tuple[str, str] | None]] = OrderedDict()
         self._next = 0
         self._latest: dict[tuple[str, str], int] = {}
         self.size = 0
@@ -98,7 +98,7 @@ class Outbox:
             self._limits.policy == "disconnect" or not self._make_room(length)
         ):
             return Overflow.FULL
-        self._queue[self._next] = message
+        self._queue[self._next] = message, slot
         if slot is not None:
             self._latest[slot] = self._next
         self._next += 1
@@ -107,8 +107,8 @@ class Outbox:
 
     def pop(self) -> Message:
         """The next message to send. Raises `KeyError` when there is none."""
-        _, message = self._queue.popitem(last=False)
-        self._forget(message)
+        _, (message, slot) = self._queue.popitem(last=False)
+        self._forget(message, slot)
         return message
 
     def clear(self) -> None:
@@ -125,31 +125,31 @@ class Outbox:
             return None
         return message.room, self._limits.key(message)
 
-    def _forget(self, message: Message) -> None:
+    def _forget(self, message: Message, slot: tuple[str, str] | None) -> None:
         self.size -= self._length(message)
-        slot = self._slot(message)
         if slot is not None:
             self._latest.pop(slot, None)
 
     def _replace(self, index: int, message: Message) -> Overflow:
-        grown = self._length(message) - self._length(self._queue[index])
-        if self.size + grown > self._limits.max_buffer:
+        replaced, slot = self._queue[index]
+        grown = self._length(message) - self._length(replaced)
+        if self.size + grown > self._limits.max_buffer and not self._make_room(grown, keep=index):
             return Overflow.FULL
-        self._queue[index] = message
+        self._queue[index] = message, slot
         self.size += grown
         self.dropped += 1
         return Overflow.DROPPED
 
-    def _make_room(self, length: int) -> bool:
+    def _make_room(self, length: int, *, keep: int = -1) -> bool:
         """Drop the oldest broadcasts until `length` bytes fit; False, and nothing dropped, where they cannot."""
-        broadcasts = [index for index, waiting in self._queue.items() if waiting.room is not None]
-        droppable = sum(self._length(self._queue[index]) for index in broadcasts)
+        broadcasts = [i for i, (waiting, _) in self._queue.items() if waiting.room is not None and i != keep]
+        droppable = sum(self._length(self._queue[index][0]) for index in broadcasts)
         if self.size - droppable + length > self._limits.max_buffer:
             return False
         for index in broadcasts:
             if self.size + length <= self._limits.max_buffer:
                 break
-            self._forget(self._queue.pop(index))
+            self._forget(*self._queue.pop(index))
             self.dropped += 1
         return True
 

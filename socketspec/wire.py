@@ -9,6 +9,8 @@ Out: a `Message` is encoded at most once per format, however many connections it
 from __future__ import annotations
 
 import json
+import math
+import re
 import struct
 from collections.abc import Mapping
 from enum import IntEnum
@@ -38,6 +40,12 @@ MAX_DEPTH: Final = 200
 
 MAX_ID_LENGTH: Final = 128
 _MAX_MSGPACK_ITEMS: Final = 65_536
+
+# What a number too large for a float looks like. A match is a suspicion only; no match is certain.
+_HUGE_NUMBER: Final = re.compile(r"[eE]\+?\d{3}|\d{200}")
+_LONG_NUMBER: Final = re.compile(rb"\d{4300}")
+_HUGE_NUMBER_BYTES: Final = re.compile(rb"[eE]\+?\d{3}|\d{200}")
+_NOT_FINITE_MSGPACK: Final = re.compile(rb"\xca[\x7f\xff][\x80-\xff]|\xcb[\x7f\xff][\xf0-\xff]")
 
 
 class Format(IntEnum):
@@ -114,7 +122,22 @@ def _parse_json(data: str | bytes) -> Any:
         raise ValidationFailed(f"Not JSON: {error}.") from None
     if _may_repeat_a_key(data):
         _refuse_repeated_keys(data)
+    # The parser refuses NaN and Infinity, but makes an infinity of 1e400.
+    if _HUGE_NUMBER.search(data) if isinstance(data, str) else _HUGE_NUMBER_BYTES.search(data):
+        _refuse_infinite(value)
     return value
+
+
+def _refuse_infinite(value: object) -> None:
+    waiting: list[Any] = [value]
+    while waiting:
+        item = waiting.pop()
+        if type(item) is dict:
+            waiting.extend(item.values())
+        elif type(item) is list:
+            waiting.extend(item)
+        elif type(item) is float and not math.isfinite(item):
+            raise ValidationFailed("Numbers must be finite, and at most about 1.8e308.")
 
 
 def _may_repeat_a_key(data: str | bytes) -> bool:
@@ -138,7 +161,10 @@ def _refuse_repeated_keys(data: str | bytes) -> None:
         json.loads(data, object_pairs_hook=remember)
     except RecursionError:
         raise ValidationFailed(f"Nested too deeply: at most {MAX_DEPTH} levels.") from None
-    keys = [key for key, _ in outermost]
+    _check_unique([key for key, _ in outermost])
+
+
+def _check_unique(keys: list[Any]) -> None:
     for key in _ENVELOPE_KEYS:
         if keys.count(key) > 1:
             raise ValidationFailed(f"`{key}` stands twice in the message.")
@@ -162,7 +188,26 @@ def _parse_msgpack(data: str | bytes) -> Any:
     # Every level costs at least a byte, so a short message cannot be deep.
     if len(data) > MAX_DEPTH and _deeper_than(value, MAX_DEPTH):
         raise ValidationFailed(f"Nested too deeply: at most {MAX_DEPTH} levels.")
+    if any(data.count(key) > 1 for key in (b"event", b"payload", b"id")):
+        _check_unique(_outermost_keys(data))
+    if _NOT_FINITE_MSGPACK.search(data):
+        _refuse_infinite(value)
     return value
+
+
+def _outermost_keys(data: bytes) -> list[Any]:
+    """The keys of the outermost map, repeated ones too. `data` has been parsed before."""
+    unpacker = msgpack.Unpacker(raw=False, strict_map_key=True, max_buffer_size=len(data))
+    unpacker.feed(data)
+    try:
+        count = unpacker.read_map_header()
+    except (ValueError, msgpack.UnpackException):
+        return []
+    keys: list[Any] = []
+    for _ in range(count):
+        keys.append(unpacker.unpack())
+        unpacker.skip()
+    return keys
 
 
 def _deeper_than(value: object, limit: int) -> bool:
@@ -213,7 +258,19 @@ def encode_payload(value: object) -> bytes:
             f"A payload must be an object (a model, dataclass or dict), not {type(value).__name__}; "
             'wrap it, for example {"items": [...]}.'
         )
+    # The encoder writes deeper nesting and longer integers than parsers read; mostly there is nothing to look into.
+    if encoded.count(b"{") + encoded.count(b"[") >= MAX_DEPTH or (
+        len(encoded) > 4300 and _LONG_NUMBER.search(encoded) is not None
+    ):
+        _check_readable(encoded)
     return encoded
+
+
+def _check_readable(encoded: bytes) -> None:
+    try:
+        from_json(b"[" + encoded + b"]")  # as deep as it will be inside its message
+    except ValueError as error:
+        raise TypeError(f"Cannot send this payload, which no client could read: {error}") from None
 
 
 @lru_cache(maxsize=1024)
@@ -238,7 +295,7 @@ def _plain_integer(value: object) -> str:
 class Message:
     """One outbound message, encoded at most once per format and shared by all its recipients."""
 
-    __slots__ = ("_data", "_frames", "_texts", "event", "id", "payload", "position", "room")
+    __slots__ = ("_data", "_frames", "_texts", "event", "id", "payload", "position", "room", "shared")
 
     def __init__(
         self,
@@ -255,6 +312,8 @@ class Message:
         self.room = room
         """The room it was published to; None for a message to one connection."""
         self.position = position
+        self.shared: Any = None
+        """For a transport to keep what it has made of the message, for the next recipient of the same format."""
         self._data: list[bytes | None] = [None, None, None]
         self._texts: list[str | None] = [None, None]
         self._frames: list[bytes | None] = [None, None, None]

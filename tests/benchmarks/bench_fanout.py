@@ -1,0 +1,201 @@
+"""Fan-out to one room on stock uvicorn: SocketSpec against a FastAPI loop of ``await ws.send_text``.
+
+    python tests/benchmarks/bench_fanout.py [--connections 1000] [--messages 200] [--rounds 7]
+
+Both servers run in one go, in turn, each as its own process on one core with the load on another (where there are
+two); both send the same number of bytes for each message. What counts is the ratio: the machines this runs on are
+shared, and absolute figures drift. The server's own CPU time for each message (Linux only) drifts least.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import json
+import os
+import selectors
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import uvicorn
+from fastapi import FastAPI, WebSocket
+
+PAYLOAD = {"text": "x" * 80}
+FRAME = len(json.dumps({"event": "tick", "payload": PAYLOAD}, separators=(",", ":"))) + 2
+
+
+def fastapi_app() -> FastAPI:
+    """What one writes without a library: a set of sockets and a loop."""
+    app = FastAPI()
+    members: list[WebSocket] = []
+
+    @app.websocket("/ws")
+    async def endpoint(ws: WebSocket) -> None:
+        await ws.accept()
+        members.append(ws)
+        while True:
+            request = json.loads(await ws.receive_text())
+            for _ in range(request["payload"]["count"]):
+                text = json.dumps({"event": "tick", "payload": PAYLOAD}, separators=(",", ":"))
+                for member in members:
+                    await member.send_text(text)
+
+    return app
+
+
+def socketspec_app() -> FastAPI:
+    """The same with a room."""
+    from socketspec import Connection, SocketApp
+    from socketspec.adapters.fastapi import mount
+
+    socket_app = SocketApp()
+
+    @socket_app.on_connect
+    async def on_connect(conn: Connection) -> None:
+        await socket_app.rooms.join(conn, "all")
+
+    @socket_app.on("go")
+    async def go(conn: Connection, payload: dict[str, int]) -> None:
+        for _ in range(payload["count"]):
+            await socket_app.rooms.broadcast("all", "tick", PAYLOAD)
+
+    app = FastAPI()
+    mount(socket_app, app)
+    return app
+
+
+APPS = {"fastapi": fastapi_app, "socketspec": socketspec_app}
+
+
+def serve(name: str) -> None:
+    """Run one server on a free port and print the port."""
+    _pin(0)
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    print(listener.getsockname()[1], flush=True)
+    config = uvicorn.Config(APPS[name](), log_level="error", ws_ping_interval=None)
+    asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
+
+
+def _pin(core: int) -> None:
+    os.sched_setaffinity(0, {core % (os.cpu_count() or 1)})
+
+
+def connect(port: int) -> socket.socket:
+    """Open a WebSocket without the cost of a client library."""
+    client = socket.create_connection(("127.0.0.1", port))
+    key = base64.b64encode(os.urandom(16)).decode()
+    client.sendall(
+        f"GET /ws HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+    )
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += client.recv(1)
+    if b" 101 " not in head.split(b"\r\n")[0]:
+        raise RuntimeError(head.decode())
+    return client
+
+
+def masked_text(text: bytes) -> bytes:
+    """A client frame with a zero mask (RFC 6455 section 5.3 allows any)."""
+    return bytes((0x81, 0x80 | len(text))) + b"\0\0\0\0" + text
+
+
+class Result(NamedTuple):
+    """One run: messages delivered a second, and the server's CPU microseconds for each."""
+
+    rate: float
+    cpu: float
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far; NaN where /proc does not tell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return float("nan")
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(name: str, connections: int, messages: int) -> Result:
+    """Run one server under load."""
+    server = subprocess.Popen([sys.executable, __file__, "--serve", name], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    try:
+        port = int(server.stdout.readline())
+        for _ in range(500):
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except OSError:
+                time.sleep(0.02)
+        clients = [connect(port) for _ in range(connections)]
+        selector = selectors.DefaultSelector()
+        for client in clients:
+            client.setblocking(False)
+            selector.register(client, selectors.EVENT_READ)
+        expected = connections * messages * FRAME
+        received = 0
+        began, cpu_began = time.perf_counter(), cpu_seconds(server.pid)
+        clients[0].setblocking(True)
+        clients[0].sendall(masked_text(json.dumps({"event": "go", "payload": {"count": messages}}).encode()))
+        clients[0].setblocking(False)
+        while received < expected:
+            ready = selector.select(timeout=10)
+            if not ready:
+                raise RuntimeError(f"{name}: nothing arrived for 10 s; got {received} of {expected} bytes")
+            for key, _ in ready:
+                chunk = key.fileobj.recv(262_144)  # type: ignore[union-attr] # only sockets were registered
+                if not chunk:
+                    raise RuntimeError(f"{name}: the server closed a connection")
+                received += len(chunk)
+        elapsed, cpu = time.perf_counter() - began, cpu_seconds(server.pid) - cpu_began
+        for client in clients:
+            client.close()
+        delivered = connections * messages
+        return Result(delivered / elapsed, cpu / delivered * 1e6)
+    finally:
+        server.kill()
+        server.wait()
+
+
+def main() -> None:
+    """Run every round and print one table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--connections", type=int, default=1000)
+    parser.add_argument("--messages", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--serve", choices=APPS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve(options.serve)
+        return
+    _pin(1)
+    results: dict[str, list[Result]] = {name: [] for name in APPS}
+    for _ in range(options.rounds):
+        for name, measured in results.items():
+            measured.append(measure(name, options.connections, options.messages))
+    print(f"fan-out, {options.connections} connections, {options.messages} messages of {FRAME} bytes")
+    for name, measured in results.items():
+        rates = ", ".join(f"{result.rate:,.0f}" for result in measured)
+        rate = statistics.median(result.rate for result in measured)
+        cpu = statistics.median(result.cpu for result in measured)
+        print(f"  {name:<12}{rate:>10,.0f} delivered/s {cpu:>6.2f} µs CPU a message  (runs: {rates})")
+    pairs = list(zip(results["socketspec"], results["fastapi"], strict=True))
+    rate_ratio = statistics.median(ours.rate / theirs.rate for ours, theirs in pairs)
+    cpu_ratio = statistics.median(theirs.cpu / ours.cpu for ours, theirs in pairs)
+    print(
+        f"  socketspec / fastapi loop: {rate_ratio:.2f} times the rate, "
+        f"{cpu_ratio:.2f} times the messages per CPU second"
+    )
+
+
+if __name__ == "__main__":
+    main()
