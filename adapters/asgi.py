@@ -26,7 +26,7 @@ from socketspec.wire import Format, Message
 
 __all__ = ("ASGIApp",)
 
-logger = logging.getLogger("socketspec.asgi")
+logger: logging.Logger = logging.getLogger("socketspec.asgi")
 
 Scope = MutableMapping[str, Any]
 Event = MutableMapping[str, Any]
@@ -35,6 +35,10 @@ Send = Callable[[Event], Awaitable[None]]
 
 CLOSE_WAIT: Final = 10.0
 """Seconds after our close frame until we stop waiting for the server to report the disconnect."""
+
+
+READ_SLICE: Final = 64
+"""Messages of one connection taken before the event loop gets a turn."""
 
 
 class ASGIApp:
@@ -175,7 +179,11 @@ class _Session:
     async def _read(self, conn: Connection) -> int:
         """Take messages until the disconnect; its code."""
         ahead: asyncio.Future[Event] | None = None
+        taken = 0
         while True:
+            taken += 1
+            if taken % READ_SLICE == 0:  # servers queue what they read at once, and taking it never waits
+                await asyncio.sleep(0)
             event = await (self._receive() if ahead is None else ahead)
             ahead = None
             if event["type"] == "websocket.disconnect":

@@ -9,8 +9,8 @@ from typing import Any
 try:
     from starlette.applications import Starlette
     from starlette.routing import Route, Router, WebSocketRoute
-except ImportError as error:
-    raise ImportError("SocketSpec's FastAPI adapter needs FastAPI: pip install 'socketspec[fastapi]'") from error
+except ImportError as _error:
+    raise ImportError("SocketSpec's FastAPI adapter needs FastAPI: pip install 'socketspec[fastapi]'") from _error
 
 from socketspec.adapters.asgi import ASGIApp, Receive, Scope, Send, answer, send_response
 from socketspec.app import SocketApp

@@ -98,7 +98,9 @@ class SocketApp:
         strict: bool | None = None,
         health_url: str | None = "/socket-health",
     ) -> None:
-        self.title, self.version, self.description = title, version, description
+        self.title: str = title
+        self.version: str = version
+        self.description: str = description
         self.settings: Settings = Settings(
             namespace=_checked(check_namespace, namespace),
             auth=_auth_backends(auth),
@@ -346,7 +348,8 @@ def _of_type(name: str, value: Any, wanted: type[Any], example: str) -> Any:
     return value
 
 
-def _path(name: str, value: str) -> str:
-    if not isinstance(value, str) or not value.startswith("/") or value == "/":  # pyright: ignore[reportUnnecessaryIsInstance] - what untyped code passes
+def _path(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.startswith("/") or value == "/":
         raise ConfigurationError(f"SocketApp({name}={value!r}) must be a path that begins with / and is not / alone.")
-    return value.rstrip("/")
+    path: str = value.rstrip("/")
+    return path

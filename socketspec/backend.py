@@ -107,9 +107,11 @@ class Broker(Protocol):
 
     async def subscribe(self, topic: Topic) -> None:
         """Have `topic` delivered to this node. Returns when the subscription stands: nothing later is missed."""
+        ...
 
     async def unsubscribe(self, topic: Topic) -> None:
         """Undo one `subscribe`. Delivery ends with the last."""
+        ...
 
     async def publish(
         self,
@@ -124,6 +126,7 @@ class Broker(Protocol):
         With `history`, appending and sending are one atomic step, and a repeated `idempotency_key` within the
         history's life changes nothing and returns the first receipt's position. Raises `BackendError`.
         """
+        ...
 
 
 class HistoryStore(Protocol):
@@ -136,9 +139,11 @@ class HistoryStore(Protocol):
 
         Raises `LookupError` when `since` cannot be honoured: another epoch, another tag, or already trimmed away.
         """
+        ...
 
     async def position(self, topic: Topic) -> Position | None:
         """The newest position; None where nothing was kept yet."""
+        ...
 
 
 class Presence(Protocol):
@@ -146,15 +151,19 @@ class Presence(Protocol):
 
     async def enter(self, topic: Topic, member: Member, *, limit: int | None = None) -> bool:
         """Add `member`; False, and nothing changed, where `limit` members are already in. Idempotent per connection."""
+        ...
 
     async def leave(self, topic: Topic, connection_id: str) -> None:
         """Remove a member; no error if it is not there."""
+        ...
 
     async def members(self, topic: Topic) -> Sequence[Member]:
         """Everybody in the room, in the order they joined."""
+        ...
 
     async def count(self, topic: Topic) -> int:
         """How many are in the room, without loading them."""
+        ...
 
 
 class Limits(Protocol):
@@ -165,6 +174,7 @@ class Limits(Protocol):
 
         Returns 0.0 when there was one, else the seconds until there will be.
         """
+        ...
 
 
 class Sessions(Protocol):
@@ -172,12 +182,15 @@ class Sessions(Protocol):
 
     async def begin(self, session: str, *, ttl: float) -> float:
         """The time `session` was first seen (seconds since the epoch), remembered for `ttl` seconds."""
+        ...
 
     async def revoke(self, subject: str, *, ttl: float) -> None:
         """Refuse `subject` (a session, a user or a token id) for `ttl` seconds."""
+        ...
 
     async def is_revoked(self, subjects: Sequence[str]) -> bool:
         """Whether any of `subjects` is revoked."""
+        ...
 
 
 class Backend(Protocol):
@@ -201,9 +214,12 @@ class Backend(Protocol):
 
     async def start(self, namespace: str, deliver: Deliver) -> None:
         """Begin delivering `namespace`'s topics to `deliver`. The first start connects. Raises `BackendError`."""
+        ...
 
     async def stop(self, namespace: str, deliver: Deliver) -> None:
         """Undo one `start`. The last stop disconnects."""
+        ...
 
     async def health(self) -> Health:
         """Whether this node is in touch, measured, not assumed."""
+        ...

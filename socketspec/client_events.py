@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ("ClientEvents",)
 
-logger = logging.getLogger("socketspec.events")
+logger: logging.Logger = logging.getLogger("socketspec.events")
 
 
 class _Held:

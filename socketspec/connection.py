@@ -69,31 +69,31 @@ class Connection:
         identity: Identity = ANONYMOUS,
         state: State = State.OPENING,
     ) -> None:
-        self.id = secrets.token_urlsafe(12)
-        self.identity = identity
+        self.id: str = secrets.token_urlsafe(12)
+        self.identity: Identity = identity
         """Who is connected."""
-        self.session = session
-        self.connected_at = time.time()
+        self.session: Session = session
+        self.connected_at: float = time.time()
         """Seconds since the epoch."""
         self._metadata: dict[str, Any] | None = None
         self._state = state
         # What follows is for the engine and for adapters; handlers have no need of it.
-        self.engine = engine
-        self.transport = transport
-        self.handshake = handshake
-        self.format = format
-        self.clock = clock
+        self.engine: Engine = engine
+        self.transport: Transport = transport
+        self.handshake: Handshake = handshake
+        self.format: Format = format
+        self.clock: SessionClock = clock
         self.topics: dict[str, Topic] = {}
         self.changing: dict[str, asyncio.Event] | None = None
         self.departed: frozenset[str] | None = None
-        self.welcomed = False
+        self.welcomed: bool = False
         self.bucket: TokenBucket | None = None
         self.violations: TokenBucket | None = None
-        self.in_flight = 0
+        self.in_flight: int = 0
         self.slots: asyncio.Event | None = None
         self.order: asyncio.Lock | None = None
-        self.close_code = 0
-        self.close_reason = ""
+        self.close_code: int = 0
+        self.close_reason: str = ""
         self.finished: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:

@@ -99,7 +99,7 @@ class Contracts:
 
 def _room_fits(pattern: str | None, room: str | None) -> bool:
     if pattern is None or room is None:
-        return pattern is None or room is None
+        return pattern is None  # a declaration without a room allows any, and everybody
     return _pattern(pattern).match(room) is not None
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ("Dispatcher",)
 
-logger = logging.getLogger("socketspec.events")
+logger: logging.Logger = logging.getLogger("socketspec.events")
 
 Pending = Coroutine[Any, Any, None]
 

@@ -12,7 +12,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -44,7 +44,7 @@ from socketspec.wire import Format, Message, encode_payload, negotiate
 
 __all__ = ("Admission", "Engine", "Settings")
 
-logger = logging.getLogger("socketspec")
+logger: logging.Logger = logging.getLogger("socketspec")
 
 HOOK_TIMEOUT: Final = 30.0
 """Seconds a hook that cleans up after a connection may take."""
@@ -106,21 +106,21 @@ class Engine:
         self.registry = registry
         self.rooms = rooms
         self.backend = backend
-        self.loop = asyncio.get_running_loop()
-        self.now = self.loop.time
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        self.now: Callable[[], float] = self.loop.time
         self.connections: dict[str, Connection] = {}
-        self.contracts = Contracts(strict=settings.strict)
-        self.tasks = Tasks()
-        self.handlers = Tasks()
-        self.wheel = TimingWheel()
-        self.hub = Hub(backend.broker, self.tasks)
-        self.everybody = Topic(settings.namespace, "all", "")
-        self.keeper = Keeper(self)
-        self.client_events = ClientEvents(self)
-        self.dispatcher = Dispatcher(self)
-        self.feed = DebugFeed() if settings.debug else None
-        self.stopping = False
-        self.limiter = (
+        self.contracts: Contracts = Contracts(strict=settings.strict)
+        self.tasks: Tasks = Tasks()
+        self.handlers: Tasks = Tasks()
+        self.wheel: TimingWheel = TimingWheel()
+        self.hub: Hub = Hub(backend.broker, self.tasks)
+        self.everybody: Topic = Topic(settings.namespace, "all", "")
+        self.keeper: Keeper = Keeper(self)
+        self.client_events: ClientEvents = ClientEvents(self)
+        self.dispatcher: Dispatcher = Dispatcher(self)
+        self.feed: DebugFeed | None = DebugFeed() if settings.debug else None
+        self.stopping: bool = False
+        self.limiter: Limiter | None = (
             Limiter(settings.rate_limit, backend.limits, shared=backend.shared) if settings.rate_limit else None
         )
         self._request_prefix = secrets.token_hex(4)

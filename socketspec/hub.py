@@ -19,7 +19,7 @@ from socketspec.wire import Message
 
 __all__ = ("Hub",)
 
-logger = logging.getLogger("socketspec.hub")
+logger: logging.Logger = logging.getLogger("socketspec.hub")
 
 SLICE: Final = 1000
 """Recipients served before the event loop gets a turn."""
@@ -40,7 +40,7 @@ class Channel:
     def __init__(self) -> None:
         self.members: dict[str, Write] = {}
         """How to write to each member, by connection id."""
-        self.references = 0
+        self.references: int = 0
         """Joins under way or done; the broker's subscription lasts while there is one."""
         self.ready: asyncio.Future[None] | None = None
         self.queue: deque[tuple[Message, tuple[str, ...]]] = deque()

@@ -250,11 +250,11 @@ class MemoryBackend:
 
     def __init__(self, *, clock: Clock = time.monotonic) -> None:
         streams = _Streams(clock)
-        self.broker = MemoryBroker(streams)
-        self.history = MemoryHistory(streams)
-        self.presence = MemoryPresence()
-        self.limits = MemoryLimits(clock)
-        self.sessions = MemorySessions(clock)
+        self.broker: MemoryBroker = MemoryBroker(streams)
+        self.history: MemoryHistory = MemoryHistory(streams)
+        self.presence: MemoryPresence = MemoryPresence()
+        self.limits: MemoryLimits = MemoryLimits(clock)
+        self.sessions: MemorySessions = MemorySessions(clock)
 
     async def start(self, namespace: str, deliver: Deliver) -> None:
         self.broker.attach(namespace, deliver)

@@ -161,11 +161,11 @@ class RoomPattern:
 
     def __init__(self, source: str) -> None:
         literals, variables = _Parser(source).parse()
-        self.source = source
+        self.source: str = source
         """The pattern as it was written."""
         self.variables: tuple[str, ...] = variables
         """The variables' names, in order."""
-        self.is_static = not variables
+        self.is_static: bool = not variables
         """Whether it has no variable and so matches one room only."""
         self._literals = literals  # before, between and after the variables: one more than there are variables
         try:

@@ -68,7 +68,7 @@ class Rooms:
 
     def __init__(self, declared: Sequence[Room], engine: Callable[[], Awaitable[Engine]]) -> None:
         self._engine = engine
-        self.declared = tuple(declared)
+        self.declared: tuple[Room, ...] = tuple(declared)
         patterns = [_Declared(RoomPattern(room.name), room) for room in declared]
         for index, item in enumerate(patterns):
             if any(item.pattern == other.pattern for other in patterns[:index]):

@@ -147,11 +147,11 @@ class SessionClock:
         heartbeat_interval: float | None = None,
     ) -> None:
         """`heartbeat_interval` is the resolved one: None means no heartbeat. Raises `ValueError` for NaN or inf."""
-        self.config = config
-        self.heartbeat_interval = heartbeat_interval
-        self.last_heard = now
+        self.config: SessionConfig = config
+        self.heartbeat_interval: float | None = heartbeat_interval
+        self.last_heard: float = now
         """When any frame last arrived, pongs included. The engine assigns it."""
-        self.last_active = now
+        self.last_active: float = now
         """When an event other than a heartbeat last arrived. The engine assigns it."""
         self._last_ping = now
         self._pinged_at = -math.inf  # the first ping since the client was last heard

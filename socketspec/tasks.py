@@ -10,7 +10,7 @@ from typing import Any
 
 __all__ = ("Tasks",)
 
-logger = logging.getLogger("socketspec.tasks")
+logger: logging.Logger = logging.getLogger("socketspec.tasks")
 
 
 class Tasks:

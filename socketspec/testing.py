@@ -110,7 +110,8 @@ class TestConnection:
         if id is not None:
             envelope["id"] = id
         if self.connection.format is Format.MSGPACK:
-            await self.send_raw(msgpack.packb(to_jsonable_python(envelope)))
+            packed: Any = msgpack.packb(to_jsonable_python(envelope))
+            await self.send_raw(packed)
         else:
             await self.send_raw(to_json(envelope).decode())
 
@@ -204,4 +205,5 @@ class TestClient:
 
 
 def _pairs(source: Mapping[str, str] | Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:
-    return source.items() if isinstance(source, Mapping) else source
+    pairs: Any = source.items() if isinstance(source, Mapping) else source
+    return [(name, value) for name, value in pairs]

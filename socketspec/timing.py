@@ -23,7 +23,7 @@ SLICE = 256
 _STALE_TICKS = 64
 _EARLY_WAKE_RETRY = 0.001
 
-logger = logging.getLogger("socketspec.timing")
+logger: logging.Logger = logging.getLogger("socketspec.timing")
 
 
 class Timed(Protocol):
@@ -35,6 +35,7 @@ class Timed(Protocol):
         Returns the next deadline on the loop's clock; None leaves what was scheduled during the call, if anything.
         A deadline that is returned wins over a `cancel` during the call.
         """
+        ...
 
 
 class TimerHandle(Protocol):
@@ -42,6 +43,7 @@ class TimerHandle(Protocol):
 
     def cancel(self) -> object:
         """Forget the timer."""
+        ...
 
 
 class Loop(Protocol):

@@ -79,9 +79,9 @@ class Outbox:
         self._queue: OrderedDict[int, tuple[Message, tuple[str, str] | None]] = OrderedDict()
         self._next = 0
         self._latest: dict[tuple[str, str], int] = {}
-        self.size = 0
+        self.size: int = 0
         """Bytes waiting."""
-        self.dropped = 0
+        self.dropped: int = 0
         """Broadcasts dropped so far."""
 
     def __len__(self) -> int:
@@ -160,25 +160,32 @@ class Transport(Protocol):
     @property
     def buffered(self) -> int:
         """Bytes that wait because the peer does not take them."""
+        ...
 
     on_slow: Callable[[], None]
     """Called once when the peer does not keep up. The engine sets it."""
 
     def write(self, message: Message) -> None:
         """Send `message`, or queue it behind what waits. Does nothing once closing."""
+        ...
 
     async def drain(self) -> None:
         """Wait until little is buffered, or the connection is gone."""
+        ...
 
     @property
     def can_ping(self) -> bool:
         """Whether this transport can send ping control frames."""
+        ...
 
     def ping(self) -> None:
         """Send a ping control frame (RFC 6455 section 5.5.2). Only where `can_ping`."""
+        ...
 
     def close(self, code: int, reason: str) -> None:
         """Send what is buffered, then close. What cannot be sent within the send timeout is dropped."""
+        ...
 
     def abort(self) -> None:
         """Close without waiting for anything."""
+        ...

@@ -306,12 +306,12 @@ class Message:
         room: str | None = None,
         position: Position | None = None,
     ) -> None:
-        self.event = event
-        self.payload = payload
-        self.id = id
-        self.room = room
+        self.event: str = event
+        self.payload: bytes = payload
+        self.id: str | int | None = id
+        self.room: str | None = room
         """The room it was published to; None for a message to one connection."""
-        self.position = position
+        self.position: Position | None = position
         self.shared: Any = None
         """For a transport to keep what it has made of the message, for the next recipient of the same format."""
         self._data: list[bytes | None] = [None, None, None]
@@ -362,5 +362,5 @@ class Message:
         if self.position is not None:
             offset, epoch, tag = self.position
             envelope |= {"room": self.room, "offset": offset, "epoch": epoch, "tag": tag}
-        packed: bytes = msgpack.packb(envelope, default=_plain_integer)
-        return packed
+        packed: Any = msgpack.packb(envelope, default=_plain_integer)
+        return bytes(packed)

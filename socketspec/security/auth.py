@@ -41,6 +41,7 @@ class AuthBackend(Protocol):
         and the texts of other exceptions out of it. Optional attributes: ``first_message: bool``, whether a client
         without credentials may send them as its first message, and ``accepts: str``, what to send, for people.
         """
+        ...
 
 
 async def authenticate(backends: Sequence[AuthBackend], handshake: Handshake) -> Identity:
@@ -135,6 +136,7 @@ class JWTAuth:
             )
         wanted = _named(algorithm, algorithms)
         keys: OneKey | KeySet
+        self.algorithms: tuple[str, ...]
         if secret is not None:
             self.algorithms = _check_algorithms(wanted or ("HS256",), tuple(SECRET_ALGORITHMS), "secret=")
             keys = OneKey(_secret_key(secret, self.algorithms))

@@ -45,8 +45,10 @@ class OriginPolicy:
         if not allowed_origins:
             raise ConfigurationError('allowed_origins is empty. List your pages\' origins, or ["*"] for all.')
         self.allow_missing_origin = allow_missing_origin
-        self.allows_all = list(allowed_origins) == ["*"]
-        self.origins = frozenset[str]() if self.allows_all else frozenset(map(_configured, allowed_origins))
+        self.allows_all: bool = list(allowed_origins) == ["*"]
+        self.origins: frozenset[str] = (
+            frozenset[str]() if self.allows_all else frozenset(map(_configured, allowed_origins))
+        )
 
     def __repr__(self) -> str:
         return f"OriginPolicy({['*'] if self.allows_all else sorted(self.origins)!r})"

@@ -99,8 +99,8 @@ class TokenBucket:
     __slots__ = ("_tokens", "_updated", "capacity", "rate")
 
     def __init__(self, rate: float, capacity: float, now: float) -> None:
-        self.rate = rate
-        self.capacity = capacity
+        self.rate: float = rate
+        self.capacity: float = capacity
         self._tokens: float = capacity
         self._updated = now
 
@@ -142,9 +142,9 @@ class BucketTable:
     def __init__(self, rate: float, capacity: float, *, max_keys: int = 100_000) -> None:
         if max_keys < 1:
             raise ConfigurationError(f"BucketTable(max_keys={max_keys!r}): max_keys must be at least 1.")
-        self.rate = rate
-        self.capacity = capacity
-        self.max_keys = max_keys
+        self.rate: float = rate
+        self.capacity: float = capacity
+        self.max_keys: int = max_keys
         self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()  # least recently used first
 
     def __len__(self) -> int:

@@ -1,0 +1,1 @@
+"""The command line: the outermost layer. It may import anything; nothing imports it."""

@@ -1,0 +1,195 @@
+"""A chat with rooms, presence, typing and history, on one page of SocketSpec. Copy from it.
+
+Run it with ``socketspec demo``, or as any FastAPI application: ``uvicorn socketspec.cli.demo.app:app``.
+"""
+
+from __future__ import annotations
+
+import time
+from importlib.resources import files
+from typing import Annotated
+
+from fastapi import FastAPI, Response
+from pydantic import BaseModel, Field, StringConstraints
+
+from socketspec import Broadcasts, Connection, History, Identity, Room, SocketApp
+from socketspec.adapters.fastapi import mount
+from socketspec.errors import AuthError, PermissionDenied
+from socketspec.handshake import Handshake
+from socketspec.security.ratelimit import RateLimit
+
+MAX_NAMES = 100
+"""Names a presence message lists at most; `count` always counts everybody."""
+
+RoomName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,29}$")]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
+
+
+class InRoom(BaseModel):
+    """Names a room: lower-case letters, digits and hyphens."""
+
+    room: RoomName
+
+
+class Say(InRoom):
+    """What somebody wants to say. `key` is chosen by the client: sending it twice says it once."""
+
+    text: Text
+    key: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+
+class ChatMessage(BaseModel):
+    """What everybody in the room gets."""
+
+    room: str
+    name: str
+    text: str
+    at: float = Field(description="Seconds since the epoch")
+
+
+class Kept(BaseModel):
+    """A message of the room's history and where it stands there."""
+
+    message: ChatMessage
+    offset: int
+    epoch: str
+    tag: str
+
+
+class Joined(BaseModel):
+    """The answer to `join`: what was said before."""
+
+    room: str
+    history: list[Kept]
+
+
+class Presence(BaseModel):
+    """Who is in the room now, and who just came or went."""
+
+    room: str
+    count: int
+    names: list[str]
+    joined: str | None = None
+    left: str | None = None
+
+
+class Typing(BaseModel):
+    """Somebody is typing."""
+
+    room: str
+    name: str
+
+
+class GuestAuth:
+    """Lets everybody in under the name they give. A real app checks a token here; see `JWTAuth`."""
+
+    async def authenticate(self, handshake: Handshake) -> Identity:
+        """The guest of ``?name=``."""
+        name = " ".join(handshake.query_params.get("name", "").split())
+        if not 1 <= len(name) <= 30 or not name.isprintable():
+            raise AuthError("Connect with ?name= and a name of 1 to 30 printable characters.")
+        return Identity(user_id=name)
+
+
+# Two rooms stand behind each chat room: what was said is kept, so that a client whose connection dropped resumes
+# without a gap; who is there and who is typing is worth nothing a moment later, and is not.
+socket = SocketApp(
+    title="SocketSpec demo chat",
+    description="Rooms with presence, typing and history. Open two tabs.",
+    docs=True,
+    auth=GuestAuth(),
+    rate_limit=RateLimit(rate=10, capacity=30),
+    max_payload_size=8192,
+    max_rooms_per_connection=20,
+    rooms=[
+        Room("chat:{room}", history=History(size=50, ttl=3600), description="What was said, kept for an hour"),
+        Room("live:{room}", max_members=500, description="Who is there and who is typing"),
+    ],
+)
+
+PRESENCE = Broadcasts("presence", room="live:{room}", model=Presence, description="Somebody came or went")
+
+
+@socket.room_guard("chat:{room}")
+@socket.room_guard("live:{room}")
+async def name_is_fine(conn: Connection, room: str) -> bool:
+    """Clients that resume name their rooms themselves: what `InRoom` asks for is asked of them, too."""
+    return len(room) <= 30 and room.isascii() and room.replace("-", "").isalnum() and room == room.lower()
+
+
+@socket.on("join", tags=["rooms"], broadcasts=[PRESENCE])
+async def join(conn: Connection, payload: InRoom) -> Joined:
+    """Enter a room and get its history. Entering again changes nothing and returns the history anew."""
+    await socket.rooms.join(conn, f"chat:{payload.room}")
+    await socket.rooms.join(conn, f"live:{payload.room}")
+    history = [
+        Kept(message=ChatMessage(**kept.payload), offset=kept.offset, epoch=kept.epoch, tag=kept.tag)
+        for kept in await socket.rooms.history(f"chat:{payload.room}")
+    ]
+    return Joined(room=payload.room, history=history)
+
+
+@socket.on("leave", tags=["rooms"], broadcasts=[PRESENCE])
+async def leave(conn: Connection, payload: InRoom) -> None:
+    """Leave a room."""
+    await socket.rooms.leave(conn, f"live:{payload.room}")
+    await socket.rooms.leave(conn, f"chat:{payload.room}")
+
+
+@socket.on("say", tags=["chat"], ordered=True, broadcasts=[Broadcasts("message", room="chat:{room}", model=ChatMessage)])
+async def say(conn: Connection, payload: Say) -> None:
+    """Say something to everybody in a room."""
+    message = ChatMessage(room=payload.room, name=guest(conn, payload.room), text=payload.text, at=time.time())
+    key = f"{message.name}/{payload.key}"
+    await socket.rooms.broadcast(f"chat:{payload.room}", "message", message, idempotency_key=key)
+
+
+@socket.on("typing", tags=["chat"], broadcasts=[Broadcasts("typing", room="live:{room}", model=Typing)])
+async def typing(conn: Connection, payload: InRoom) -> None:
+    """Tell the others in a room that you are typing."""
+    who = Typing(room=payload.room, name=guest(conn, payload.room))
+    await socket.rooms.broadcast(f"live:{payload.room}", "typing", who, exclude=conn)
+
+
+def guest(conn: Connection, room: str) -> str:
+    """The name of somebody who is in the room."""
+    if f"chat:{room}" not in conn.rooms:
+        raise PermissionDenied(f"Join {room!r} before you speak in it.")
+    return str(conn.identity.user_id)
+
+
+@socket.on_room_join
+async def came(conn: Connection, room: str) -> None:
+    """Also runs when a client resumes."""
+    await announce(room, joined=conn.identity.user_id)
+
+
+@socket.on_room_leave
+async def went(conn: Connection, room: str) -> None:
+    """Also runs when a tab is closed or a connection drops."""
+    await announce(room, left=conn.identity.user_id)
+
+
+async def announce(room: str, *, joined: str | None = None, left: str | None = None) -> None:
+    """Tell a room who is in it."""
+    kind, _, name = room.partition(":")
+    if kind == "live":
+        names = [str(member.user_id) for member in await socket.rooms.members(room)]
+        presence = Presence(room=name, count=len(names), names=names[:MAX_NAMES], joined=joined, left=left)
+        await socket.rooms.broadcast(room, "presence", presence)
+
+
+app = FastAPI(title="SocketSpec demo", docs_url=None, redoc_url=None, openapi_url=None)
+mount(socket, app, path="/ws")
+
+
+@app.get("/")
+@app.get("/page.{kind}")
+async def page(kind: str = "html") -> Response:
+    """The chat's page, its script and its style."""
+    types = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
+    if kind not in types:
+        return Response(status_code=404)
+    policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:"
+    headers = {"content-security-policy": policy, "x-content-type-options": "nosniff"}
+    return Response(files(__package__).joinpath(f"page.{kind}").read_bytes(), media_type=types[kind], headers=headers)

@@ -1,0 +1,175 @@
+"""What every `HistoryStore`, and `Broker.publish` with a history, promises."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from socketspec.backend import Backend, History, Position, Publication, Receipt, Topic
+from tests.contract.conftest import Subject
+
+ROOM = Topic("/", "room", "orders:1")
+KEEP = History(size=5, ttl=60)
+
+
+async def publish(backend: Backend, event: str, *, key: str | None = None, history: History = KEEP) -> Receipt:
+    item = Publication(event=event, payload=b'{"event":"%s"}' % event.encode())
+    return await backend.broker.publish(ROOM, item, history=history, idempotency_key=key)
+
+
+async def fill(backend: Backend, count: int) -> list[Position]:
+    receipts = [await publish(backend, f"event{number}") for number in range(1, count + 1)]
+    return [receipt.position for receipt in receipts if receipt.position is not None]
+
+
+async def read(backend: Backend, since: Position | None = None, limit: int | None = None) -> list[str]:
+    return [item.event for item in await backend.history.read(ROOM, since=since, limit=limit)]
+
+
+async def test_positions_count_up_in_one_epoch_and_every_tag_is_its_own(backend: Backend) -> None:
+    positions = await fill(backend, 4)
+    assert [position.offset for position in positions] == [1, 2, 3, 4]
+    assert len({position.epoch for position in positions}) == 1
+    assert len({position.tag for position in positions}) == 4
+    assert await backend.history.position(ROOM) == positions[-1]
+
+
+async def test_what_is_kept_is_what_was_published_with_its_position(backend: Backend) -> None:
+    (position,) = await fill(backend, 1)
+    (kept,) = await backend.history.read(ROOM)
+    assert (kept.event, kept.payload, kept.position) == ("event1", b'{"event":"event1"}', position)
+
+
+async def test_publishing_without_history_keeps_nothing(backend: Backend) -> None:
+    await backend.broker.publish(ROOM, Publication(event="x", payload=b"{}"))
+    assert await read(backend) == []
+    assert await backend.history.position(ROOM) is None
+
+
+async def test_concurrent_publications_get_each_an_offset(backend: Backend) -> None:
+    receipts = await asyncio.gather(*(publish(backend, "x", history=History(size=100)) for _ in range(30)))
+    assert sorted(receipt.position.offset for receipt in receipts if receipt.position) == list(range(1, 31))
+
+
+@pytest.mark.parametrize(
+    ("limit", "events"), [(0, []), (1, ["event3"]), (2, ["event2", "event3"]), (9, ["event1", "event2", "event3"])]
+)
+async def test_a_limit_takes_the_newest_oldest_first(backend: Backend, limit: int, events: list[str]) -> None:
+    await fill(backend, 3)
+    assert await read(backend, limit=limit) == events
+
+
+async def test_reading_since_a_position_gives_what_followed(backend: Backend) -> None:
+    positions = await fill(backend, 4)
+    assert await read(backend, since=positions[1]) == ["event3", "event4"]
+
+
+async def test_reading_since_the_newest_position_gives_nothing(backend: Backend) -> None:
+    positions = await fill(backend, 4)
+    assert await read(backend, since=positions[-1]) == []
+
+
+async def test_reading_from_zero_gives_everything_while_nothing_was_trimmed(backend: Backend) -> None:
+    positions = await fill(backend, 3)
+    assert await read(backend, since=Position(0, positions[0].epoch)) == ["event1", "event2", "event3"]
+
+
+async def test_reading_from_zero_is_refused_once_something_was_trimmed(backend: Backend) -> None:
+    positions = await fill(backend, 6)
+    with pytest.raises(LookupError):
+        await read(backend, since=Position(0, positions[0].epoch))
+
+
+async def test_only_the_newest_size_publications_are_kept(backend: Backend) -> None:
+    positions = await fill(backend, 8)
+    assert await read(backend) == ["event4", "event5", "event6", "event7", "event8"]
+    with pytest.raises(LookupError):
+        await read(backend, since=positions[1])
+
+
+async def test_a_position_just_before_the_oldest_kept_has_lost_nothing(backend: Backend) -> None:
+    positions = await fill(backend, 8)
+    assert await read(backend, since=positions[2]) == ["event4", "event5", "event6", "event7", "event8"]
+
+
+async def test_a_room_that_kept_nothing_has_no_position_to_honour(backend: Backend) -> None:
+    assert await read(backend) == []
+    with pytest.raises(LookupError):
+        await read(backend, since=Position(1, "epoch", "tag"))
+
+
+async def test_a_position_that_does_not_exist_yet_is_refused(backend: Backend) -> None:
+    positions = await fill(backend, 3)
+    with pytest.raises(LookupError):
+        await read(backend, since=positions[-1]._replace(offset=4))
+
+
+async def test_another_epoch_is_refused(backend: Backend) -> None:
+    positions = await fill(backend, 3)
+    with pytest.raises(LookupError):
+        await read(backend, since=positions[1]._replace(epoch="other"))
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+async def test_another_tag_at_that_offset_is_refused(backend: Backend, index: int) -> None:
+    positions = await fill(backend, 3)
+    with pytest.raises(LookupError):
+        await read(backend, since=positions[index]._replace(tag="other"))
+
+
+async def test_history_ends_ttl_seconds_after_the_last_publication(subject: Subject) -> None:
+    backend = subject.backend
+    await fill(backend, 2)
+    subject.pass_time(50)
+    await publish(backend, "event3")
+    subject.pass_time(59)
+    assert await read(backend) == ["event1", "event2", "event3"]
+    subject.pass_time(2)
+    assert await read(backend) == []
+    assert await backend.history.position(ROOM) is None
+
+
+async def test_after_expiry_the_last_position_is_refused_and_a_new_epoch_begins(subject: Subject) -> None:
+    backend = subject.backend
+    positions = await fill(backend, 2)
+    subject.pass_time(61)
+    with pytest.raises(LookupError):
+        await read(backend, since=positions[-1])
+    after = await fill(backend, 2)
+    assert after[-1].epoch != positions[-1].epoch
+    with pytest.raises(LookupError):
+        await read(backend, since=positions[-1])
+
+
+async def test_a_repeated_idempotency_key_changes_nothing_and_answers_the_same(backend: Backend) -> None:
+    first = await publish(backend, "paid", key="order-1")
+    await publish(backend, "other", key="order-2")
+    again = await publish(backend, "paid", key="order-1")
+    assert again.position == first.position
+    assert await read(backend) == ["paid", "other"]
+
+
+async def test_a_repeated_idempotency_key_is_not_delivered_again(backend: Backend) -> None:
+    heard: list[str] = []
+
+    def deliver(topic: Topic, publications: object) -> None:
+        assert isinstance(publications, tuple | list)
+        heard.extend(item.event for item in publications)
+
+    await backend.start("/", deliver)
+    await backend.broker.subscribe(ROOM)
+    for event in ("paid", "paid"):
+        await publish(backend, event, key="k")
+    await publish(backend, "marker")
+    await backend.stop("/", deliver)
+    assert heard == ["paid", "marker"]
+
+
+async def test_keys_of_one_topic_do_not_count_in_another(backend: Backend) -> None:
+    await publish(backend, "paid", key="k")
+    other = Topic("/", "room", "orders:2")
+    item = Publication(event="paid", payload=b"{}")
+    receipt = await backend.broker.publish(other, item, history=KEEP, idempotency_key="k")
+    assert receipt.position is not None
+    assert len(await backend.history.read(other)) == 1

@@ -1,0 +1,56 @@
+"""What every `Sessions` promises."""
+
+from __future__ import annotations
+
+import time
+
+from socketspec.backend import Backend
+from tests.contract.conftest import Subject
+
+
+async def test_a_session_began_when_it_was_first_seen(subject: Subject) -> None:
+    sessions = subject.backend.sessions
+    before = time.time()
+    began = await sessions.begin("s", ttl=60)
+    assert before - 5 <= began <= time.time() + 5
+    subject.pass_time(30)
+    assert await sessions.begin("s", ttl=60) == began
+
+
+async def test_a_session_is_remembered_for_its_ttl_from_the_beginning(subject: Subject) -> None:
+    sessions = subject.backend.sessions
+    await sessions.begin("s", ttl=60)
+    subject.pass_time(61)
+    again = await sessions.begin("s", ttl=60)
+    subject.pass_time(59)
+    assert await sessions.begin("s", ttl=60) == again
+
+
+async def test_sessions_are_apart(backend: Backend) -> None:
+    await backend.sessions.begin("one", ttl=60)
+    await backend.sessions.revoke("one", ttl=60)
+    assert await backend.sessions.is_revoked(["one"])
+    assert not await backend.sessions.is_revoked(["two", "on", "one*"])
+
+
+async def test_any_revoked_subject_is_enough(backend: Backend) -> None:
+    await backend.sessions.revoke("user:ada", ttl=60)
+    assert await backend.sessions.is_revoked(["session", "user:ada", "jti"])
+    assert not await backend.sessions.is_revoked([])
+
+
+async def test_a_revocation_ends_with_its_ttl(subject: Subject) -> None:
+    sessions = subject.backend.sessions
+    await sessions.revoke("s", ttl=60)
+    subject.pass_time(59)
+    assert await sessions.is_revoked(["s"])
+    subject.pass_time(2)
+    assert not await sessions.is_revoked(["s"])
+
+
+async def test_a_shorter_revocation_does_not_shorten_a_longer_one(subject: Subject) -> None:
+    sessions = subject.backend.sessions
+    await sessions.revoke("s", ttl=600)
+    await sessions.revoke("s", ttl=1)
+    subject.pass_time(500)
+    assert await sessions.is_revoked(["s"])
