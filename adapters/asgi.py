@@ -74,7 +74,7 @@ class ASGIApp:
 
     async def _http(self, scope: Scope, send: Send) -> None:
         path: str = scope["path"]
-        path = path.removeprefix(scope.get("root_path", "")) or "/"
+        path = path.removeprefix(scope.get("root_path", "")).rstrip("/") or "/"  # Litestar's mounts add a slash
         response = await answer(self.socket, scope, path)
         await send_response(send, response or Response(404, b'{"detail":"Not Found"}'))
 
@@ -330,8 +330,9 @@ class ASGITransport:
             idle.set()
 
     async def _timed(self, sending: Awaitable[None]) -> None:
+        limit = asyncio.timeout(self._limits.send_timeout)
         try:
-            async with asyncio.timeout(self._limits.send_timeout) as limit:
+            async with limit:
                 await sending
         except TimeoutError as error:
             if limit.expired():

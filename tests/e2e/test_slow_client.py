@@ -125,7 +125,7 @@ def test_a_policy_that_drops_keeps_the_stalled_one_connected(server: ServerProce
         assert isinstance(buffered, int)
         assert SIZE <= buffered <= (200_000 if policy == "drop_oldest" else 21_000)
         assert server.memory < before + 64 * 1024 * 1024
-        seen = []
+        seen: list[int] = []
         while not seen or seen[-1] != COUNT - 1:
             seen.append(json.loads(stage.stalled.receive().data)["payload"]["n"])
         assert seen == sorted(set(seen))

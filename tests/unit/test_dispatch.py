@@ -21,7 +21,7 @@ from socketspec.errors import (
     UnknownEvent,
     ValidationFailed,
 )
-from socketspec.memory import MemoryBackend
+from socketspec.memory import MemoryBackend, MemoryLimits
 from socketspec.security.ratelimit import RateLimit
 from socketspec.testing import ConnectionClosed, TestClient, TestConnection
 
@@ -387,10 +387,11 @@ async def test_a_dependency_can_be_overridden_and_the_override_taken_back() -> N
 # Limits
 
 
-class SharedLimits:
+class SharedLimits(MemoryLimits):
     """A backend's shared limits: slow, and full or failing when told so."""
 
     def __init__(self) -> None:
+        super().__init__(lambda: 0.0)
         self.wait = 0.0
         self.error: Exception | None = None
         self.keys: list[str] = []
@@ -408,9 +409,9 @@ class SharedBackend(MemoryBackend):
 
     shared = True
 
-    def __init__(self) -> None:
+    def __init__(self, limits: SharedLimits) -> None:
         super().__init__()
-        self.limits = SharedLimits()  # type: ignore[assignment] # the fake in its place
+        self.limits = limits
 
 
 def echo_app(**options: Any) -> SocketApp:
@@ -434,18 +435,19 @@ async def codes(conn: TestConnection, count: int) -> list[str]:
 
 
 async def test_a_shared_limit_is_asked_before_the_event_is_handled() -> None:
-    backend = SharedBackend()
+    limits = SharedLimits()
+    backend = SharedBackend(limits)
     async with TestClient(echo_app(backend=backend, rate_limit=RateLimit(1, 1, scope="ip"))) as client:
         conn = await client.connect(client=("10.1.1.1", 5))
         assert await codes(conn, 3) == ["ok"] * 3
-        backend.limits.wait = 2.5
+        limits.wait = 2.5
         await conn.send("echo")
         error = await error_of(conn)
         assert (error["code"], error["event"], error["details"]) == ("RATE_LIMIT_ERROR", None, {"retry_after": 2.5})
-        assert set(backend.limits.keys) == {"ip:10.1.1.1"}
-        backend.limits.error = ConnectionError("redis is gone")
+        assert set(limits.keys) == {"ip:10.1.1.1"}
+        limits.error = ConnectionError("redis is gone")
         assert await codes(conn, 1) == ["HANDLER_ERROR"]
-        backend.limits.error, backend.limits.wait = None, 0.0
+        limits.error, limits.wait = None, 0.0
         assert await codes(conn, 1) == ["ok"]
 
 
