@@ -121,9 +121,9 @@ class Server:
         self.kill()
         raise AssertionError(f"the server did not answer; its log:\n{self.log}")
 
-    async def logged(self, pattern: str, timeout: float = 5.0) -> re.Match[str]:
+    async def logged(self, pattern: str, within: float = 5.0) -> re.Match[str]:
         """Wait until the log has a match for `pattern`."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + within
         while True:
             if found := re.search(pattern, self.log):
                 return found
@@ -182,9 +182,9 @@ class Client:
         envelope = {"event": event, "payload": payload or {}, **({} if id is None else {"id": id})}
         await self.connection.send(json.dumps(envelope))
 
-    async def receive(self, timeout: float = 5.0) -> dict[str, Any]:
+    async def receive(self, within: float = 5.0) -> dict[str, Any]:
         """The next event."""
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(within):
             message: dict[str, Any] = json.loads(await self.connection.recv())
         return message
 
@@ -196,21 +196,24 @@ class Client:
         assert (reply["event"], reply.get("id")) == ("__ack__", number), reply
         return reply["payload"]
 
-    async def error(self, timeout: float = 5.0) -> dict[str, Any]:
+    async def error(self, within: float = 5.0) -> dict[str, Any]:
         """The payload of the next event, which must be an error."""
-        message = await self.receive(timeout)
+        message = await self.receive(within)
         assert message["event"] == "__error__", message
         payload: dict[str, Any] = message["payload"]
         return payload
 
-    async def closed(self, timeout: float = 5.0) -> tuple[int, str]:
+    async def closed(self, within: float = 5.0) -> tuple[int, str]:
         """Wait for the close frame; its code and reason. Fails if an event comes first."""
+        event: dict[str, Any] | None = None
+        ended: ConnectionClosed | None = None
         try:
-            event = await self.receive(timeout)
+            event = await self.receive(within)
         except ConnectionClosed as error:
-            assert error.rcvd is not None, "the connection ended without a close frame"
-            return error.rcvd.code, error.rcvd.reason
-        raise AssertionError(f"not closed, but sent {event}")
+            ended = error
+        assert ended is not None, f"not closed, but sent {event}"
+        assert ended.rcvd is not None, "the connection ended without a close frame"
+        return ended.rcvd.code, ended.rcvd.reason
 
     async def silence(self, seconds: float) -> None:
         """Fail if anything arrives in the next `seconds`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 
 import pytest
 from fastapi import FastAPI
@@ -204,16 +205,16 @@ async def test_sigterm_closes_connections_with_1012_and_runs_the_hooks(
     server = Server.start(tmp_path_factory.mktemp("sigterm"), EVERYWHERE, others={"sockets.py": SOCKETS})
     with serving(server):
         paths = ("/one", "/two", "/v1/own/ws", "/child/ws")
-        async with client(server.url(paths[0])) as a, client(server.url(paths[1])) as b:
-            async with client(server.url(paths[2])) as c, client(server.url(paths[3])) as d:
-                for namespace in ("/one", "/two", "/routed", "/below"):
-                    await server.logged(f"Connected: {namespace}\n")
-                status = server.stop()
-                for each in (a, b, c, d):
-                    with pytest.raises(ConnectionClosed) as ended:
-                        await each.receive()
-                    assert ended.value.rcvd is not None
-                    assert ended.value.rcvd.code == 1012
+        async with AsyncExitStack() as stack:
+            connected = [await stack.enter_async_context(client(server.url(path))) for path in paths]
+            for namespace in ("/one", "/two", "/routed", "/below"):
+                await server.logged(f"Connected: {namespace}\n")
+            status = server.stop()
+            for each in connected:
+                with pytest.raises(ConnectionClosed) as ended:
+                    await each.receive()
+                assert ended.value.rcvd is not None
+                assert ended.value.rcvd.code == 1012
         # uvicorn ends itself by the signal it was sent, once it has shut down.
         assert status in (0, -15)
         for namespace in ("/one", "/two", "/routed", "/below"):
