@@ -33,10 +33,6 @@ Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 
-CLOSE_WAIT: Final = 10.0
-"""Seconds after our close frame until we stop waiting for the server to report the disconnect."""
-
-
 READ_SLICE: Final = 64
 """Messages of one connection taken before the event loop gets a turn."""
 
@@ -143,73 +139,83 @@ class _Session:
         self._receive = receive
         limits = engine.settings.backpressure
         self._transport = ASGITransport(send, admission.format, limits, engine.tasks)
-        self._gave_up = False
-        self._ended = False
+        self._stopped = False
+        self._waiting = False
+        self._ahead: asyncio.Future[Event] | None = None
 
     async def run(self) -> None:
         """Open the connection, read until it ends, clean up."""
         task = cast("asyncio.Task[None]", asyncio.current_task())
-        self._transport.on_finished = lambda delay: self._give_up(task, delay)
+        self._transport.on_closing = lambda: self._stop_reading(task)
         conn: Connection | None = None
         code = 1006
         try:
             conn = await self._engine.open(self._admission, self._handshake, self._transport)
-            code = await self._read(conn)
-        except asyncio.CancelledError:
-            if not self._gave_up:
-                raise
-            task.uncancel()
+            code = await self._read(conn, task)
+            if self._stopped:
+                await self._transport.flush()
         finally:
-            self._ended = True
             self._transport.abort()
             if conn is not None:
                 await self._engine.closed(conn, code)
 
-    def _give_up(self, task: asyncio.Task[None], delay: float) -> None:
-        """Our close frame is out, or cannot be sent: do not wait for the peer for ever."""
+    def _stop_reading(self, task: asyncio.Task[None]) -> None:
+        """We are about to close. Whatever still arrives is of no use, and some servers (granian 2.8 is one) lose a
+        close frame that is sent while the application waits in `receive`. Handlers and hooks are left to finish.
+        """
+        self._stopped = True
+        if self._waiting:
+            task.cancel()
+        elif self._ahead is not None:
+            self._ahead.cancel()
 
-        def cancel() -> None:
-            if not self._ended:  # else it cleans up already, and a hook may take longer than this
-                self._gave_up = True
-                task.cancel()
-
-        timer = self._engine.loop.call_later(delay, cancel)
-        task.add_done_callback(lambda _: timer.cancel())
-
-    async def _read(self, conn: Connection) -> int:
-        """Take messages until the disconnect; its code."""
-        ahead: asyncio.Future[Event] | None = None
+    async def _read(self, conn: Connection, task: asyncio.Task[None]) -> int:
+        """Take messages until the disconnect, or until we close; the disconnect's code."""
         taken = 0
-        while True:
+        while not self._stopped:
             taken += 1
             if taken % READ_SLICE == 0:  # servers queue what they read at once, and taking it never waits
                 await asyncio.sleep(0)
-            event = await (self._receive() if ahead is None else ahead)
-            ahead = None
+            event = await self._next_event(task)
+            if event is None:
+                break
             if event["type"] == "websocket.disconnect":
                 return int(event.get("code") or 1005)
             text = event.get("text")
             data = text if text is not None else event.get("bytes") or b""
             pending = self._engine.receive(conn, data, binary=text is None)
             if pending is not None:
-                ahead = await self._settle(pending)
+                await self._settle(pending)
+        return 1006
 
-    async def _settle(self, pending: Coroutine[Any, Any, None]) -> asyncio.Future[Event] | None:
+    async def _next_event(self, task: asyncio.Task[None]) -> Event | None:
+        """The next ASGI event; None when we have closed meanwhile."""
+        ahead, self._ahead = self._ahead, None
+        self._waiting = True
+        try:
+            return await (self._receive() if ahead is None else ahead)
+        except asyncio.CancelledError:
+            if not self._stopped or task.uncancel() > 0:
+                raise
+            return None
+        finally:
+            self._waiting = False
+
+    async def _settle(self, pending: Coroutine[Any, Any, None]) -> None:
         """Finish `pending`, reading one event ahead: so a client that leaves meanwhile is noticed."""
         work = asyncio.ensure_future(pending)
-        ahead = asyncio.ensure_future(self._receive())
+        ahead = self._ahead = asyncio.ensure_future(self._receive())
         try:
             await asyncio.wait({work, ahead}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done() and ahead.result()["type"] == "websocket.disconnect":
+            if not work.done() and not self._stopped and ahead.result()["type"] == "websocket.disconnect":
                 work.cancel()
                 await asyncio.wait({work})
-                return ahead
-            await work
+            else:
+                await work
         except BaseException:
             work.cancel()
             ahead.cancel()
             raise
-        return ahead
 
 
 class _Suspended:
@@ -265,7 +271,8 @@ class ASGITransport:
         self._close: tuple[int, str] | None = None
         self._gone = False
         self.on_slow: Callable[[], None] = self.abort
-        self.on_finished: Callable[[float], None] = lambda _delay: None
+        self.on_closing: Callable[[], None] = lambda: None
+        """Called when the connection is about to be closed from this side."""
 
     @property
     def buffered(self) -> int:
@@ -316,12 +323,10 @@ class ASGITransport:
             if self._close is not None and not self._gone:
                 code, reason = self._close
                 await self._timed(self._send({"type": "websocket.close", "code": code, "reason": _cut(reason)}))
-                self.on_finished(CLOSE_WAIT)
         except _StalledError:
             self._gone = True
             self._outbox.clear()
             self.on_slow()
-            self.on_finished(0.0)
         except Exception as error:
             self._lost(error)
         finally:
@@ -345,13 +350,19 @@ class ASGITransport:
         self._gone = True
         self._direct = False
         self._outbox.clear()
-        if self._close is not None:
-            self.on_finished(0.0)
 
     async def drain(self) -> None:
         """Wait until everything was handed to the server."""
         if self._writer is not None and self._idle is not None:
             await self._idle.wait()
+
+    async def flush(self) -> None:
+        """Wait until what is buffered and the close frame are out, at most the send timeout."""
+        try:
+            async with asyncio.timeout(self._limits.send_timeout):
+                await self.drain()
+        except TimeoutError:
+            logger.debug("Closed before everything was sent")
 
     def ping(self) -> None:
         """ASGI has no ping."""
@@ -362,6 +373,7 @@ class ASGITransport:
         if self._close is None:
             self._close = (code, reason)
             self._direct = False
+            self.on_closing()
             if self._writer is None and not self._gone:
                 self._start_writer(None)
 

@@ -106,11 +106,7 @@ async def test_the_clients_close_code_reaches_on_disconnect(server: Server) -> N
     await server.logged(rf"Disconnected: {id} \({reason}\)")
 
 
-async def test_the_servers_close_code_and_reason_reach_the_client(
-    server: Server, request: pytest.FixtureRequest
-) -> None:
-    if server.name == "granian":  # it drops a close frame that is sent while the application waits in receive()
-        request.applymarker(pytest.mark.xfail(strict=True, reason="the adapter must stop receiving before it closes"))
+async def test_the_servers_close_code_and_reason_reach_the_client(server: Server) -> None:
     async with client(server.url("/ws")) as ada:
         id = (await ada.call("whoami"))["id"]
         await ada.send("leave")
