@@ -101,7 +101,11 @@ class Pages:
         if self._token is None:
             return True
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
-        given = bearer.strip() if scheme.lower() == "bearer" else query.get("token", "")
+        if scheme.lower() == "bearer":
+            # Headers are bytes, handed on as Latin-1: a token beyond ASCII is sent in UTF-8.
+            given = bearer.strip().encode("latin-1", "replace").decode(errors="replace")
+        else:
+            given = query.get("token", "")
         return hmac.compare_digest(_digest(given), self._token)
 
     async def _schema(self, query: QueryParams) -> Response:

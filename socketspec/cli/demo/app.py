@@ -108,6 +108,8 @@ socket = SocketApp(
 )
 
 PRESENCE = Broadcasts("presence", room="live:{room}", model=Presence, description="Somebody came or went")
+MESSAGE = Broadcasts("message", room="chat:{room}", model=ChatMessage)
+TYPING = Broadcasts("typing", room="live:{room}", model=Typing)
 
 
 @socket.room_guard("chat:{room}")
@@ -117,7 +119,7 @@ async def name_is_fine(conn: Connection, room: str) -> bool:
     return len(room) <= 30 and room.isascii() and room.replace("-", "").isalnum() and room == room.lower()
 
 
-@socket.on("join", tags=["rooms"], broadcasts=[PRESENCE])
+@socket.on("join", tags=["rooms"], ordered=True, broadcasts=[PRESENCE])
 async def join(conn: Connection, payload: InRoom) -> Joined:
     """Enter a room and get its history. Entering again changes nothing and returns the history anew."""
     await socket.rooms.join(conn, f"chat:{payload.room}")
@@ -129,14 +131,14 @@ async def join(conn: Connection, payload: InRoom) -> Joined:
     return Joined(room=payload.room, history=history)
 
 
-@socket.on("leave", tags=["rooms"], broadcasts=[PRESENCE])
+@socket.on("leave", tags=["rooms"], ordered=True, broadcasts=[PRESENCE])
 async def leave(conn: Connection, payload: InRoom) -> None:
     """Leave a room."""
     await socket.rooms.leave(conn, f"live:{payload.room}")
     await socket.rooms.leave(conn, f"chat:{payload.room}")
 
 
-@socket.on("say", tags=["chat"], ordered=True, broadcasts=[Broadcasts("message", room="chat:{room}", model=ChatMessage)])
+@socket.on("say", tags=["chat"], ordered=True, broadcasts=[MESSAGE])
 async def say(conn: Connection, payload: Say) -> None:
     """Say something to everybody in a room."""
     message = ChatMessage(room=payload.room, name=guest(conn, payload.room), text=payload.text, at=time.time())
@@ -144,7 +146,7 @@ async def say(conn: Connection, payload: Say) -> None:
     await socket.rooms.broadcast(f"chat:{payload.room}", "message", message, idempotency_key=key)
 
 
-@socket.on("typing", tags=["chat"], broadcasts=[Broadcasts("typing", room="live:{room}", model=Typing)])
+@socket.on("typing", tags=["chat"], broadcasts=[TYPING])
 async def typing(conn: Connection, payload: InRoom) -> None:
     """Tell the others in a room that you are typing."""
     who = Typing(room=payload.room, name=guest(conn, payload.room))
