@@ -5,6 +5,7 @@ Run it with ``socketspec demo``, or as any FastAPI application: ``uvicorn socket
 
 from __future__ import annotations
 
+import re
 import time
 from importlib.resources import files
 from typing import Annotated
@@ -21,7 +22,8 @@ from socketspec.security.ratelimit import RateLimit
 MAX_NAMES = 100
 """Names a presence message lists at most; `count` always counts everybody."""
 
-RoomName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,29}$")]
+ROOM = re.compile("[a-z0-9][a-z0-9-]{0,29}")
+RoomName = Annotated[str, StringConstraints(pattern=f"^{ROOM.pattern}$")]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
 
 
@@ -93,7 +95,7 @@ class GuestAuth:
 
 # Two rooms stand behind each chat room: what was said is kept, so that a client whose connection dropped resumes
 # without a gap; who is there and who is typing is worth nothing a moment later, and is not.
-socket = SocketApp(
+socket: SocketApp = SocketApp(
     title="SocketSpec demo chat",
     description="Rooms with presence, typing and history. Open two tabs.",
     docs=True,
@@ -116,7 +118,7 @@ TYPING = Broadcasts("typing", room="live:{room}", model=Typing)
 @socket.room_guard("live:{room}")
 async def name_is_fine(conn: Connection, room: str) -> bool:
     """Clients that resume name their rooms themselves: what `InRoom` asks for is asked of them, too."""
-    return len(room) <= 30 and room.isascii() and room.replace("-", "").isalnum() and room == room.lower()
+    return ROOM.fullmatch(room) is not None
 
 
 @socket.on("join", tags=["rooms"], ordered=True, broadcasts=[PRESENCE])
@@ -181,7 +183,7 @@ async def announce(room: str, *, joined: str | None = None, left: str | None = N
         await socket.rooms.broadcast(room, "presence", presence)
 
 
-app = FastAPI(title="SocketSpec demo", docs_url=None, redoc_url=None, openapi_url=None)
+app: FastAPI = FastAPI(title="SocketSpec demo", docs_url=None, redoc_url=None, openapi_url=None)
 mount(socket, app, path="/ws")
 
 
@@ -194,4 +196,6 @@ async def page(kind: str = "html") -> Response:
         return Response(status_code=404)
     policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:"
     headers = {"content-security-policy": policy, "x-content-type-options": "nosniff"}
-    return Response(files(__package__).joinpath(f"page.{kind}").read_bytes(), media_type=types[kind], headers=headers)
+    return Response(
+        files("socketspec.cli.demo").joinpath(f"page.{kind}").read_bytes(), media_type=types[kind], headers=headers
+    )
