@@ -132,10 +132,6 @@ async def write(page: Page, text: str) -> None:
     await page.get_by_role("button", name="Send").click()
 
 
-async def texts(page: Page) -> list[str]:
-    return await page.locator("#log .text").all_text_contents()
-
-
 async def test_two_tabs_chat_with_each_other(demo: Demo) -> None:
     async with browser() as tabs:
         ada, grace = await chat(tabs, demo, "tabs", "Ada"), await chat(tabs, demo, "tabs", "Grace")
@@ -187,8 +183,9 @@ async def dropping(page: Page, demo: Demo) -> tuple[Callable[[], Awaitable[None]
 
     async def cut() -> None:
         may_connect.clear()
-        for side in routes[-1]:
-            await side.close(code=1012, reason="cut")
+        to_page, to_server = routes[-1]
+        await to_server.close(code=3000, reason="cut")
+        await to_page.close(code=1012, reason="cut")
 
     await page.route_web_socket("**/ws*", through)
     await page.goto(demo.url("/"))
@@ -227,7 +224,8 @@ async def test_a_restarted_server_is_found_again_and_the_lost_history_is_admitte
             ada = await chat(tabs, first, "lobby", "Ada")
             await write(ada, "before")
             await expect(ada.locator("#log .text")).to_have_text(["before"])
-            first.end()
+            status, output = await asyncio.to_thread(first.end)  # Ctrl-C with a tab connected
+            assert (status, output.strip()) == (0, "")
             await expect(ada.locator("#state")).to_contain_text("connection lost")
             with running_demo("--port", first.host.rpartition(":")[2]) as second:
                 assert second.host == first.host
