@@ -60,7 +60,11 @@ class ASGIApp:
         event = await receive()
         if event["type"] != "websocket.connect":
             return
-        handshake = handshake_of(scope)
+        try:
+            handshake = handshake_of(scope)
+        except ValueError:
+            await _refuse(scope, send, 403, "Too many query parameters.")
+            return
         admission = await engine.admit(handshake)
         if admission.refusal is not None:
             await _refuse(scope, send, *admission.refusal)
@@ -104,7 +108,10 @@ def handshake_of(scope: Scope) -> Handshake:
 async def answer(socket: SocketApp, scope: Scope, path: str) -> Response | None:
     """The answer of one of the app's pages to an HTTP scope; None where `path` is none of them."""
     headers = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
-    query: QueryParams = Handshake.parse_query(scope.get("query_string", b""))
+    try:
+        query: QueryParams = Handshake.parse_query(scope.get("query_string", b""))
+    except ValueError:
+        return Response(400, b'{"detail":"Too many query parameters."}')
     return await socket.pages.respond(scope["method"], path, headers, query)
 
 

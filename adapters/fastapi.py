@@ -31,25 +31,27 @@ class _WebSocketEndpoint:
 
 
 class _PageEndpoint:
-    """One of the app's pages, under whatever path the router gives it."""
+    """One of the app's pages, under whatever path the router gives it. Apps that share a health path are asked in
+    turn: the answer is that of the first one that is not ready, if any."""
 
     def __init__(self, socket: SocketApp, page: str) -> None:
-        self._socket = socket
+        self.sockets = [socket]
         self._page = page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await answer(self._socket, scope, self._page)
-        await send_response(send, response or Response(404, b'{"detail":"Not Found"}'))
+        answers = [await answer(socket, scope, self._page) for socket in self.sockets]
+        found = [response or Response(404, b'{"detail":"Not Found"}') for response in answers]
+        await send_response(send, next((response for response in found if response.status != 200), found[0]))
 
 
 def mount(socket: SocketApp, app: Starlette | Router, path: str = "/ws") -> None:
     """Serve `socket` at `path` of a FastAPI or Starlette application, or of an APIRouter.
 
     Clients connect to ``ws://host{path}``. The schema page, health report and debug feed get routes of their own at
-    the paths `socket` was given. The application keeps its own lifespan; the socket app starts before it and stops
-    after it. Mount on an APIRouter before you include it. A sub-application's lifespan is not run by its parent
-    (Starlette's rule): there the socket app starts with its first connection; to stop it in order, enter
-    ``socket.lifespan()`` in the parent's lifespan.
+    the paths `socket` was given; apps may share a health path, which is ready when all of them are. The application
+    keeps its own lifespan; the socket app starts before it and stops after it. Mount on an APIRouter before you
+    include it. A sub-application's lifespan is not run by its parent (Starlette's rule): there the socket app starts
+    with its first connection; to stop it in order, enter ``socket.lifespan()`` in the parent's lifespan.
 
     Raises `ConfigurationError` for a path that is taken or does not begin with "/", or another kind of app.
     """
@@ -66,11 +68,22 @@ def mount(socket: SocketApp, app: Starlette | Router, path: str = "/ws") -> None
     if prefix + path in taken:
         raise ConfigurationError(f"There is a WebSocket route at {prefix + path!r} already; mount at another path.")
     router.routes.append(WebSocketRoute(prefix + path, _WebSocketEndpoint(socket), name=f"socketspec {path}"))
-    pages = {route.path for route in router.routes if isinstance(route, Route)}
     for page in socket.pages.paths:
-        if prefix + page not in pages:  # several apps may share a health path: the first one answers there
-            router.routes.append(Route(prefix + page, _PageEndpoint(socket, page), include_in_schema=False))
+        _add_page(socket, router, prefix, page)
     _wrap_lifespan(socket, router)
+
+
+def _add_page(socket: SocketApp, router: Router, prefix: str, page: str) -> None:
+    there = next((route for route in router.routes if isinstance(route, Route) and route.path == prefix + page), None)
+    if there is None:
+        router.routes.append(Route(prefix + page, _PageEndpoint(socket, page), include_in_schema=False))
+    elif page == socket.pages.health_url and isinstance(there.endpoint, _PageEndpoint):
+        there.endpoint.sockets.append(socket)
+    elif not isinstance(there.endpoint, _PageEndpoint) or socket not in there.endpoint.sockets:
+        raise ConfigurationError(
+            f"There is a route at {prefix + page!r} already; give this SocketApp another docs_url, debug_url or "
+            "health_url."
+        )
 
 
 def _wrap_lifespan(socket: SocketApp, router: Router) -> None:

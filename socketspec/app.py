@@ -14,7 +14,7 @@ from socketspec._plans import check_hook, compile_handler
 from socketspec._signatures import enclosing_locals
 from socketspec.backend import Backend
 from socketspec.connection import Connection
-from socketspec.contracts import Broadcasts, Emits
+from socketspec.contracts import Broadcasts, Emits, check_declarations
 from socketspec.engine import Engine, Settings
 from socketspec.errors import ConfigurationError
 from socketspec.names import RoomPattern, check_event_name, check_namespace, is_reserved
@@ -64,6 +64,8 @@ class SocketApp:
     if not TYPE_CHECKING:  # the signature is __init__'s; this only makes a mistyped option easy to find
 
         def __new__(cls, *args: Any, **options: Any) -> SocketApp:
+            if cls.__init__ is not SocketApp.__init__:
+                return super().__new__(cls)  # a subclass has options of its own
             known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
             for name in options:
                 if name not in known:
@@ -157,6 +159,8 @@ class SocketApp:
             raise ConfigurationError(
                 f"Event {event!r} is reserved for the protocol; choose a name without __ around it."
             )
+
+        check_declarations(event, tags, emits, broadcasts)
 
         def register(function: F) -> F:
             caller_locals = enclosing_locals(function)
@@ -308,6 +312,10 @@ def _auth_backends(auth: AuthBackend | Sequence[AuthBackend] | None) -> tuple[Au
     if auth is None:
         return ()
     backends = tuple(auth) if isinstance(auth, Sequence) else (auth,)
+    if not backends:
+        raise ConfigurationError(
+            "auth=[] names no auth backend, so everybody could connect; pass one, or auth=None if that is meant."
+        )
     for backend in backends:
         if isinstance(backend, type) or not callable(getattr(backend, "authenticate", None)):
             raise ConfigurationError(

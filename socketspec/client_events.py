@@ -88,10 +88,10 @@ class ClientEvents:
             return
         conn.identity = identity
         self._engine.refresh_deadlines(conn)
-        conn.send(Message("__ack__", encode_payload({"token_expires_at": identity.token_expires_at}), id=envelope.id))
         if first:
             conn.move(State.OPENING)
-            await self._engine.welcome(conn)
+            await self._engine.welcome(conn)  # says __connect__ before anything else
+        conn.send(Message("__ack__", encode_payload({"token_expires_at": identity.token_expires_at}), id=envelope.id))
 
     async def _authenticate(self, conn: Connection, envelope: Envelope) -> Any:
         token = envelope.payload.get("token")

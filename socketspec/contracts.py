@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from socketspec.errors import ContractError
-from socketspec.names import RoomPattern
+from socketspec.errors import ConfigurationError, ContractError
+from socketspec.names import RoomPattern, check_event_name, is_reserved
 from socketspec.payloads import PayloadType
 
 if TYPE_CHECKING:
     from socketspec.registry import EventSpec
 
-__all__ = ("Broadcasts", "Contracts", "Emits")
+__all__ = ("Broadcasts", "Contracts", "Emits", "check_declarations")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,11 @@ class Contracts:
         self.strict = strict
 
     @contextmanager
-    def handling(self, spec: EventSpec) -> Iterator[None]:
-        """Everything sent inside belongs to `spec`'s handler."""
+    def handling(self, spec: EventSpec | None) -> Iterator[None]:
+        """Everything sent inside belongs to `spec`'s handler; with None, to no handler."""
+        if not self.strict:
+            yield
+            return
         token = _handling.set(spec)
         try:
             yield
@@ -95,6 +98,34 @@ class Contracts:
                 f"{what}, which it does not declare ({known}); add Broadcasts({event!r}, …) to broadcasts=[…]."
             )
         _check_model(what, declared, payload)
+
+
+def check_declarations(event: str, tags: object, emits: object, broadcasts: object) -> None:
+    """Raises `ConfigurationError` where what ``on(event, …)`` declares cannot be what was meant."""
+    if isinstance(tags, str) or not isinstance(tags, Sequence):
+        raise ConfigurationError(f"on({event!r}, tags={tags!r}): tags must be a list, such as tags=['chat'].")
+    for option, declared, kind in (("emits", emits, Emits), ("broadcasts", broadcasts, Broadcasts)):
+        if declared is None:
+            continue
+        if isinstance(declared, str) or not isinstance(declared, Sequence):
+            raise ConfigurationError(f"on({event!r}, {option}={declared!r}): must be a list of {kind.__name__}(…).")
+        for item in cast("Sequence[object]", declared):
+            if not isinstance(item, kind):
+                raise ConfigurationError(f"on({event!r}, {option}=[{item!r}]): write {kind.__name__}({item!r}).")
+            _check_declaration(f"on({event!r}, {option}=[{kind.__name__}({item.event!r}, …)])", item)
+
+
+def _check_declaration(where: str, item: Emits | Broadcasts) -> None:
+    try:
+        check_event_name(item.event)
+    except ValueError as error:
+        raise ConfigurationError(f"{where}: {error}") from None
+    if is_reserved(item.event):
+        raise ConfigurationError(f"{where}: {item.event!r} is reserved for the protocol.")
+    if item.model is not None:
+        _payload_type(item.model)
+    if isinstance(item, Broadcasts) and item.room is not None:
+        _pattern(item.room)
 
 
 def _room_fits(pattern: str | None, room: str | None) -> bool:

@@ -26,6 +26,7 @@ from socketspec.errors import (
 from socketspec.lifecycle import State
 from socketspec.names import CLIENT_EVENTS, is_reserved
 from socketspec.registry import EventSpec
+from socketspec.tasks import unless_cancelled
 from socketspec.wire import Envelope, Format, Message, decode, encode_payload
 
 if TYPE_CHECKING:
@@ -194,9 +195,9 @@ class Dispatcher:
     async def _call(self, conn: Connection, spec: EventSpec, payload: Any) -> Any:
         handler = self._engine.registry.handler(spec)
         if not self._engine.contracts.strict:
-            return await handler(conn, payload)
+            return await unless_cancelled(handler(conn, payload))
         with self._engine.contracts.handling(spec):
-            return await handler(conn, payload)
+            return await unless_cancelled(handler(conn, payload))
 
     def _refused(self, conn: Connection, event: str, id: str | int | None, error: EventError) -> Pending | None:
         try:

@@ -37,7 +37,7 @@ from socketspec.security.auth import AuthBackend, NoCredentials, authenticate
 from socketspec.security.origins import OriginPolicy
 from socketspec.security.ratelimit import RateLimit
 from socketspec.session import AUTOMATIC_HEARTBEAT, Session, SessionClock, SessionConfig
-from socketspec.tasks import Tasks
+from socketspec.tasks import Tasks, unless_cancelled
 from socketspec.timing import TimingWheel
 from socketspec.transport import Backpressure, Transport
 from socketspec.wire import Format, Message, encode_payload, negotiate
@@ -195,7 +195,11 @@ class Engine:
             self.wheel.schedule(conn, self.now() + self.settings.auth_timeout)
         else:
             self.refresh_deadlines(conn)
-            await self.welcome(conn)
+            try:
+                await self.welcome(conn)
+            except BaseException:  # cancelled: the adapter never gets the connection, so nobody else cleans up
+                await self.closed(conn, 1006)
+                raise
         return conn
 
     def _clock(self, format: Format, transport: Transport, session: Session) -> SessionClock:
@@ -221,20 +225,24 @@ class Engine:
         """Run the `on_connect` hooks; when they let the client in, the connection is open."""
         if conn.format is not Format.PLAIN:
             conn.send(Message("__connect__", encode_payload(self._introduction(conn))))
+        completed = 0
+        conn.welcomed = True  # a hook that is under way has set something up already
         try:
             for hook in self.registry.on_connect:
-                await hook(conn)
+                await unless_cancelled(hook(conn))
+                completed += 1
         except EventError as error:
+            conn.welcomed = completed > 0
             is_auth = error.code in (ErrorCode.AUTH_ERROR, ErrorCode.PERMISSION_ERROR)
             code = CloseCode.AUTH_FAILED if is_auth else CloseCode.DISCONNECTED
             conn.close(code, f"refused: {error.code.lower()}", error=error)
         except Exception as error:
+            conn.welcomed = completed > 0
             logger.exception("on_connect failed for connection %s", conn.id)
             conn.close(CloseCode.INTERNAL_ERROR)
             await self.run_hooks(self.registry.on_error, conn, error)
         if conn.state is State.OPENING:
             conn.move(State.OPEN)
-            conn.welcomed = True
             self.hub.add(self.everybody, conn)
 
     def _introduction(self, conn: Connection) -> dict[str, Any]:
@@ -298,11 +306,12 @@ class Engine:
 
     async def run_hooks(self, hooks: Sequence[Hook], *arguments: Any) -> None:
         """Call hooks one after the other; one that fails is logged and does not stop the others."""
-        for hook in hooks:
-            try:
-                await hook(*arguments)
-            except Exception:
-                logger.exception("The hook %s failed", getattr(hook, "__qualname__", hook))
+        with self.contracts.handling(None):  # what a hook sends is not the handler's that caused it
+            for hook in hooks:
+                try:
+                    await unless_cancelled(hook(*arguments))
+                except Exception:
+                    logger.exception("The hook %s failed", getattr(hook, "__qualname__", hook))
 
     def check_outbound(self, event: str) -> None:
         """Raises `ValueError` for an event name that is not the app's to send."""

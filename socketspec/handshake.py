@@ -74,7 +74,7 @@ class Handshake:
 
     @classmethod
     def parse_query(cls, query: bytes) -> QueryParams:
-        """Parse a raw query string (RFC 3986), keeping blank values."""
+        """Parse a raw query string (RFC 3986), keeping blank values. Raises `ValueError` beyond 256 fields."""
         return QueryParams(parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=256))
 
     def with_token(self, token: str) -> Handshake:

@@ -55,4 +55,7 @@ class Limiter:
 
 
 def _custom(scope: Callable[[Connection], str], conn: Connection) -> str:
-    return f"custom:{scope(conn)}"
+    key: object = scope(conn)
+    if not isinstance(key, str):
+        raise TypeError(f"RateLimit's scope function must return the bucket's name as a str, not {type(key).__name__}")
+    return f"custom:{key}"

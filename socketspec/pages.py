@@ -60,6 +60,7 @@ class Pages:
         token: str | None,
     ) -> None:
         self._app = app
+        self.health_url: str | None = health_url
         self._token = _digest(token) if token is not None else None
         self._open: dict[str, Page] = {}
         self._guarded: dict[str, Page] = {}

@@ -5,12 +5,32 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
-__all__ = ("Tasks",)
+__all__ = ("CancelledWithinError", "Tasks", "unless_cancelled")
 
 logger: logging.Logger = logging.getLogger("socketspec.tasks")
+
+
+T = TypeVar("T")
+
+
+class CancelledWithinError(RuntimeError):
+    """Your code let the cancellation of something it awaited escape; its own task was not cancelled."""
+
+
+async def unless_cancelled(awaitable: Awaitable[T]) -> T:
+    """Await `awaitable`. Raises `CancelledWithinError` where it ends in a cancellation that is not this task's own:
+    to asyncio that looks like a task that was meant to end, and it would vanish without a trace.
+    """
+    try:
+        return await awaitable
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling() > 0:
+            raise
+        raise CancelledWithinError("something this code awaited was cancelled") from error
 
 
 class Tasks:

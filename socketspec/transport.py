@@ -11,7 +11,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal, Protocol, get_args
+from itertools import islice
+from typing import Final, Literal, Protocol, get_args
 
 from socketspec.errors import ConfigurationError
 from socketspec.wire import Format, Message
@@ -29,7 +30,8 @@ def _message_key(message: Message) -> str:
 class Backpressure:
     """What happens to a client that reads more slowly than it is sent to.
 
-    `max_buffer` is the most that waits for one connection, in bytes (default 1 MiB). When it is full:
+    `max_buffer` is the most that waits for one connection, in bytes (default 1 MiB); each waiting message counts with
+    512 bytes beside its body, for what it takes in memory. When it is full:
 
     - ``"disconnect"`` (default): the connection is closed with 4006 `slow_consumer`. A client that resumes gets what
       it missed from rooms with history.
@@ -67,20 +69,26 @@ class Overflow(Enum):
     """Not queued: the connection must go."""
 
 
-class Outbox:
-    """One connection's waiting messages: a queue bounded in bytes. No I/O."""
+OVERHEAD: Final = 512
+"""Bytes a waiting message counts for on top of its body: what it costs in memory beside it, measured."""
 
-    __slots__ = ("_format", "_latest", "_limits", "_next", "_queue", "dropped", "size")
+
+class Outbox:
+    """One connection's waiting messages: a queue bounded in bytes. No I/O; each call takes constant time, amortised."""
+
+    __slots__ = ("_broadcasts", "_droppable", "_format", "_latest", "_limits", "_next", "_queue", "dropped", "size")
 
     def __init__(self, limits: Backpressure, format: Format) -> None:
         self._limits = limits
         self._format = format
         # Keyed by arrival, so that an entry can be replaced or removed in its place.
         self._queue: OrderedDict[int, tuple[Message, tuple[str, str] | None]] = OrderedDict()
+        self._broadcasts: OrderedDict[int, None] = OrderedDict()
+        self._droppable = 0
         self._next = 0
         self._latest: dict[tuple[str, str], int] = {}
         self.size: int = 0
-        """Bytes waiting."""
+        """Bytes waiting, `OVERHEAD` for each message included."""
         self.dropped: int = 0
         """Broadcasts dropped so far."""
 
@@ -101,34 +109,45 @@ class Outbox:
         self._queue[self._next] = message, slot
         if slot is not None:
             self._latest[slot] = self._next
+        if message.room is not None:
+            self._broadcasts[self._next] = None
+            self._droppable += length
         self._next += 1
         self.size += length
         return Overflow.QUEUED if dropped == self.dropped else Overflow.DROPPED
 
     def pop(self) -> Message:
         """The next message to send. Raises `KeyError` when there is none."""
-        _, (message, slot) = self._queue.popitem(last=False)
-        self._forget(message, slot)
-        return message
+        if not self._queue:
+            raise KeyError("nothing waits")
+        return self._remove(next(iter(self._queue)))
 
     def clear(self) -> None:
         """Forget everything."""
         self._queue.clear()
         self._latest.clear()
+        self._broadcasts.clear()
+        self._droppable = 0
         self.size = 0
 
     def _length(self, message: Message) -> int:
-        return len(message.data(self._format))
+        return len(message.data(self._format)) + OVERHEAD
 
     def _slot(self, message: Message) -> tuple[str, str] | None:
         if self._limits.policy != "keep_latest" or message.room is None:
             return None
         return message.room, self._limits.key(message)
 
-    def _forget(self, message: Message, slot: tuple[str, str] | None) -> None:
-        self.size -= self._length(message)
+    def _remove(self, index: int) -> Message:
+        message, slot = self._queue.pop(index)
+        length = self._length(message)
+        self.size -= length
         if slot is not None:
             self._latest.pop(slot, None)
+        if message.room is not None:
+            del self._broadcasts[index]
+            self._droppable -= length
+        return message
 
     def _replace(self, index: int, message: Message) -> Overflow:
         replaced, slot = self._queue[index]
@@ -137,19 +156,17 @@ class Outbox:
             return Overflow.FULL
         self._queue[index] = message, slot
         self.size += grown
+        self._droppable += grown
         self.dropped += 1
         return Overflow.DROPPED
 
     def _make_room(self, length: int, *, keep: int = -1) -> bool:
         """Drop the oldest broadcasts until `length` bytes fit; False, and nothing dropped, where they cannot."""
-        broadcasts = [i for i, (waiting, _) in self._queue.items() if waiting.room is not None and i != keep]
-        droppable = sum(self._length(self._queue[index][0]) for index in broadcasts)
-        if self.size - droppable + length > self._limits.max_buffer:
+        kept = 0 if keep < 0 else self._length(self._queue[keep][0])
+        if self.size - self._droppable + kept + length > self._limits.max_buffer:
             return False
-        for index in broadcasts:
-            if self.size + length <= self._limits.max_buffer:
-                break
-            self._forget(*self._queue.pop(index))
+        while self.size + length > self._limits.max_buffer:
+            self._remove(next(index for index in islice(self._broadcasts, 2) if index != keep))
             self.dropped += 1
         return True
 

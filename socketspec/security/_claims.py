@@ -25,11 +25,14 @@ class ClaimMap:
     role: str | None = "role"
     scopes: str | Sequence[str] = ("scope", "scopes")
     factory: IdentityFactory | None = None
+    leeway: float = 0.0
 
     async def identity(self, claims: Mapping[str, Any]) -> Identity:
         """The identity these claims describe. Raises `AuthError`."""
         shown = MappingProxyType(claims)
         expires = cast("float | None", claims.get("exp"))
+        if expires is not None:
+            expires += self.leeway  # the handshake would still accept it then, so a connection may still live
         if self.factory is not None:
             made = await self._call(self.factory, shown)
             # Left out, they must not turn into "never expires" and "has no token id to revoke".

@@ -97,9 +97,9 @@ class JWTAuth:
 
     The identity: `user_id` from `user_claim`, `role` from `role_claim` (text or whole numbers, the first one
     required), `scopes` from the first of `scopes_claim` (text with spaces, or a list of texts), `claims` all claims,
-    read-only, and `token_expires_at` from ``exp``. Or pass `identity`, a callable, sync or async, that makes it from
-    the claims; it returns None or raises `AuthError` to refuse. Where it sets no `token_expires_at` or `claims`, the
-    token's are filled in.
+    read-only, and `token_expires_at` from ``exp`` and `leeway`. Or pass `identity`, a callable, sync or async, that
+    makes it from the claims; it returns None or raises `AuthError` to refuse. Where it sets no `token_expires_at` or
+    `claims`, the token's are filled in.
 
     `first_message` lets a client that brought no credentials send ``__refresh_auth__ {"token": …}`` first.
 
@@ -152,7 +152,7 @@ class JWTAuth:
             )
         rules = ClaimRules(audience=audience, issuer=issuer, leeway=leeway, require_exp=require_exp)
         self._tokens = TokenVerifier(keys, algorithms=self.algorithms, rules=rules, clock=clock)
-        self._claims = ClaimMap(user=user_claim, role=role_claim, scopes=scopes_claim, factory=identity)
+        self._claims = ClaimMap(user=user_claim, role=role_claim, scopes=scopes_claim, factory=identity, leeway=leeway)
 
     def __repr__(self) -> str:
         return f"JWTAuth(algorithms={list(self.algorithms)!r})"

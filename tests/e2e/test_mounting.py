@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 
+import httpx
 import pytest
 from fastapi import FastAPI
 from websockets.exceptions import ConnectionClosed
@@ -221,3 +222,23 @@ async def test_sigterm_closes_connections_with_1012_and_runs_the_hooks(
             assert f"Disconnected: {namespace} (server_shutdown)" in server.log
         assert "lifespan ends, socket started: True" in server.log
         assert "Application shutdown complete" in server.log
+
+
+def test_two_apps_cannot_share_a_docs_path_but_may_share_a_health_path() -> None:
+    app = FastAPI()
+    mount(SocketApp(docs=True, namespace="/a"), app, path="/a")
+    mount(SocketApp(docs=True, docs_url="/b-docs", namespace="/b"), app, path="/b")
+    with pytest.raises(ConfigurationError, match="another docs_url"):
+        mount(SocketApp(docs=True, namespace="/c"), app, path="/c")
+
+
+async def test_a_shared_health_path_is_ready_when_all_its_apps_are() -> None:
+    first, second = SocketApp(namespace="/a"), SocketApp(namespace="/b")
+    app = FastAPI()
+    mount(first, app, path="/a")
+    mount(second, app, path="/b")
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http, first.lifespan():
+        assert (await http.get("/socket-health")).status_code == 503
+        async with second.lifespan():
+            assert (await http.get("/socket-health")).status_code == 200

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from socketspec.adapters.asgi import ASGITransport, Event
 from socketspec.errors import ConfigurationError
 from socketspec.tasks import Tasks
-from socketspec.transport import Backpressure, Outbox, Overflow, Policy
+from socketspec.transport import OVERHEAD, Backpressure, Outbox, Overflow, Policy
 from socketspec.wire import Format, Message
 
 POLICIES: tuple[Policy, ...] = ("disconnect", "drop_oldest", "keep_latest")
@@ -24,7 +24,7 @@ def message(event: str, size: int = 0, room: str | None = None) -> Message:
 
 
 def length(item: Message) -> int:
-    return len(item.data(Format.PLAIN))
+    return len(item.data(Format.PLAIN)) + OVERHEAD
 
 
 # Outbox
