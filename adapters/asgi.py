@@ -261,28 +261,7 @@ class ASGITransport:
     connection's; ASGI middleware must not rely on `asyncio.current_task()` in `send`.
     """
 
-    # Slots: a fan-out touches one of these for each recipient, and every object more is a cache line more.
-    __slots__ = (
-        "_binary",
-        "_close",
-        "_direct",
-        "_format",
-        "_gone",
-        "_idle",
-        "_limits",
-        "_outbox",
-        "_run",
-        "_send",
-        "_tasks",
-        "_writer",
-        "on_closing",
-        "on_slow",
-    )
-
-    @property
-    def can_ping(self) -> bool:
-        """ASGI has no ping."""
-        return False
+    can_ping: bool = False
 
     def __init__(self, send: Send, format: Format, limits: Backpressure, tasks: Tasks) -> None:
         self._send = send
