@@ -286,26 +286,31 @@ class ASGITransport:
         """Bytes in the outbox."""
         return self._outbox.size
 
-    def write(self, message: Message) -> None:
-        """Send `message` now, or queue it behind what waits."""
-        if self._direct:
-            # The hot path of a fan-out: one event for all recipients of a format, and no task.
+    def write(self, *messages: Message) -> None:
+        """Send `messages` now, in order, or queue them behind what waits."""
+        # The hot path of a fan-out: one event for all recipients of a format, and no task.
+        for message in messages:
+            if not self._direct:
+                self._queue(message)
+                continue
             shared = message.shared
             if shared is None or shared[0] is not self._format:
                 shared = message.shared = (self._format, self._event(message))
             awaitable = self._send(shared[1])
             if type(awaitable) is not CoroutineType:
                 self._start_writer(awaitable)  # some servers return an awaitable of their own
-                return
+                continue
             try:
                 waits_for = self._run(awaitable.send, None)
             except StopIteration:
-                return
+                continue
             except Exception as error:
                 self._lost(error)
             else:
                 self._start_writer(_Suspended(awaitable, waits_for))
-        elif self._close is None and not self._gone and self._outbox.push(message) is Overflow.FULL:
+
+    def _queue(self, message: Message) -> None:
+        if self._close is None and not self._gone and self._outbox.push(message) is Overflow.FULL:
             self._outbox.clear()
             self.on_slow()
 

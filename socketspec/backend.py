@@ -7,7 +7,7 @@ room" to a broadcaster: a node asks for the topics its own members need, and get
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -21,6 +21,7 @@ __all__ = (
     "History",
     "HistoryStore",
     "Limits",
+    "Lost",
     "Member",
     "Position",
     "Presence",
@@ -32,10 +33,11 @@ __all__ = (
 
 
 class Topic(NamedTuple):
-    """An address publications go to: a room, everybody in a namespace, or one user."""
+    """An address publications go to: a room, everybody in a namespace, one user, or the namespace's nodes
+    themselves (``control``, which no client hears)."""
 
     namespace: str
-    kind: Literal["room", "all", "user"]
+    kind: Literal["room", "all", "user", "control"]
     name: str
 
 
@@ -98,8 +100,13 @@ class Health(NamedTuple):
     detail: str
 
 
-Deliver = Callable[[Topic, Sequence[Publication]], None]
-"""Called with the publications that arrived together for one topic, in order. Must not block or raise."""
+Deliver = Callable[[Topic, Sequence[Publication]], Awaitable[None] | None]
+"""Called with the publications that arrived together for one topic, in order. Must not block or raise.
+
+Returns None, or where it has fallen behind, what to await before reading more."""
+
+Lost = Callable[[Topic, Sequence[Member]], None]
+"""Called on one node with members of a room whose own node died. Must not block or raise."""
 
 
 class Broker(Protocol):
@@ -202,6 +209,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def node(self) -> str:
+        """This process's name among the nodes: a short string, another one at every start."""
+        ...
+
+    @property
     def broker(self) -> Broker: ...
     @property
     def history(self) -> HistoryStore: ...
@@ -212,8 +224,11 @@ class Backend(Protocol):
     @property
     def sessions(self) -> Sessions: ...
 
-    async def start(self, namespace: str, deliver: Deliver) -> None:
-        """Begin delivering `namespace`'s topics to `deliver`. The first start connects. Raises `BackendError`."""
+    async def start(self, namespace: str, deliver: Deliver, lost: Lost) -> None:
+        """Begin delivering `namespace`'s topics to `deliver`, and members of dead nodes to `lost`.
+
+        The first start connects. Raises `BackendError`.
+        """
         ...
 
     async def stop(self, namespace: str, deliver: Deliver) -> None:

@@ -30,9 +30,9 @@ class _Held:
         self.messages: list[Message] = []
         self.overflowed = False
 
-    def __call__(self, message: Message) -> None:
-        if len(self.messages) < self.LIMIT:
-            self.messages.append(message)
+    def __call__(self, *messages: Message) -> None:
+        if len(self.messages) + len(messages) <= self.LIMIT:
+            self.messages += messages
         else:
             self.overflowed = True
 
@@ -163,11 +163,12 @@ class ClientEvents:
             hub.add(topic, conn)
             return
 
-        def write(message: Message) -> None:
+        def write(*messages: Message) -> None:
             # A fan-out under way may still come with what was replayed; with the first newer one it is past that.
-            if not _is_seen(message, last):
+            newer = [message for message in messages if not _is_seen(message, last)]
+            if newer:
                 hub.add(topic, conn)
-                conn.transport.write(message)
+                conn.transport.write(*newer)
 
         hub.add(topic, conn, write)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from socketspec.backend import Backend, Topic
+from socketspec.backend import Backend, Member, Topic
 from socketspec.client_events import ClientEvents
 from socketspec.connection import Connection
 from socketspec.contracts import Contracts
@@ -128,12 +128,16 @@ class Engine:
 
     async def start(self) -> None:
         """Connect the backend. Raises `BackendError`."""
-        await self.backend.start(self.settings.namespace, self.hub.deliver)
+        await self.backend.start(self.settings.namespace, self.hub.deliver, self._lost)
         try:
             await self.hub.acquire(self.everybody)
         except BaseException:
             await self.backend.stop(self.settings.namespace, self.hub.deliver)
             raise
+
+    def _lost(self, topic: Topic, members: Sequence[Member]) -> None:
+        """Members of a room whose node died."""
+        logger.info("%d members of %r are gone with their node", len(members), topic.name)
 
     async def stop(self, *, grace: float = 10.0) -> None:
         """Say goodbye, let handlers finish, close what is left with 1012. Takes at most about twice `grace` seconds."""

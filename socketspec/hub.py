@@ -1,7 +1,9 @@
-"""Fan-out on one node: which local connections want a topic, and handing each publication to all of them.
+"""Fan-out on one node: which local connections want a topic, and handing publications to all of them.
 
-A publication is encoded once per format, and each recipient costs one `transport.write`: no task, lock or copy. Topics
-with many members are served in slices, so that one fan-out does not hold the event loop; order per topic is kept.
+A publication is encoded once per format, and no recipient costs a task, a lock or a copy. Publications of one topic
+that are ready in the same turn of the event loop are joined: each member is written to once, with all of them. So the
+cost of a message falls as load rises. Large fan-outs are served in slices, so that none holds the event loop. Order is
+kept per topic; between topics, and between a topic and what is sent to one connection alone, none is promised.
 """
 
 from __future__ import annotations
@@ -9,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from socketspec.backend import Broker, Publication, Topic
 from socketspec.connection import Connection
 from socketspec.tasks import Tasks
+from socketspec.transport import Write
 from socketspec.wire import Message
 
 __all__ = ("Hub",)
@@ -22,22 +25,26 @@ __all__ = ("Hub",)
 logger: logging.Logger = logging.getLogger("socketspec.hub")
 
 SLICE: Final = 1000
-"""Recipients served before the event loop gets a turn."""
-PUBLISHER_WAITS: Final = 64
-"""Publications queued for one topic at which local publishers wait for the fan-out to catch up."""
+"""Messages written, recipients times messages, before the event loop gets a turn."""
+JOIN: Final = 32
+"""Publications of one topic that are joined at most, and at which its local publishers wait for the fan-out."""
+PENDING: Final = 16_000
+"""Messages that wait to be written, all topics together, at which local publishers let the event loop turn."""
 MAX_QUEUED: Final = 10_000
 """Publications queued for one topic at which further ones are dropped, with an error in the log."""
 
-Write = Callable[[Message], None]
 Recipients = tuple[tuple[str, Write], ...]
+Batch = Sequence[tuple[Message, tuple[str, ...]]]
+"""Messages, each with the ids of those who do not get it."""
 
 
 class Channel:
     """One topic's local members."""
 
-    __slots__ = ("_recipients", "drained", "members", "queue", "ready", "references")
+    __slots__ = ("_recipients", "drained", "members", "queue", "ready", "references", "topic")
 
-    def __init__(self) -> None:
+    def __init__(self, topic: Topic) -> None:
+        self.topic: Topic = topic
         self.members: dict[str, Write] = {}
         """How to write to each member, by connection id."""
         self.references: int = 0
@@ -45,7 +52,7 @@ class Channel:
         self.ready: asyncio.Future[None] | None = None
         self.queue: deque[tuple[Message, tuple[str, ...]]] = deque()
         self.drained: asyncio.Event | None = None
-        """Set when the queue is empty; None while nothing is sliced."""
+        """Set when the queue is empty; None while nothing is served in slices."""
         self._recipients: Recipients | None = None
 
     def add(self, id: str, write: Write) -> None:
@@ -62,6 +69,10 @@ class Channel:
             self._recipients = tuple(self.members.items())
         return self._recipients
 
+    def take(self) -> Batch:
+        """What is next in the queue, joined."""
+        return [self.queue.popleft() for _ in range(min(len(self.queue), JOIN))]
+
 
 def _current(channel: Channel, snapshot: Recipients, part: Recipients) -> Recipients:
     """`part` of a snapshot without those who have left meanwhile, and with the others' newest way to be written to."""
@@ -77,7 +88,9 @@ class Hub:
         self._broker = broker
         self._tasks = tasks
         self._channels: dict[Topic, Channel] = {}
-        self._written = 0
+        self._waiting: dict[Topic, Channel] = {}
+        """Channels with something to write in the loop's next turn."""
+        self._pending = 0
 
     def __len__(self) -> int:
         return len(self._channels)
@@ -86,7 +99,7 @@ class Hub:
         """Have `topic` delivered to this node: returns when the subscription stands. Raises what the broker raises."""
         channel = self._channels.get(topic)
         if channel is None:
-            channel = self._channels[topic] = Channel()
+            channel = self._channels[topic] = Channel(topic)
         channel.references += 1
         try:
             while channel.ready is None or not channel.ready.done():
@@ -126,61 +139,96 @@ class Hub:
 
     def add(self, topic: Topic, conn: Connection, write: Write | None = None) -> None:
         """Deliver `topic` to `conn` from now on, through `write` if given. Needs an `acquire` first."""
-        self._channels[topic].add(conn.id, write if write is not None else conn.transport.write)
+        channel = self._channels[topic]
+        self._settle(channel)
+        channel.add(conn.id, write if write is not None else conn.transport.write)
 
     def remove(self, topic: Topic, conn: Connection) -> None:
         """Stop delivering to `conn`."""
         channel = self._channels.get(topic)
-        if channel is not None:
+        if channel is not None and conn.id in channel.members:
+            self._settle(channel)
             channel.remove(conn.id)
 
     def deliver(self, topic: Topic, publications: Sequence[Publication]) -> None:
-        """Hand publications that arrived together to the topic's local members, in order."""
+        """Hand publications that arrived together to the topic's local members, in order, in the loop's next turn."""
         channel = self._channels.get(topic)
         if channel is None or not channel.members:
             return
         for publication in publications:
             message = Message(publication.event, publication.payload, room=topic.name, position=publication.position)
-            if channel.drained is None and len(channel.members) <= SLICE:
-                self._write(channel.recipients(), message, publication.exclude)
-            elif len(channel.queue) >= MAX_QUEUED:
+            if len(channel.queue) >= MAX_QUEUED:
                 logger.error("Fan-out of %r is %d messages behind: dropped %r", topic.name, MAX_QUEUED, message)
             else:
                 channel.queue.append((message, publication.exclude))
-        if channel.queue and channel.drained is None:
-            channel.drained = asyncio.Event()
-            self._tasks.spawn(self._serve(channel, channel.drained), name=f"fan-out {topic.name!r}")
+                self._pending += len(channel.members)
+        if channel.drained is None:
+            if not self._waiting:
+                asyncio.get_running_loop().call_soon(self._flush)
+            self._waiting[topic] = channel
 
-    async def _serve(self, channel: Channel, drained: asyncio.Event) -> None:
+    def settle(self) -> None:
+        """Write what is waiting now. For a connection that closes: what was published before it should reach it."""
+        while self._waiting:
+            self._serve(self._waiting.popitem()[1])
+
+    def _settle(self, channel: Channel) -> None:
+        """What was published before a join is not for the one who joins; before a leave, for the one who leaves."""
+        if self._waiting and self._waiting.pop(channel.topic, None) is not None:
+            self._serve(channel)
+
+    def _flush(self) -> None:
+        self._pending = written = 0
+        while self._waiting:
+            if written >= SLICE:
+                asyncio.get_running_loop().call_soon(self._flush)
+                return
+            channel = self._waiting.pop(next(iter(self._waiting)))
+            written += len(channel.members) * len(channel.queue)
+            self._serve(channel)
+
+    def _serve(self, channel: Channel) -> None:
+        recipients = channel.recipients()
+        if len(recipients) * len(channel.queue) > SLICE:
+            channel.drained = asyncio.Event()
+            serving = self._serve_in_slices(channel, recipients, channel.drained)
+            self._tasks.spawn(serving, name=f"fan-out {channel.topic.name!r}")
+            return
+        while channel.queue:
+            self._write(recipients, channel.take())
+
+    async def _serve_in_slices(self, channel: Channel, recipients: Recipients, drained: asyncio.Event) -> None:
         try:
             while channel.queue:
-                message, exclude = channel.queue.popleft()
-                recipients = channel.recipients()
-                for start in range(0, len(recipients), SLICE):
-                    self._write(_current(channel, recipients, recipients[start : start + SLICE]), message, exclude)
+                batch = channel.take()
+                step = max(1, SLICE // len(batch))
+                for start in range(0, len(recipients), step):
+                    self._write(_current(channel, recipients, recipients[start : start + step]), batch)
                     await asyncio.sleep(0)
+                recipients = channel.recipients()
         finally:
             channel.drained = None
             drained.set()
 
-    def _write(self, recipients: Recipients, message: Message, exclude: tuple[str, ...]) -> None:
-        self._written += len(recipients)
-        if exclude:
-            recipients = tuple(recipient for recipient in recipients if recipient[0] not in exclude)
+    def _write(self, recipients: Recipients, batch: Batch) -> None:
+        messages = tuple(message for message, _ in batch)
+        excluded = {id for _, exclude in batch for id in exclude}
         for id, write in recipients:
             try:
-                write(message)
+                if id not in excluded:
+                    write(*messages)
+                elif theirs := tuple(message for message, exclude in batch if id not in exclude):
+                    write(*theirs)
             except Exception:
-                logger.exception("Writing %r to connection %s failed", message, id)
+                logger.exception("Writing %r to connection %s failed", messages, id)
 
     async def breathe(self, topic: Topic) -> None:
-        """Let the event loop turn after much was written, and wait while `topic`'s fan-out is far behind.
+        """Let the event loop turn after much was published, and wait while `topic`'s fan-out is behind.
 
         Without it a publisher in a tight loop would fill the buffers of clients that never got a chance to read.
         """
         channel = self._channels.get(topic)
-        if channel is not None and channel.drained is not None and len(channel.queue) >= PUBLISHER_WAITS:
-            await channel.drained.wait()
-        if self._written >= SLICE:
-            self._written = 0
+        if self._pending >= PENDING or (channel is not None and len(channel.queue) >= JOIN):
             await asyncio.sleep(0)
+            while channel is not None and channel.drained is not None and len(channel.queue) >= JOIN:
+                await channel.drained.wait()

@@ -16,6 +16,7 @@ from socketspec.backend import (
     History,
     HistoryStore,
     Limits,
+    Lost,
     Member,
     Position,
     Presence,
@@ -250,13 +251,14 @@ class MemoryBackend:
 
     def __init__(self, *, clock: Clock = time.monotonic) -> None:
         streams = _Streams(clock)
+        self.node: str = secrets.token_hex(4)
         self.broker: MemoryBroker = MemoryBroker(streams)
         self.history: MemoryHistory = MemoryHistory(streams)
         self.presence: MemoryPresence = MemoryPresence()
         self.limits: MemoryLimits = MemoryLimits(clock)
         self.sessions: MemorySessions = MemorySessions(clock)
 
-    async def start(self, namespace: str, deliver: Deliver) -> None:
+    async def start(self, namespace: str, deliver: Deliver, lost: Lost) -> None:
         self.broker.attach(namespace, deliver)
 
     async def stop(self, namespace: str, deliver: Deliver) -> None:

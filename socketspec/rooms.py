@@ -16,7 +16,8 @@ from socketspec.connection import Connection
 from socketspec.errors import ConfigurationError, PermissionDenied, RoomNotFound, ValidationFailed
 from socketspec.names import RoomPattern, check_room_name
 from socketspec.registry import Guard
-from socketspec.wire import Message, encode_payload
+from socketspec.transport import Write
+from socketspec.wire import encode_payload
 
 if TYPE_CHECKING:
     from socketspec.engine import Engine
@@ -96,7 +97,7 @@ class Rooms:
         """
         await self.join_through(conn, room, conn.transport.write)
 
-    async def join_through(self, conn: Connection, room: str, write: Callable[[Message], None]) -> None:
+    async def join_through(self, conn: Connection, room: str, write: Write) -> None:
         """Like `join`, with `write` in the place of the connection's transport. For the engine."""
         engine = await self._engine()
         declared = self._check(room)
@@ -119,9 +120,7 @@ class Rooms:
             if not await _allows(guard, conn, variables):
                 raise PermissionDenied(f"You may not join {room!r}.", details={"reason": "guard", "room": room})
 
-    async def _enter(
-        self, engine: Engine, conn: Connection, room: str, declared: Room | None, write: Callable[[Message], None]
-    ) -> None:
+    async def _enter(self, engine: Engine, conn: Connection, room: str, declared: Room | None, write: Write) -> None:
         topic = Topic(engine.settings.namespace, "room", room)
         presence = engine.backend.presence
         await engine.hub.acquire(topic)

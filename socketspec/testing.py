@@ -60,8 +60,10 @@ class _Pipe:
         self.closed: tuple[int, str] | None = None
         self.on_slow: Callable[[], None] = self.abort
 
-    def write(self, message: Message) -> None:
-        if self.closed is None:
+    def write(self, *messages: Message) -> None:
+        for message in messages:
+            if self.closed is not None:
+                return
             if len(self.unread) >= MAX_UNREAD:
                 self.on_slow()
                 return

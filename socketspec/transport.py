@@ -17,7 +17,7 @@ from typing import Final, Literal, Protocol, get_args
 from socketspec.errors import ConfigurationError
 from socketspec.wire import Format, Message
 
-__all__ = ("Backpressure", "Outbox", "Overflow", "Policy", "Transport")
+__all__ = ("Backpressure", "Outbox", "Overflow", "Policy", "Transport", "Write")
 
 Policy = Literal["disconnect", "drop_oldest", "keep_latest"]
 
@@ -171,6 +171,12 @@ class Outbox:
         return True
 
 
+class Write(Protocol):
+    """Takes a connection's messages, in order."""
+
+    def __call__(self, *messages: Message) -> None: ...
+
+
 class Transport(Protocol):
     """What carries one accepted connection's frames. Every method is called in the event loop and never blocks."""
 
@@ -182,8 +188,8 @@ class Transport(Protocol):
     on_slow: Callable[[], None]
     """Called once when the peer does not keep up. The engine sets it."""
 
-    def write(self, message: Message) -> None:
-        """Send `message`, or queue it behind what waits. Does nothing once closing."""
+    def write(self, *messages: Message) -> None:
+        """Send `messages` in order, or queue them behind what waits. Does nothing once closing."""
         ...
 
     async def drain(self) -> None:

@@ -79,7 +79,7 @@ def serve(name: str) -> None:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     print(listener.getsockname()[1], flush=True)
-    config = uvicorn.Config(APPS[name](), log_level="error", ws_ping_interval=None)
+    config = uvicorn.Config(APPS[name](), log_level="critical", ws_ping_interval=None)
     asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
 
 

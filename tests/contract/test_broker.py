@@ -35,7 +35,7 @@ class Heard:
 @asynccontextmanager
 async def node(backend: Backend, namespace: str = "/") -> AsyncIterator[Heard]:
     heard = Heard()
-    await backend.start(namespace, heard)
+    await backend.start(namespace, heard, lambda _topic, _members: None)
     try:
         yield heard
     finally:
@@ -136,7 +136,7 @@ async def test_who_is_excluded_travels_with_the_publication(backend: Backend) ->
     def deliver(topic: Topic, publications: Sequence[Publication]) -> None:
         got.extend(publications)
 
-    await backend.start("/", deliver)
+    await backend.start("/", deliver, lambda _topic, _members: None)
     await backend.broker.subscribe(ROOM)
     await backend.broker.publish(ROOM, Publication(event="x", payload=b"{}", exclude=("a", "b")))
     await backend.stop("/", deliver)

@@ -157,7 +157,7 @@ async def test_a_repeated_idempotency_key_is_not_delivered_again(backend: Backen
         assert isinstance(publications, tuple | list)
         heard.extend(item.event for item in publications)
 
-    await backend.start("/", deliver)
+    await backend.start("/", deliver, lambda _topic, _members: None)
     await backend.broker.subscribe(ROOM)
     for event in ("paid", "paid"):
         await publish(backend, event, key="k")

@@ -262,11 +262,11 @@ async def test_a_start_that_fails_is_tried_again_by_the_next_one() -> None:
     class Flaky(MemoryBackend):
         failures = 1
 
-        async def start(self, namespace: str, deliver: Any) -> None:
+        async def start(self, namespace: str, deliver: Any, lost: Any) -> None:
             if self.failures:
                 self.failures -= 1
                 raise ConnectionError("not yet")
-            await super().start(namespace, deliver)
+            await super().start(namespace, deliver, lost)
 
     socket = SocketApp(backend=Flaky())
     with pytest.raises(ConnectionError):

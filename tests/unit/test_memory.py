@@ -9,7 +9,7 @@ from socketspec.memory import MemoryBackend, from_url
 async def test_a_publication_is_delivered_within_the_call() -> None:
     backend = MemoryBackend()
     heard: list[str] = []
-    await backend.start("/", lambda _, items: heard.extend(item.event for item in items))
+    await backend.start("/", lambda _, items: heard.extend(item.event for item in items), lambda *_: None)
     topic = Topic("/", "room", "a")
     await backend.broker.subscribe(topic)
     await backend.broker.publish(topic, Publication(event="x", payload=b"{}"))

@@ -1,0 +1,242 @@
+"""Fan-out through Redis: a node hears the topics it asked for, and publishes what its clients and handlers send.
+
+A topic's channel is subscribed to while somebody here wants it and for `linger` seconds after, so that a room that is
+left and joined again at once costs nothing. After a loss of the link every channel is subscribed to again, and topics
+with history are caught up with: one range read each, however many members they have here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import deque
+from collections.abc import Awaitable, Iterable, Sequence
+from itertools import groupby
+from typing import Final
+
+from socketspec.backend import Broker, Deliver, History, HistoryStore, Position, Publication, Receipt, Topic
+from socketspec.cluster.envelope import decode
+from socketspec.cluster.keys import Keys
+from socketspec.cluster.publishing import parse_receipt, publish_command
+from socketspec.cluster.runner import Runner
+from socketspec.cluster.subscriptions import Subscriptions
+from socketspec.errors import BackendError
+from socketspec.tasks import Tasks
+
+__all__ = ("RedisBroker",)
+
+logger: logging.Logger = logging.getLogger("socketspec.cluster")
+
+CATCH_UPS: Final = 8
+"""Histories read at once after a loss."""
+MAX_HELD: Final = 10_000
+"""Live publications of one topic that wait while its history is read; beyond it the oldest are given up."""
+
+
+class _Heard:
+    """What this node has heard of one topic."""
+
+    __slots__ = ("held", "last", "lingering", "replayed", "subscribed", "wanted")
+
+    def __init__(self) -> None:
+        self.wanted = 0
+        """Subscribes less unsubscribes."""
+        self.subscribed = False
+        self.lingering: asyncio.TimerHandle | None = None
+        self.last: Position | None = None
+        """The newest position heard; None in topics without history, or before the first."""
+        self.held: deque[Publication] | None = None
+        """Live publications, while the history is read; None while it is not."""
+        self.replayed: frozenset[Position] = frozenset()
+        """What the last catch-up delivered: it may arrive live as well."""
+
+
+class RedisBroker(Broker):
+    """One process's part of the fan-out. `attach` and `detach` say who gets a namespace's publications."""
+
+    def __init__(self, runner: Runner, keys: Keys, history: HistoryStore, tasks: Tasks, *, linger: float) -> None:
+        self._runner = runner
+        self._keys = keys
+        self._history = history
+        self._tasks = tasks
+        self._linger = linger
+        self._subscriptions: Subscriptions | None = None
+        self._delivers: dict[str, list[Deliver]] = {}
+        self._heard: dict[Topic, _Heard] = {}
+        self._topics: dict[bytes, Topic] = {}
+        self._reading = asyncio.Semaphore(CATCH_UPS)
+        self.broken: int = 0
+        """Frames that were not understood: from another version, or not from us."""
+
+    def connect(self, subscriptions: Subscriptions) -> None:
+        """Use `subscriptions`, which hands on to `received` and `restored`."""
+        self._subscriptions = subscriptions
+
+    def attach(self, namespace: str, deliver: Deliver) -> None:
+        """Hand `namespace`'s publications to `deliver` as well."""
+        self._delivers.setdefault(namespace, []).append(deliver)
+
+    def detach(self, namespace: str, deliver: Deliver) -> None:
+        """Undo one `attach`."""
+        delivers = self._delivers.get(namespace, [])
+        if deliver in delivers:
+            delivers.remove(deliver)
+        if not delivers:
+            self._delivers.pop(namespace, None)
+
+    def close(self) -> None:
+        """Forget every subscription."""
+        for heard in self._heard.values():
+            if heard.lingering is not None:
+                heard.lingering.cancel()
+        self._heard.clear()
+        self._topics.clear()
+
+    async def subscribe(self, topic: Topic) -> None:
+        heard = self._heard.get(topic)
+        if heard is None:
+            heard = self._heard[topic] = _Heard()
+        heard.wanted += 1
+        if heard.lingering is not None:
+            heard.lingering.cancel()
+            heard.lingering = None
+        if heard.subscribed:
+            return
+        channel = self._keys.channel(topic)
+        self._topics[channel] = topic
+        try:
+            await self._links().subscribe(channel)
+        except BaseException:
+            await self.unsubscribe(topic)
+            raise
+        heard.subscribed = True
+
+    async def unsubscribe(self, topic: Topic) -> None:
+        heard = self._heard.get(topic)
+        if heard is None:
+            return
+        heard.wanted -= 1
+        if heard.wanted <= 0 and heard.lingering is None:
+            loop = asyncio.get_running_loop()
+            heard.lingering = loop.call_later(self._linger, self._give_up, topic, heard)
+
+    def _give_up(self, topic: Topic, heard: _Heard) -> None:
+        if self._heard.get(topic) is heard:
+            channel = self._keys.channel(topic)
+            del self._heard[topic]
+            self._topics.pop(channel, None)
+            self._links().unsubscribe(channel)
+
+    def _links(self) -> Subscriptions:
+        if self._subscriptions is None:
+            raise BackendError("The Redis backend is not started; start the SocketApp first.")
+        return self._subscriptions
+
+    async def publish(
+        self,
+        topic: Topic,
+        publication: Publication,
+        *,
+        history: History | None = None,
+        idempotency_key: str | None = None,
+    ) -> Receipt:
+        epoch, tag = secrets.token_hex(8), secrets.token_hex(4)
+        command = publish_command(self._keys, topic, publication, history, idempotency_key, epoch=epoch, tag=tag)
+        return parse_receipt(await self._runner.run(command))
+
+    def received(self, messages: Sequence[tuple[bytes, bytes]]) -> Awaitable[None] | None:
+        """Take what one read brought, in order; what to await before reading on, where a fan-out is behind."""
+        behind: list[Awaitable[None]] = []
+        for channel, group in groupby(messages, key=_channel):
+            topic = self._topics.get(channel)
+            if topic is None:
+                continue
+            publications = self._decoded(data for _, data in group)
+            heard = self._heard[topic]
+            if heard.held is not None or any(item.position is not None for item in publications):
+                publications = self._in_order(topic, heard, publications)
+            if publications:
+                behind += self._deliver(topic, publications)
+        if not behind:
+            return None
+        return behind[0] if len(behind) == 1 else _all(behind)
+
+    def _decoded(self, frames: Iterable[bytes]) -> list[Publication]:
+        decoded = []
+        for frame in frames:
+            publication = decode(frame)
+            if publication is not None:
+                decoded.append(publication)
+            else:
+                self.broken += 1
+        return decoded
+
+    def _deliver(self, topic: Topic, publications: Sequence[Publication]) -> list[Awaitable[None]]:
+        behind = [deliver(topic, publications) for deliver in self._delivers.get(topic.namespace, ())]
+        return [waiting for waiting in behind if waiting is not None]
+
+    def _in_order(self, topic: Topic, heard: _Heard, publications: list[Publication]) -> list[Publication]:
+        """What can be delivered now. The rest is held while the history tells what was missed before it."""
+        if heard.held is not None:
+            heard.held += publications
+            return []
+        ready: list[Publication] = []
+        for index, item in enumerate(publications):
+            if item.position is None:
+                ready.append(item)
+            elif item.position in heard.replayed:
+                continue
+            elif _follows(heard.last, item.position):
+                heard.last = item.position
+                ready.append(item)
+            else:
+                self._catch_up(topic, heard, publications[index:])
+                break
+        return ready
+
+    def restored(self, channels: Sequence[bytes]) -> None:
+        """Channels that stand again after a loss: what was missed on them is read where it was kept."""
+        for channel in channels:
+            topic = self._topics.get(channel)
+            heard = None if topic is None else self._heard.get(topic)
+            if topic is not None and heard is not None and heard.last is not None and heard.held is None:
+                self._catch_up(topic, heard, [])
+
+    def _catch_up(self, topic: Topic, heard: _Heard, live: list[Publication]) -> None:
+        heard.held = deque(live, maxlen=MAX_HELD)
+        self._tasks.spawn(self._read_missed(topic, heard), name=f"catch-up with {topic.name!r}")
+
+    async def _read_missed(self, topic: Topic, heard: _Heard) -> None:
+        missed: Sequence[Publication] = ()
+        try:
+            async with self._reading:
+                if heard.last is not None:
+                    missed = await self._history.read(topic, since=heard.last)
+        except LookupError as error:
+            logger.warning("%s: what was published to it meanwhile is lost to clients of this node", error)
+        except BackendError as error:
+            logger.warning("Catching up with %r failed: %s", topic.name, error)
+        held, heard.held = heard.held or (), None
+        seen = frozenset(item.position for item in missed if item.position is not None)
+        publications = [*missed, *(item for item in held if item.position is None or item.position not in seen)]
+        heard.replayed = seen
+        for item in publications:
+            if item.position is not None:
+                heard.last = item.position
+        if publications and self._heard.get(topic) is heard:
+            for behind in self._deliver(topic, publications):
+                await behind
+
+
+def _channel(message: tuple[bytes, bytes]) -> bytes:
+    return message[0]
+
+
+def _follows(last: Position | None, position: Position) -> bool:
+    return last is None or (last.epoch == position.epoch and position.offset == last.offset + 1)
+
+
+async def _all(waiting: Sequence[Awaitable[None]]) -> None:
+    for one in waiting:
+        await one
