@@ -208,18 +208,21 @@ class RedisBroker(Broker):
         self._tasks.spawn(self._read_missed(topic, heard), name=f"catch-up with {topic.name!r}")
 
     async def _read_missed(self, topic: Topic, heard: _Heard) -> None:
+        since = heard.last
         missed: Sequence[Publication] = ()
         try:
             async with self._reading:
-                if heard.last is not None:
-                    missed = await self._history.read(topic, since=heard.last)
+                if since is not None:
+                    missed = await self._history.read(topic, since=since)
         except LookupError as error:
             logger.warning("%s: what was published to it meanwhile is lost to clients of this node", error)
+            since = None  # and what we heard before is no measure any more
         except BackendError as error:
             logger.warning("Catching up with %r failed: %s", topic.name, error)
+            since = None
         held, heard.held = heard.held or (), None
         seen = frozenset(item.position for item in missed if item.position is not None)
-        publications = [*missed, *(item for item in held if item.position is None or item.position not in seen)]
+        publications = [*missed, *(item for item in held if not _is_known(item, since, seen))]
         heard.replayed = seen
         for item in publications:
             if item.position is not None:
@@ -235,6 +238,15 @@ def _channel(message: tuple[bytes, bytes]) -> bytes:
 
 def _follows(last: Position | None, position: Position) -> bool:
     return last is None or (last.epoch == position.epoch and position.offset == last.offset + 1)
+
+
+def _is_known(item: Publication, since: Position | None, replayed: frozenset[Position]) -> bool:
+    position = item.position
+    if position is None:
+        return False
+    return position in replayed or (
+        since is not None and position.epoch == since.epoch and position.offset <= since.offset
+    )
 
 
 async def _all(waiting: Sequence[Awaitable[None]]) -> None:

@@ -51,8 +51,10 @@ class Connection:
         "order",
         "session",
         "slots",
+        "subjects",
         "topics",
         "transport",
+        "user_topic",
         "violations",
         "welcomed",
     )
@@ -84,6 +86,8 @@ class Connection:
         self.format: Format = format
         self.clock: SessionClock = clock
         self.topics: dict[str, Topic] = {}
+        self.user_topic: Topic | None = None
+        self.subjects: tuple[str, ...] = ()
         self.changing: dict[str, asyncio.Event] | None = None
         self.departed: frozenset[str] | None = None
         self.welcomed: bool = False

@@ -85,12 +85,12 @@ class Contracts:
             )
         _check_model(f"The handler of {spec.name!r} emits {event!r}", declared, payload)
 
-    def check_broadcast(self, room: str | None, event: str, payload: object) -> None:
-        """Raises `ContractError` when the current handler does not declare this. `room` is None for everybody."""
+    def check_broadcast(self, room: str | None, event: str, payload: object, *, whom: str = "everybody") -> None:
+        """Raises `ContractError` when the current handler does not declare this. `room` is None for `whom`."""
         spec = _handling.get() if self.strict else None
         if spec is None or spec.broadcasts is None:
             return
-        what = f"The handler of {spec.name!r} broadcasts {event!r} to " + (f"room {room!r}" if room else "everybody")
+        what = f"The handler of {spec.name!r} broadcasts {event!r} to " + (f"room {room!r}" if room else whom)
         declared = [item for item in spec.broadcasts if item.event == event and _room_fits(item.room, room)]
         if not declared:
             known = _listed(f"{item.event} → {item.room or 'everybody'}" for item in spec.broadcasts)

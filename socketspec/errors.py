@@ -63,13 +63,14 @@ class ErrorCode(StrEnum):
 
 
 ERROR_CODES: Mapping[ErrorCode, str] = {
-    ErrorCode.AUTH_ERROR: "No or bad credentials. Sent before close code 4001.",
+    ErrorCode.AUTH_ERROR: "No or bad credentials. Sent before close code 4001; with revoked ones before 4005.",
     ErrorCode.AUTH_EXPIRED: "The token ran out and was not refreshed in time. Sent before close code 4001.",
     ErrorCode.HANDLER_ERROR: "The event's handler failed; `request_id` finds the cause in the server's log.",
     ErrorCode.IDLE_TIMEOUT: "Nothing was received for `idle_timeout` seconds. Sent before close code 4003.",
     ErrorCode.PAYLOAD_TOO_LARGE: "The message is larger than `max_payload_size`. The connection stays open "
     "where the server hands the whole message over, and is closed with 1009 where it does not.",
-    ErrorCode.PERMISSION_ERROR: "A guard or limit refused it: a room guard, a full room, too many rooms.",
+    ErrorCode.PERMISSION_ERROR: "A guard or limit refused it: a room guard, a full room, too many rooms, or too many "
+    "connections of one user (sent before close code 4008).",
     ErrorCode.RATE_LIMIT_ERROR: "Too many events; `details.retry_after` says in seconds when to try again.",
     ErrorCode.ROOM_NOT_FOUND: "The app declares its rooms and this is none of them.",
     ErrorCode.SESSION_EXPIRED: "The session reached `max_duration`. Sent before close code 4002.",
@@ -88,6 +89,7 @@ class CloseCode(IntEnum):
     MESSAGE_TOO_BIG = 1009
     INTERNAL_ERROR = 1011
     SERVICE_RESTART = 1012
+    TRY_AGAIN_LATER = 1013
     DISCONNECTED = 4000
     AUTH_FAILED = 4001
     SESSION_EXPIRED = 4002
@@ -96,6 +98,8 @@ class CloseCode(IntEnum):
     REVOKED = 4005
     SLOW_CONSUMER = 4006
     RATE_LIMITED = 4007
+    TOO_MANY_CONNECTIONS = 4008
+    REPLACED = 4009
 
 
 class CloseInfo(NamedTuple):
@@ -118,14 +122,29 @@ CLOSE_CODES: Mapping[CloseCode, CloseInfo] = {
     CloseCode.SERVICE_RESTART: CloseInfo(
         "server_shutdown", "The node is being stopped; another one will answer.", True
     ),
-    CloseCode.DISCONNECTED: CloseInfo("disconnected", "Your code called `conn.disconnect()`.", False),
+    CloseCode.TRY_AGAIN_LATER: CloseInfo(
+        "try_again_later", "The node could not reach its cluster backend while the connection was opened.", True
+    ),
+    CloseCode.DISCONNECTED: CloseInfo(
+        "disconnected", "Your code called `conn.disconnect()` or `socket.users.disconnect()`.", False
+    ),
     CloseCode.AUTH_FAILED: CloseInfo("auth_error", "Authentication failed, or the token expired.", False),
-    CloseCode.SESSION_EXPIRED: CloseInfo("max_duration", "The session reached `max_duration`.", True),
+    CloseCode.SESSION_EXPIRED: CloseInfo(
+        "max_duration", "The session reached `max_duration`; a new one has to begin, with a new sign-in.", True
+    ),
     CloseCode.IDLE_TIMEOUT: CloseInfo("idle_timeout", "Nothing was received for `idle_timeout` seconds.", True),
     CloseCode.HEARTBEAT_TIMEOUT: CloseInfo("heartbeat_timeout", "A heartbeat was not answered in time.", True),
-    CloseCode.REVOKED: CloseInfo("revoked", "The session or user was revoked.", False),
+    CloseCode.REVOKED: CloseInfo(
+        "revoked", "The session, user or token was revoked: now, or before this connection came.", False
+    ),
     CloseCode.SLOW_CONSUMER: CloseInfo("slow_consumer", "The client read too slowly and its buffer filled up.", True),
     CloseCode.RATE_LIMITED: CloseInfo("rate_limited", "The client went on sending far above its rate limit.", False),
+    CloseCode.TOO_MANY_CONNECTIONS: CloseInfo(
+        "too_many_connections", "The user has `max_connections_per_user` connections already.", False
+    ),
+    CloseCode.REPLACED: CloseInfo(
+        "replaced", "A newer connection of the user took this one's place (`connection_limit_policy`).", False
+    ),
 }
 """What each close code means: the one table, shown in the docs and on the schema page."""
 

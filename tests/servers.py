@@ -1,28 +1,27 @@
-"""Real Redis and Valkey servers for tests: single, replicated under Sentinel, clustered, with TLS, and a faulty network.
+"""Real Redis and Valkey servers for tests: single, under Sentinel, clustered, with TLS; and a network with faults.
 
-Every server listens on free ports of 127.0.0.1, keeps its files in a folder of its own and is ended by its process id.
-A `Server`, a `Sentinels`, a `Cluster` and a `Proxy` are context managers; they are running once they are made.
+A `Server`, `Sentinels`, `Cluster` or `Proxy` runs from the moment it is made and is a context manager that ends it.
+Everything listens on free ports of 127.0.0.1.
 """
 
 from __future__ import annotations
 
-import atexit
-import functools
-import os
-import shutil
-import signal
-import socket
-import ssl
-import subprocess
-import tempfile
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, Self
-
-import hiredis
-
 from tests.server_groups import Cluster, Sentinels
+from tests.server_process import (
+    Absent,
+    Broken,
+    Certificates,
+    Server,
+    ask,
+    eventually,
+    free_port,
+    in_ci,
+    make_certificates,
+    ran,
+    redis_binary,
+    started,
+    valkey_binary,
+)
 from tests.server_proxy import Proxy
 
 __all__ = (
@@ -38,6 +37,7 @@ __all__ = (
     "free_port",
     "in_ci",
     "make_certificates",
+    "ran",
     "redis_binary",
     "started",
     "valkey_binary",

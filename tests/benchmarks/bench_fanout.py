@@ -11,22 +11,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import json
-import os
-import selectors
 import socket
 import statistics
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import NamedTuple
 
 import uvicorn
 from fastapi import FastAPI, WebSocket
 
-PAYLOAD = {"text": "x" * 80}
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.benchmarks.load import Receivers, connect, cpu_seconds, masked_text, pin, process, say_port, wait_for_port
+
+PAYLOAD = {"text": "x" * 56, "t": 10**18}
 FRAME = len(json.dumps({"event": "tick", "payload": PAYLOAD}, separators=(",", ":"))) + 2
 
 
@@ -75,37 +74,11 @@ APPS = {"fastapi": fastapi_app, "socketspec": socketspec_app}
 
 def serve(name: str) -> None:
     """Run one server on a free port and print the port."""
-    _pin(0)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    print(listener.getsockname()[1], flush=True)
+    say_port(listener)
     config = uvicorn.Config(APPS[name](), log_level="critical", ws_ping_interval=None)
     asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
-
-
-def _pin(core: int) -> None:
-    os.sched_setaffinity(0, {core % (os.cpu_count() or 1)})
-
-
-def connect(port: int) -> socket.socket:
-    """Open a WebSocket without the cost of a client library."""
-    client = socket.create_connection(("127.0.0.1", port))
-    key = base64.b64encode(os.urandom(16)).decode()
-    client.sendall(
-        f"GET /ws HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
-    )
-    head = b""
-    while not head.endswith(b"\r\n\r\n"):
-        head += client.recv(1)
-    if b" 101 " not in head.split(b"\r\n")[0]:
-        raise RuntimeError(head.decode())
-    return client
-
-
-def masked_text(text: bytes) -> bytes:
-    """A client frame with a zero mask (RFC 6455 section 5.3 allows any)."""
-    return bytes((0x81, 0x80 | len(text))) + b"\0\0\0\0" + text
 
 
 class Result(NamedTuple):
@@ -115,55 +88,24 @@ class Result(NamedTuple):
     cpu: float
 
 
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far; NaN where /proc does not tell."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return float("nan")
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def measure(name: str, connections: int, messages: int) -> Result:
     """Run one server under load."""
-    server = subprocess.Popen([sys.executable, __file__, "--serve", name], stdout=subprocess.PIPE, text=True)
-    assert server.stdout is not None
-    try:
-        port = int(server.stdout.readline())
-        for _ in range(500):
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except OSError:
-                time.sleep(0.02)
+    with process([sys.executable, __file__, "--serve", name], core=0) as (server, line):
+        port = int(line)
+        wait_for_port(port)
         clients = [connect(port) for _ in range(connections)]
-        selector = selectors.DefaultSelector()
-        for client in clients:
-            client.setblocking(False)
-            selector.register(client, selectors.EVENT_READ)
-        expected = connections * messages * FRAME
-        received = 0
-        began, cpu_began = time.perf_counter(), cpu_seconds(server.pid)
+        receivers = Receivers(clients)
+        expected = connections * messages
+        cpu_began = cpu_seconds(server.pid)
         clients[0].setblocking(True)
         clients[0].sendall(masked_text(json.dumps({"event": "go", "payload": {"count": messages}}).encode()))
         clients[0].setblocking(False)
-        while received < expected:
-            ready = selector.select(timeout=10)
-            if not ready:
-                raise RuntimeError(f"{name}: nothing arrived for 10 s; got {received} of {expected} bytes")
-            for key, _ in ready:
-                chunk = key.fileobj.recv(262_144)  # type: ignore[union-attr] # only sockets were registered
-                if not chunk:
-                    raise RuntimeError(f"{name}: the server closed a connection")
-                received += len(chunk)
-        elapsed, cpu = time.perf_counter() - began, cpu_seconds(server.pid) - cpu_began
-        for client in clients:
-            client.close()
-        delivered = connections * messages
-        return Result(delivered / elapsed, cpu / delivered * 1e6)
-    finally:
-        server.kill()
-        server.wait()
+        tally = receivers.count(expected, patience=10)
+        cpu = cpu_seconds(server.pid) - cpu_began
+        receivers.close()
+        if tally.delivered < expected:
+            raise RuntimeError(f"{name}: only {tally.delivered} of {expected} messages arrived")
+        return Result(tally.delivered / tally.seconds, cpu / tally.delivered * 1e6)
 
 
 def main() -> None:
@@ -177,7 +119,7 @@ def main() -> None:
     if options.serve:
         serve(options.serve)
         return
-    _pin(1)
+    pin(1)
     results: dict[str, list[Result]] = {name: [] for name in APPS}
     for turn in range(options.rounds):
         # Whoever comes second finds another machine (caches, the hypervisor's mood): they take turns in being first.

@@ -1,0 +1,158 @@
+"""`RedisBackend`: the cluster layer as one `socketspec.backend.Backend`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import weakref
+from dataclasses import replace
+from typing import Any, Final
+
+from socketspec.backend import Deliver, Health, HistoryStore, Limits, Lost, Sessions
+from socketspec.cluster.broker import RedisBroker
+from socketspec.cluster.commands import Command
+from socketspec.cluster.history import RedisHistory
+from socketspec.cluster.keys import Keys
+from socketspec.cluster.limits import RedisLimits
+from socketspec.cluster.options import RedisOptions, parse_url
+from socketspec.cluster.presence import RedisPresence
+from socketspec.cluster.runner import Runner
+from socketspec.cluster.sessions import RedisSessions
+from socketspec.cluster.subscriptions import Subscriptions
+from socketspec.cluster.topology import make_topology
+from socketspec.tasks import Tasks
+
+__all__ = ("RedisBackend", "from_url")
+
+logger: logging.Logger = logging.getLogger("socketspec.cluster")
+
+GRACE: Final = 2.0
+"""Seconds that background work gets to end when the backend stops."""
+
+
+class RedisBackend:
+    """Shares rooms, presence, limits and sessions between all nodes that use the same servers and prefix.
+
+    Args:
+        url: ``redis://[user:password@]host[:port][/db]``, ``rediss://…`` (TLS), ``redis+sentinel://h1,h2,h3/name``, or
+            ``redis+cluster://h1,h2``. Redis 7 or Valkey 8 at least.
+        options: any field of `RedisOptions`; those in the URL's query string are the defaults.
+
+    Raises `ConfigurationError` for a URL or an option that cannot work.
+    """
+
+    shared = True
+
+    def __init__(self, url: str, **options: Any) -> None:
+        self._servers, configured = parse_url(url)
+        self.options: RedisOptions = replace(configured, **options)
+        self.node: str = secrets.token_hex(4)
+        self._keys = Keys(self.options.prefix)
+        self._uses = 0
+        self._turn = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._build()
+
+    def __repr__(self) -> str:
+        return f"<RedisBackend {self._servers!r} prefix={self.options.prefix!r} node={self.node}>"
+
+    def _build(self) -> None:
+        """Everything that belongs to one event loop and one life of this node."""
+        self._tasks = Tasks()
+        self._topology = make_topology(self._servers, self.options)
+        self._runner = Runner(self._topology, self.options, self._tasks)
+        self.history: HistoryStore = RedisHistory(self._runner, self._keys)
+        self.limits: Limits = RedisLimits(self._runner, self._keys)
+        self.sessions: Sessions = RedisSessions(self._runner, self._keys)
+        self.broker: RedisBroker = RedisBroker(
+            self._runner, self._keys, self.history, self._tasks, linger=self.options.linger
+        )
+        self.presence: RedisPresence = RedisPresence(self._runner, self._keys, self.node, self._tasks, self.options)
+        self._subscriptions = Subscriptions(
+            self._topology,
+            self._tasks,
+            receive=self.broker.received,
+            probe=self._probe,
+            probe_channel=lambda tag: self._keys.probe(self.node, tag),
+            restored=self.broker.restored,
+            options=self.options,
+        )
+        self.broker.connect(self._subscriptions)
+
+    async def _probe(self, channel: bytes, nonce: bytes) -> Any:
+        return await self._runner.run(Command("SPUBLISH", None, (channel,), (nonce,)))
+
+    async def start(self, namespace: str, deliver: Deliver, lost: Lost) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._forget_dead_loop()
+            self._loop, self._turn = loop, asyncio.Lock()
+        async with self._turn:
+            if self._uses == 0:
+                await self._connect()
+            try:
+                self.presence.attach(namespace, lost)
+                await self.presence.start(namespace)
+            except BaseException:
+                if self._uses == 0:
+                    await self._disconnect()
+                raise
+            self._uses += 1
+            self.broker.attach(namespace, deliver)
+
+    def _forget_dead_loop(self) -> None:
+        """Start anew when the loop we ran in has ended without `stop`; its sockets went with it."""
+        if self._loop is not None and self._uses and not self._loop.is_closed():
+            raise RuntimeError(
+                f"{self!r} runs in another event loop already; give each event loop a RedisBackend of its own."
+            )
+        if self._loop is not None:
+            self.node = secrets.token_hex(4)
+            self._build()
+        self._uses = 0
+
+    async def _connect(self) -> None:
+        try:
+            await self._topology.start()
+            await self._runner.start()
+            await self._subscriptions.start()
+        except BaseException:
+            await self._disconnect()
+            raise
+
+    async def _disconnect(self) -> None:
+        self.broker.close()
+        await self._subscriptions.stop()
+        await self._runner.stop()
+        await self._tasks.close(GRACE)
+        await self._topology.stop()
+
+    async def stop(self, namespace: str, deliver: Deliver) -> None:
+        if self._loop is not asyncio.get_running_loop():
+            return  # that loop is gone, and all that ran in it
+        async with self._turn:
+            self.broker.detach(namespace, deliver)
+            await self.presence.stop(namespace)
+            self._uses -= 1
+            if self._uses == 0:
+                await self._disconnect()
+                self._loop = None
+                self.node = secrets.token_hex(4)
+                self._build()
+
+    async def health(self) -> Health:
+        if self._uses == 0:
+            return Health(False, "the Redis backend is not started")
+        return Health(*self._subscriptions.health())
+
+
+_by_url: weakref.WeakValueDictionary[str, RedisBackend] = weakref.WeakValueDictionary()
+
+
+def from_url(url: str) -> RedisBackend:
+    """The backend of ``SocketApp(backend=url)``: apps with the same URL in one process share one."""
+    backend = _by_url.get(url)
+    if backend is None:
+        backend = _by_url[url] = RedisBackend(url)
+    return backend
