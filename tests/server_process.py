@@ -12,11 +12,12 @@ import socket
 import ssl
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import hiredis
 import pytest
@@ -40,6 +41,7 @@ __all__ = (
 START_TIMEOUT = 15.0
 STOP_TIMEOUT = 5.0
 HOST = "127.0.0.1"
+T = TypeVar("T")
 
 ran: dict[str, None] = {}
 """What was started in this process, in order: "valkey 9.1.2 embedded", "redis 7.0.15"."""
@@ -111,30 +113,39 @@ def version_of(binary: str) -> str:
 
 
 def ask(
-    port: int, *words: str | bytes | int | float, context: ssl.SSLContext | None = None, timeout: float = 5.0
+    port: int,
+    *words: str | bytes | int | float,
+    password: str = "",
+    context: ssl.SSLContext | None = None,
+    timeout: float = 5.0,
 ) -> Any:
     """Send one command on a connection of its own; the reply, text decoded.
 
     Raises `OSError`, and `hiredis.ReplyError` with the server's words.
     """
-    # hiredis' stub names a tuple of one item; any length is taken
-    command: Any = words
+    commands: list[Any] = [("AUTH", password), words] if password else [words]
     reader = hiredis.Reader(encoding="utf-8", errors="surrogateescape", notEnoughData=Ellipsis)
     with socket.create_connection((HOST, port), timeout) as plain:
         connection = plain if context is None else context.wrap_socket(plain, server_hostname=HOST)
         with connection:
-            connection.sendall(hiredis.pack_command(command))
-            while (reply := reader.gets()) is Ellipsis:
-                data = connection.recv(65_536)
-                if not data:
-                    raise ConnectionResetError("the server closed the connection instead of answering")
-                reader.feed(data)
+            connection.sendall(b"".join(hiredis.pack_command(command) for command in commands))
+            for _ in commands:
+                reply = _reply(connection, reader)
+    return reply
+
+
+def _reply(connection: socket.socket, reader: hiredis.Reader) -> Any:
+    while (reply := reader.gets()) is Ellipsis:
+        data = connection.recv(65_536)
+        if not data:
+            raise ConnectionResetError("the server closed the connection instead of answering")
+        reader.feed(data)
     if isinstance(reply, Exception):
         raise reply
     return reply
 
 
-def eventually[T](check: Callable[[], T], what: str, within: float = 10.0) -> T:
+def eventually(check: Callable[[], T], what: str, within: float = 10.0) -> T:
     """Ask `check` until its answer is true; that answer. Errors of the network and of servers count as not yet."""
     deadline = time.monotonic() + within
     last: object = None
@@ -217,6 +228,7 @@ class Server:
         self._options = options
         self._config = config
         self._process: subprocess.Popen[bytes] | None = None
+        self._waking: threading.Timer | None = None
         self.port = port or free_port()
         atexit.register(self.stop)
         for attempt in range(5):
@@ -273,9 +285,7 @@ class Server:
 
     def ask(self, *words: str | bytes | int | float, timeout: float = 5.0) -> Any:
         """Send one command; the reply. Raises `OSError`, and `hiredis.ReplyError` with the server's words."""
-        if not self.password:
-            return ask(self.port, *words, context=self._context, timeout=timeout)
-        return _ask_with_password(self.port, self.password, words, self._context, timeout)
+        return ask(self.port, *words, password=self.password, context=self._context, timeout=timeout)
 
     def info(self, section: str = "everything") -> dict[str, str]:
         """INFO's fields."""
@@ -284,6 +294,8 @@ class Server:
 
     def kill(self) -> None:
         """End it at once with SIGKILL: nothing is saved, no connection is closed by it."""
+        if self._waking is not None:
+            self._waking.cancel()
         if self._process is not None:
             self._process.kill()
             self._process.wait(STOP_TIMEOUT)
@@ -293,13 +305,26 @@ class Server:
         self.kill()
         self._start()
 
-    def freeze(self) -> None:
-        """SIGSTOP: it keeps its connections and answers nothing, until `thaw`."""
+    def stop_for(self, seconds: float | None = None) -> None:
+        """SIGSTOP: it keeps its connections and answers nothing, for `seconds` or until `cont`."""
         self._signal(signal.SIGSTOP)
+        if seconds is not None:
+            self._waking = threading.Timer(seconds, self._signal, [signal.SIGCONT])
+            self._waking.daemon = True
+            self._waking.start()
 
-    def thaw(self) -> None:
-        """SIGCONT."""
+    def cont(self) -> None:
+        """SIGCONT, at once."""
+        if self._waking is not None:
+            self._waking.cancel()
         self._signal(signal.SIGCONT)
+
+    def revive(self) -> None:
+        """Start it if it was killed, wake it if it was stopped."""
+        if self.is_running:
+            self.cont()
+        else:
+            self._start()
 
     def stop(self) -> None:
         """End it and remove its folder. Nothing happens the second time."""
@@ -333,8 +358,9 @@ class Server:
 
     def _answers(self) -> bool:
         try:
-            # also proves that the port is this process's: another one may have taken it in between
-            return bool(self.info("server").get("process_id") == str(self.pid))
+            # its pid proves that the port is its own: another process may have taken it in between
+            said = self.info("everything")
+            return said.get("process_id") == str(self.pid) and said.get("loading", "0") == "0"
         except (OSError, hiredis.HiredisError):
             return False
 

@@ -66,27 +66,41 @@ class Reply(NamedTuple):
 class Server:
     """One server process. Its folder holds the sources it runs; its log is standard output and error together."""
 
-    def __init__(self, folder: Path, sources: Mapping[str, str], command: Sequence[str], port: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        sources: Mapping[str, str],
+        command: Sequence[str],
+        port: int,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, source in sources.items():
             (folder / name).write_text(source, encoding="utf-8")
         self.name = folder.name
         self.port = port
         self._log = folder / "server.log"
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT}", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        variables = {**os.environ, "PYTHONPATH": f"{ROOT}", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        variables |= environment or {}
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *command], cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT
+                [sys.executable, "-m", *command], cwd=folder, env=variables, stdout=log, stderr=subprocess.STDOUT
             )
 
     @classmethod
     def start(
-        cls, folder: Path, source: str, *, options: Sequence[str] = (), others: Mapping[str, str] | None = None
+        cls,
+        folder: Path,
+        source: str,
+        *,
+        options: Sequence[str] = (),
+        others: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> Server:
         """Begin `uvicorn main:app`, with `source` as main.py and `others` as further files; does not wait for it."""
         port = free_port()
         command = ["uvicorn", "main:app", "--host", "127.0.0.1", "--port", str(port), *options]
-        return cls(folder, {"main.py": source, **(others or {})}, command, port)
+        return cls(folder, {"main.py": source, **(others or {})}, command, port, environment)
 
     @property
     def log(self) -> str:
