@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from socketspec.backend import Topic
-from socketspec.errors import CLOSE_CODES, CloseCode, EventError
+from socketspec.errors import CLOSE_CODES, CloseCode, EventError, check_close_code
 from socketspec.handshake import Handshake, Headers, QueryParams
 from socketspec.identity import ANONYMOUS, Identity
 from socketspec.lifecycle import TRANSITIONS, State
@@ -168,9 +168,7 @@ class Connection:
 
         `code` is 1000 or one of 4000-4999. Raises `ValueError` for any other.
         """
-        if code != 1000 and not 4000 <= code <= 4999:
-            raise ValueError(f"close code {code} is not yours to send; use 1000 or one of 4000-4999 (RFC 6455, 7.4)")
-        self.close(code, reason)
+        self.close(check_close_code(code), reason)
 
     def send(self, message: Message) -> None:
         """Send a finished message. For the engine."""

@@ -43,6 +43,7 @@ __all__ = (
     "SocketSpecError",
     "UnknownEvent",
     "ValidationFailed",
+    "check_close_code",
 )
 
 
@@ -147,6 +148,13 @@ CLOSE_CODES: Mapping[CloseCode, CloseInfo] = {
     ),
 }
 """What each close code means: the one table, shown in the docs and on the schema page."""
+
+
+def check_close_code(code: int) -> int:
+    """Return `code` if an app may close with it: 1000 or 4000-4999 (RFC 6455, 7.4). Raises `ValueError` for others."""
+    if code != 1000 and not 4000 <= code <= 4999:
+        raise ValueError(f"close code {code} is not yours to send; use 1000 or one of 4000-4999 (RFC 6455, 7.4)")
+    return code
 
 
 class SocketSpecError(Exception):

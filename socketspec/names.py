@@ -15,17 +15,21 @@ from socketspec.errors import ConfigurationError
 __all__ = (
     "CLIENT_EVENTS",
     "MAX_NAME_BYTES",
+    "MAX_USER_ID_BYTES",
     "RESERVED_EVENTS",
     "RoomPattern",
     "Specificity",
     "check_event_name",
     "check_namespace",
     "check_room_name",
+    "check_user_id",
     "is_reserved",
 )
 
 MAX_NAME_BYTES = 200
 """The longest name, in bytes of UTF-8."""
+MAX_USER_ID_BYTES = 512
+"""The longest user id, in bytes of UTF-8."""
 
 RESERVED_EVENTS: frozenset[str] = frozenset(
     {
@@ -78,6 +82,25 @@ def check_namespace(name: str) -> str:
     if not name.startswith("/"):
         raise ValueError(f'namespace {_show(name)} does not start with "/"; write for example "/" or "/chat"')
     return name
+
+
+def check_user_id(user_id: str) -> str:
+    """Return `user_id` if a user can have it: any str of 1 to 512 bytes of UTF-8; the rules for names do not apply.
+
+    Raises `ValueError` with a sentence that says what is wrong.
+    """
+    problem = None
+    if not isinstance(user_id, str):  # pyright: ignore[reportUnnecessaryIsInstance] - what untyped code passes
+        problem = f"is of type {type(user_id).__name__}; pass a str"
+    elif not user_id:
+        problem = f"is empty; use 1 to {MAX_USER_ID_BYTES} bytes of UTF-8"
+    elif any("\ud800" <= letter <= "\udfff" for letter in user_id[: MAX_USER_ID_BYTES + 1]):
+        problem = "has half of a surrogate pair, which cannot be sent or stored"
+    elif len(user_id) > MAX_USER_ID_BYTES or len(user_id.encode()) > MAX_USER_ID_BYTES:
+        problem = f"is too long; use at most {MAX_USER_ID_BYTES} bytes of UTF-8"
+    if problem is not None:
+        raise ValueError(f"user id {_show(user_id)} {problem}")
+    return user_id
 
 
 def _check(kind: str, name: str) -> str:

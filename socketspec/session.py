@@ -76,10 +76,13 @@ def _new_id() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """What `conn.session` shows. A session outlives its connection: a client that returns brings its token."""
+    """What `conn.session` shows. A session outlives its connection.
+
+    It is named by the client's JWT (``sid``, else ``jti``), else by the session token that the client brings back.
+    """
 
     id: str = field(default_factory=_new_id, repr=False)
-    """The session token. Whoever has it can resume the session: it is a secret and not part of the `repr`."""
+    """The JWT's ``sid`` or ``jti``, else the session token. Treat it as a secret; it is not part of the `repr`."""
     started_at: float = field(default_factory=time.time)
     """When the session was first seen, on whichever node, in seconds since the epoch."""
     expires_at: float | None = None
@@ -119,7 +122,7 @@ class SessionClock:
 
     Assign `last_heard` and `last_active` freely and tell nobody: both only ever move deadlines to later, so a timer
     set from `next_deadline` may fire in vain (`due` then returns nothing) but never too late. After `token_refreshed`
-    the next deadline may be earlier: set the timer again.
+    and `session_resumed` the next deadline may be earlier: set the timer again.
     """
 
     __slots__ = (
@@ -177,6 +180,11 @@ class SessionClock:
         self._token_warning_at = (
             None if token_expires_at is None else token_expires_at - self.config.token_refresh_window
         )
+
+    def session_resumed(self, expires_at: float | None, now: float) -> None:
+        """Go by another session's end, of which the client is warned anew."""
+        self._expires_at = _finite("expires_at", expires_at)
+        self._expiry_warning_at = self._expiry_warning(now)
 
     def due(self, now: float) -> list[Action]:
         """What must happen at `now`, earliest deadline first; each action once per episode.
