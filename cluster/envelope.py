@@ -7,6 +7,7 @@ Lua script can put that in front without knowing MessagePack. Another first byte
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
@@ -26,8 +27,7 @@ _HEADER_BYTES: Final = 256
 _MAX_OFFSET_DIGITS: Final = 16
 """Lua counts in floats: beyond 2**53 offsets would not be exact."""
 
-_pack: partial[bytes] = partial(msgpack.packb, use_bin_type=True)
-_unpack: partial[Any] = partial(
+_unpack: Callable[[bytes], Any] = partial(
     msgpack.unpackb, raw=False, max_array_len=1_000_000, max_map_len=0, max_ext_len=0, max_bin_len=MAX_FRAME_BYTES
 )
 
@@ -37,7 +37,8 @@ def encode_body(publication: Publication) -> bytes:
     parts: list[object] = [publication.event, publication.payload]
     if publication.exclude:
         parts.append(publication.exclude)
-    body = _pack(parts)
+    packed: Any = msgpack.packb(parts)
+    body: bytes = packed
     if len(body) > MAX_FRAME_BYTES - _HEADER_BYTES:
         raise BackendError(
             f"The publication {publication.event!r} has {len(body)} bytes; nodes send each other at most "

@@ -16,7 +16,8 @@ ONCE_SECONDS: Final = 300.0
 """An idempotency key is remembered for this long, or for the history's `ttl` where that is longer; in either case no
 longer than the history's life."""
 
-_PUBLISH = Script("publish")
+_ONCE_MS: Final = milliseconds(ONCE_SECONDS)
+_PUBLISH: Final = Script("publish")
 
 
 def publish_command(
@@ -37,8 +38,8 @@ def publish_command(
     body = encode_body(publication)
     if history is None:
         return Command("SPUBLISH", None, (keys.channel(topic),), (b"\x01" + body,))
-    ttl = milliseconds(history.ttl)
-    return _script(keys, topic, idempotency_key, (history.size, ttl, epoch, tag, body, _once_ms(ttl)))
+    args = (history.size, milliseconds(history.ttl), epoch, tag, body, _ONCE_MS)
+    return _script(keys, topic, idempotency_key, args)
 
 
 def publish_any_command(
@@ -49,7 +50,7 @@ def publish_any_command(
     Where nothing is kept at present, or no longer, it is only sent, and `idempotency_key` has no effect.
     """
     body = encode_body(publication)
-    return _script(keys, topic, idempotency_key, (0, 0, epoch, tag, body, _once_ms(0)))
+    return _script(keys, topic, idempotency_key, (0, 0, epoch, tag, body, _ONCE_MS))
 
 
 def parse_receipt(reply: Any) -> Receipt:
@@ -68,10 +69,6 @@ def _script(keys: Keys, topic: Topic, once: str | None, args: tuple[bytes | str 
     if once is not None:
         names.append(keys.idempotency(topic, once))
     return _PUBLISH.command(names, *args)
-
-
-def _once_ms(ttl: int) -> int:
-    return max(ttl, milliseconds(ONCE_SECONDS))
 
 
 def _text(value: bytes | str) -> str:

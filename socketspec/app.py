@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import difflib
 import inspect
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from socketspec._plans import check_hook, compile_handler
 from socketspec._signatures import enclosing_locals
@@ -26,7 +27,9 @@ from socketspec.security.auth import AuthBackend
 from socketspec.security.origins import OriginPolicy
 from socketspec.security.ratelimit import RateLimit
 from socketspec.session import SessionConfig
+from socketspec.sessions import Sessions
 from socketspec.transport import Backpressure
+from socketspec.users import Users
 
 __all__ = ("SocketApp",)
 
@@ -41,7 +44,8 @@ class SocketApp:
         docs_url: path of the schema page.
         docs_access_token: where set, the page wants it as ``Authorization: Bearer`` or ``?token=``.
         auth: an auth backend, or several that are tried in order. None: everybody may connect.
-        backend: ``"memory"``, a URL such as ``"redis://host:6379/0"``, or a `Backend`.
+        backend: ``"memory"``, a URL such as ``"redis://host:6379/0"``, or a `Backend`. None: what the environment
+            variable ``SOCKETSPEC_BACKEND`` says, else ``"memory"``.
         allowed_origins: exact origins such as ``"https://myapp.com"``; ``["*"]`` allows all.
         max_payload_size: bytes a message may have.
         rate_limit: a token bucket for inbound events. None: no limit.
@@ -54,6 +58,9 @@ class SocketApp:
         backpressure: what happens to clients that read too slowly.
         max_in_flight: handlers that may run at once for one connection; beyond it, reading pauses.
         max_rooms_per_connection: rooms one connection may be in.
+        max_connections_per_user: connections one authenticated user may have at once, on all nodes. None: no limit.
+        connection_limit_policy: what happens at that limit. ``"reject"`` refuses the new connection with 4008,
+            ``"evict_oldest"`` lets it in and closes the user's oldest with 4009.
         auth_timeout: seconds a client has for its first message where `first_message` is on.
         strict: check what handlers send against their `Emits` and `Broadcasts`. None: only with `debug`.
         health_url: path of the health report; None: not served.
@@ -81,7 +88,7 @@ class SocketApp:
         docs_url: str = "/socket-docs",
         docs_access_token: str | None = None,
         auth: AuthBackend | Sequence[AuthBackend] | None = None,
-        backend: str | Backend = "memory",
+        backend: str | Backend | None = None,
         allowed_origins: Sequence[str] = ("*",),
         max_payload_size: int = 65536,
         rate_limit: RateLimit | None = None,
@@ -96,6 +103,8 @@ class SocketApp:
         backpressure: Backpressure | None = None,
         max_in_flight: int = 16,
         max_rooms_per_connection: int = 1000,
+        max_connections_per_user: int | None = None,
+        connection_limit_policy: Literal["reject", "evict_oldest"] = "reject",
         auth_timeout: float = 10.0,
         strict: bool | None = None,
         health_url: str | None = "/socket-health",
@@ -114,12 +123,18 @@ class SocketApp:
             or Backpressure(),
             max_in_flight=_whole("max_in_flight", max_in_flight),
             max_rooms_per_connection=_whole("max_rooms_per_connection", max_rooms_per_connection),
+            max_connections_per_user=None
+            if max_connections_per_user is None
+            else _whole("max_connections_per_user", max_connections_per_user),
+            connection_limit_policy=_policy(connection_limit_policy),
             auth_timeout=_positive("auth_timeout", auth_timeout),
             strict=debug if strict is None else strict,
             debug=debug,
         )
         self.registry: Registry = Registry()
         self.rooms: Rooms = Rooms(_rooms(rooms), self.ensure_started)
+        self.users: Users = Users(self.ensure_started)
+        self.sessions: Sessions = Sessions(self.ensure_started)
         self.pages: Pages = Pages(
             self,
             docs_url=_path("docs_url", docs_url) if docs else None,
@@ -198,7 +213,10 @@ class SocketApp:
         return self._hook(self.registry.on_room_join, function, "an on_room_join hook", ("conn", "room"))
 
     def on_room_leave(self, function: F) -> F:
-        """Register a hook ``(conn, room)`` for connections of this node that have left a room."""
+        """Register a hook ``(conn, room)`` for connections of this node that have left a room.
+
+        For a node that died, the hook runs on one of the others, with a closed connection in each one's place.
+        """
         return self._hook(self.registry.on_room_leave, function, "an on_room_leave hook", ("conn", "room"))
 
     def _hook(self, hooks: list[Hook], function: F, what: str, arguments: tuple[str, ...]) -> F:
@@ -242,6 +260,11 @@ class SocketApp:
         """What runs while the app is started; None while it is not."""
         return self._engine
 
+    @property
+    def node(self) -> str:
+        """This process's name among the nodes of its backend, as ``__connect__`` and the health report show it."""
+        return self._backend.node
+
     async def ensure_started(self) -> Engine:
         """The running engine, started now if it is not. Raises `BackendError`."""
         loop = asyncio.get_running_loop()
@@ -261,7 +284,7 @@ class SocketApp:
         """Detach an engine whose event loop ended without `stop`: nothing must be delivered to it any more."""
         engine, self._engine = self._engine, None
         if engine is not None and engine.loop.is_closed():
-            await self._backend.stop(self.settings.namespace, engine.hub.deliver)
+            await self._backend.stop(self.settings.namespace, engine.deliver)
 
     async def stop(self, *, grace: float = 10.0) -> None:
         """Say goodbye to clients, let handlers finish for up to `grace` seconds, and close everything."""
@@ -289,8 +312,15 @@ class SocketApp:
         return build_schema(self)
 
 
-def resolve_backend(backend: str | Backend) -> Backend:
-    """The backend for a URL, by the entry-point group ``socketspec.backends``; a `Backend` as it is."""
+def resolve_backend(backend: str | Backend | None) -> Backend:
+    """The backend for a URL, by the entry-point group ``socketspec.backends``; a `Backend` as it is.
+
+    None: the URL in the environment variable ``SOCKETSPEC_BACKEND``, else ``"memory"``.
+    """
+    source = ""
+    if backend is None:
+        backend = os.environ.get("SOCKETSPEC_BACKEND") or "memory"
+        source = " The environment variable SOCKETSPEC_BACKEND says so."
     if not isinstance(backend, str):
         if not callable(getattr(backend, "start", None)):
             raise ConfigurationError(f'SocketApp(backend={backend!r}) must be "memory", a URL or a Backend object.')
@@ -302,7 +332,7 @@ def resolve_backend(backend: str | Backend) -> Backend:
             "pip install 'socketspec[redis]'" if scheme.startswith(("redis", "rediss", "valkey")) else "check the URL"
         )
         raise ConfigurationError(
-            f"No backend is installed for {scheme!r} (found: {', '.join(sorted(found)) or 'none'}); {hint}."
+            f"No backend is installed for {scheme!r} (found: {', '.join(sorted(found)) or 'none'}); {hint}.{source}"
         )
     factory: Callable[[str], Backend] = found[scheme].load()
     return factory(backend)
@@ -341,6 +371,12 @@ def _positive(name: str, value: Any) -> Any:
 def _whole(name: str, value: Any) -> Any:
     if type(value) is not int or not 0 < value < 2**63:
         raise ConfigurationError(f"SocketApp({name}={value!r}) must be a whole number greater than 0.")
+    return value
+
+
+def _policy(value: Any) -> Any:
+    if value not in ("reject", "evict_oldest"):
+        raise ConfigurationError(f'SocketApp(connection_limit_policy={value!r}) must be "reject" or "evict_oldest".')
     return value
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from socketspec.backend import Position
 from socketspec.connection import Connection
-from socketspec.errors import AuthError, CloseCode, EventError, ValidationFailed
+from socketspec.errors import AuthError, BackendError, CloseCode, EventError, ValidationFailed
+from socketspec.identity import Identity
 from socketspec.lifecycle import State
-from socketspec.security.auth import authenticate
+from socketspec.opening import refusal_code
 from socketspec.wire import Envelope, Message, encode_payload
 
 if TYPE_CHECKING:
@@ -74,53 +75,74 @@ class ClientEvents:
 
     async def _refresh_auth(self, conn: Connection, envelope: Envelope) -> None:
         first = conn.state is State.AUTHENTICATING
+        opening = self._engine.opening
         try:
             identity = await self._authenticate(conn, envelope)
-            if not first and identity.user_id != conn.identity.user_id:
+            if first:
+                await opening.first_message(conn, identity)  # says __connect__ before anything else
+            elif identity.user_id != conn.identity.user_id:
                 raise AuthError("The new token belongs to another user. Open a new connection for it.")
+            else:
+                await opening.refreshed(conn, identity)
         except EventError as error:
             if first:
-                conn.close(CloseCode.AUTH_FAILED, error=error)
+                conn.close(refusal_code(error), error=error)
             else:
                 conn.send_error(error, event=envelope.event, id=envelope.id)
             return
-        if conn.state not in (State.AUTHENTICATING, State.OPEN):
+        except BackendError as error:
+            if not first:
+                raise
+            logger.error("Authenticating connection %s failed: %s", conn.id, error)
+            conn.close(CloseCode.TRY_AGAIN_LATER)
             return
-        conn.identity = identity
-        self._engine.refresh_deadlines(conn)
-        if first:
-            conn.move(State.OPENING)
-            await self._engine.welcome(conn)  # says __connect__ before anything else
         conn.send(Message("__ack__", encode_payload({"token_expires_at": identity.token_expires_at}), id=envelope.id))
 
-    async def _authenticate(self, conn: Connection, envelope: Envelope) -> Any:
+    async def _authenticate(self, conn: Connection, envelope: Envelope) -> Identity:
         token = envelope.payload.get("token")
         if not isinstance(token, str) or not token:
             raise ValidationFailed("`payload.token` must be a non-empty string.")
         if not self._engine.settings.auth:
             raise AuthError("This server does not use tokens.")
-        return await authenticate(self._engine.settings.auth, conn.handshake.with_token(token))
+        return await self._engine.opening.authenticate(conn.handshake.with_token(token))
 
     async def _resume(self, conn: Connection, envelope: Envelope) -> None:
-        """Re-join rooms and replay exactly what was missed, or say that it cannot be known.
+        """Go on with a session, re-join rooms and replay exactly what was missed, or say that it cannot be known.
 
         The answer is sent before anything newer, so a client never takes a gap for the whole story. Guards run again.
         """
         try:
+            brought = envelope.payload.get("session")
             positions = _positions(envelope.payload, self._engine.settings.max_rooms_per_connection)
         except ValidationFailed as error:
             conn.send_error(error, event=envelope.event, id=envelope.id)
             return
+        answer: dict[str, Any] = {}
+        if brought is not None:
+            if not await self._resume_session(conn, brought, envelope):
+                return
+            answer["session_expires_at"] = conn.session.expires_at
         resumed = {room: await self._resume_room(conn, room, since) for room, since in positions.items()}
         for room, outcome in resumed.items():
             if outcome.held.overflowed:  # perhaps only while the rooms after it were read
                 resumed[room] = _Resumed({"recovered": False, "reason": "history_lost"}, [], outcome.held)
-        results = {room: outcome.result for room, outcome in resumed.items()}
-        conn.send(Message("__resume__", encode_payload({"rooms": results}), id=envelope.id))
+        answer["rooms"] = {room: outcome.result for room, outcome in resumed.items()}
+        conn.send(Message("__resume__", encode_payload(answer), id=envelope.id))
         for room, outcome in resumed.items():
             for message in outcome.missed:
                 conn.send(message)
             self._release(conn, room, outcome)
+
+    async def _resume_session(self, conn: Connection, brought: object, envelope: Envelope) -> bool:
+        """Whether the connection may go on. One whose session is over is closed: it would outlive it otherwise."""
+        try:
+            await self._engine.opening.resume_session(conn, brought)
+        except ValidationFailed as error:
+            conn.send_error(error, event=envelope.event, id=envelope.id)
+            return False
+        except EventError as error:
+            conn.close(refusal_code(error), error=error)
+        return conn.is_open
 
     async def _resume_room(self, conn: Connection, room: str, since: Position | None) -> _Resumed:
         held = _Held()
@@ -130,6 +152,9 @@ class ClientEvents:
             await self._engine.rooms.join_through(conn, room, held)
         except EventError as error:
             return _Resumed({"recovered": False, "reason": error.code, "message": error.message}, [], held)
+        except BackendError as error:
+            logger.error("Resuming room %r failed for connection %s: %s", room, conn.id, error)
+            return _Resumed({"recovered": False, "reason": "failed"}, [], held)
         except Exception:
             logger.exception("Resuming room %r failed for connection %s", room, conn.id)
             return _Resumed({"recovered": False, "reason": "failed"}, [], held)
@@ -140,6 +165,9 @@ class ClientEvents:
             missed = await self._engine.backend.history.read(topic, since=since)
         except LookupError as error:
             return _Resumed({"recovered": False, "reason": "history_lost", "message": str(error)}, [], held)
+        except BackendError as error:
+            logger.error("Reading the history of %r failed for connection %s: %s", room, conn.id, error)
+            return _Resumed({"recovered": False, "reason": "failed"}, [], held)
         except Exception:
             logger.exception("Reading the history of %r failed for connection %s", room, conn.id)
             return _Resumed({"recovered": False, "reason": "failed"}, [], held)

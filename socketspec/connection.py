@@ -174,7 +174,7 @@ class Connection:
         """Send a finished message. For the engine."""
         if self.is_open or self._state is State.AUTHENTICATING:
             self.engine.observe("out", self, message.event, message.payload)
-            self.transport.write(message)
+            self.engine.hub.send(self.transport.write, message)
 
     def send_error(
         self, error: EventError, *, event: str | None, id: str | int | None = None, request_id: str | None = None

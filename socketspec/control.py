@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ __all__ = ("Control", "Directory", "control_topic", "disconnect_order", "revoke_
 logger: logging.Logger = logging.getLogger("socketspec.control")
 
 REMEMBERED: Final = 60.0
-"""Seconds that a revocation heard is held against connections that are being opened."""
+"""Seconds that a revocation is remembered for connections that are being opened when it is heard."""
 MAX_REMEMBERED: Final = 10_000
 """Subjects remembered so; beyond it the oldest are forgotten."""
 SLICE: Final = 256
@@ -166,10 +167,12 @@ class Control:
             self._ignored.add(event)
             logger.warning("Ignored the order %r of another node (said once): %s", event[:80], cause[:300])
 
-    def has_revoked(self, subjects: Iterable[str]) -> bool:
-        """Whether one of `subjects` was revoked so lately that whoever asked the backend may not have heard of it."""
+    def has_revoked(self, subjects: Iterable[str], *, since: float) -> bool:
+        """Whether one of `subjects` was revoked since the time `since`, of the engine's clock: when you asked the
+        backend, which may have answered before it knew.
+        """
         self._forget()
-        return any(subject in self._revoked for subject in subjects)
+        return any(self._revoked.get(subject, -math.inf) >= since for subject in subjects)
 
     def _forget(self) -> None:
         now = self._engine.now()

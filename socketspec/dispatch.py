@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from socketspec.connection import Connection
 from socketspec.errors import (
+    BackendError,
     CloseCode,
     ErrorCode,
     EventError,
@@ -209,7 +210,11 @@ class Dispatcher:
     async def _failed(self, conn: Connection, event: str | None, id: str | int | None, error: Exception) -> None:
         """Log a handler's failure, tell the client a request id and nothing else, and call the `on_error` hooks."""
         request_id = self._engine.next_request_id()
-        logger.error("Handling %r failed (request %s, connection %s)", event, request_id, conn.id, exc_info=error)
+        what = f"Handling {event!r} failed (request {request_id}, connection {conn.id})"
+        if isinstance(error, BackendError):
+            logger.error("%s: %s", what, error)  # nothing is wrong with the handler: its traceback helps nobody
+        else:
+            logger.error("%s", what, exc_info=error)
         message = "The server failed to handle this event."
         details: dict[str, Any] = {}
         if self._settings.debug:

@@ -11,41 +11,44 @@ import itertools
 import logging
 import random
 import secrets
-import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from socketspec.backend import Backend, Member, Topic
+from socketspec import users
+from socketspec.backend import Backend, Member, Publication, Topic
 from socketspec.client_events import ClientEvents
 from socketspec.connection import Connection
 from socketspec.contracts import Contracts
+from socketspec.control import Control
 from socketspec.debug import DebugFeed
 from socketspec.dispatch import Dispatcher
-from socketspec.errors import AuthError, CloseCode, ErrorCode, EventError
+from socketspec.errors import BackendError, CloseCode
 from socketspec.handshake import Handshake
 from socketspec.hub import Hub
-from socketspec.identity import ANONYMOUS, Identity
 from socketspec.keeper import Keeper
 from socketspec.lifecycle import State
 from socketspec.limiter import Limiter
+from socketspec.lost import LostMembers
 from socketspec.names import check_event_name, is_reserved
+from socketspec.opening import Admission, Opening
 from socketspec.registry import Hook, Registry
 from socketspec.rooms import Rooms
-from socketspec.security.auth import AuthBackend, NoCredentials, authenticate
+from socketspec.security.auth import AuthBackend
 from socketspec.security.origins import OriginPolicy
 from socketspec.security.ratelimit import RateLimit
-from socketspec.session import AUTOMATIC_HEARTBEAT, Session, SessionClock, SessionConfig
+from socketspec.session import SessionConfig
 from socketspec.tasks import Tasks, unless_cancelled
 from socketspec.timing import TimingWheel
 from socketspec.transport import Backpressure, Transport
-from socketspec.wire import Format, Message, encode_payload, negotiate
+from socketspec.wire import Message, encode_payload
 
 __all__ = ("Admission", "Engine", "Settings")
 
 logger: logging.Logger = logging.getLogger("socketspec")
 
+LEAVE_TIMEOUT: Final = 10.0
+"""Seconds that leaving its rooms may take a connection, all together."""
 HOOK_TIMEOUT: Final = 30.0
 """Seconds a hook that cleans up after a connection may take."""
 RECONNECT_SPREAD: Final = 5.0
@@ -74,6 +77,8 @@ class Settings:
     backpressure: Backpressure
     max_in_flight: int
     max_rooms_per_connection: int
+    max_connections_per_user: int | None
+    connection_limit_policy: Literal["reject", "evict_oldest"]
     auth_timeout: float
     strict: bool
     debug: bool
@@ -82,20 +87,6 @@ class Settings:
     def first_message_auth(self) -> bool:
         """Whether a client without credentials may send them as its first message."""
         return any(getattr(backend, "first_message", False) for backend in self.auth)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Admission:
-    """What became of an opening handshake."""
-
-    refusal: tuple[int, str] | None = None
-    """Refuse before accepting, with this HTTP status and text."""
-    subprotocol: str | None = None
-    format: Format = Format.PLAIN
-    identity: Identity | None = ANONYMOUS
-    """None: accept, and wait for credentials in the first message."""
-    error: AuthError | None = None
-    """Accept, send this error, and close with 4001."""
 
 
 class Engine:
@@ -115,6 +106,9 @@ class Engine:
         self.wheel: TimingWheel = TimingWheel()
         self.hub: Hub = Hub(backend.broker, self.tasks)
         self.everybody: Topic = Topic(settings.namespace, "all", "")
+        self.control: Control = Control(self)
+        self.opening: Opening = Opening(self)
+        self.lost_members: LostMembers = LostMembers(self)
         self.keeper: Keeper = Keeper(self)
         self.client_events: ClientEvents = ClientEvents(self)
         self.dispatcher: Dispatcher = Dispatcher(self)
@@ -128,16 +122,25 @@ class Engine:
 
     async def start(self) -> None:
         """Connect the backend. Raises `BackendError`."""
-        await self.backend.start(self.settings.namespace, self.hub.deliver, self._lost)
+        await self.backend.start(self.settings.namespace, self.deliver, self._lost)
         try:
+            await self.hub.acquire(self.control.topic)
             await self.hub.acquire(self.everybody)
         except BaseException:
-            await self.backend.stop(self.settings.namespace, self.hub.deliver)
+            await self.backend.stop(self.settings.namespace, self.deliver)
             raise
 
+    def deliver(self, topic: Topic, publications: Sequence[Publication]) -> Awaitable[None] | None:
+        """Take what the backend heard: orders are carried out, the rest goes to the topic's members."""
+        if topic.kind == "control":
+            self.control.receive(publications)
+            return None
+        return self.hub.deliver(topic, publications)
+
     def _lost(self, topic: Topic, members: Sequence[Member]) -> None:
-        """Members of a room whose node died."""
-        logger.info("%d members of %r are gone with their node", len(members), topic.name)
+        """Members of a room or of a user whose node died."""
+        logger.info("%d members of %s %r are gone with their node", len(members), topic.kind, topic.name)
+        self.lost_members.take(topic, members)
 
     async def stop(self, *, grace: float = 10.0) -> None:
         """Say goodbye, let handlers finish, close what is left with 1012. Takes at most about twice `grace` seconds."""
@@ -151,118 +154,17 @@ class Engine:
         await self.handlers.close(0)  # those that began meanwhile
         await self.tasks.close(grace)
         await self.hub.release(self.everybody)
+        await self.hub.release(self.control.topic)
         self.wheel.close()
-        await self.backend.stop(self.settings.namespace, self.hub.deliver)
+        await self.backend.stop(self.settings.namespace, self.deliver)
 
     async def admit(self, handshake: Handshake) -> Admission:
-        """Decide about an opening handshake: origin, then authentication."""
-        if self.stopping:
-            return Admission(refusal=(503, "This node is stopping; connect again."))
-        if not self.settings.origins.allows(handshake.headers):
-            return Admission(refusal=(403, "This origin is not allowed."))
-        subprotocol, format = negotiate(handshake.subprotocols)
-        identity: Identity | None = ANONYMOUS
-        error = None
-        if self.settings.auth:
-            try:
-                identity = await authenticate(self.settings.auth, handshake)
-            except AuthError as failure:
-                identity = None
-                if not (self.settings.first_message_auth and isinstance(failure, NoCredentials)):
-                    error = failure
-        return Admission(subprotocol=subprotocol, format=format, identity=identity, error=error)
+        """Decide about an opening handshake."""
+        return await self.opening.admit(handshake)
 
     async def open(self, admission: Admission, handshake: Handshake, transport: Transport) -> Connection:
         """Make the connection of an accepted handshake and run the `on_connect` hooks."""
-        waiting = admission.identity is None
-        config = self.settings.session
-        started_at = time.time()
-        expires_at = None if config.max_duration is None else started_at + config.max_duration
-        session = Session(config=config, started_at=started_at, expires_at=expires_at)
-        conn = Connection(
-            engine=self,
-            transport=transport,
-            handshake=handshake,
-            format=admission.format,
-            session=session,
-            clock=self._clock(admission.format, transport, session),
-            identity=admission.identity or ANONYMOUS,
-            state=State.AUTHENTICATING if waiting else State.OPENING,
-        )
-        self.connections[conn.id] = conn
-        transport.on_slow = partial(conn.close, CloseCode.SLOW_CONSUMER)
-        if self.stopping:
-            conn.close(CloseCode.SERVICE_RESTART)
-        elif admission.error is not None:
-            conn.close(CloseCode.AUTH_FAILED, error=admission.error)
-        elif waiting:
-            self.wheel.schedule(conn, self.now() + self.settings.auth_timeout)
-        else:
-            self.refresh_deadlines(conn)
-            try:
-                await self.welcome(conn)
-            except BaseException:  # cancelled: the adapter never gets the connection, so nobody else cleans up
-                await self.closed(conn, 1006)
-                raise
-        return conn
-
-    def _clock(self, format: Format, transport: Transport, session: Session) -> SessionClock:
-        config = self.settings.session
-        interval = config.heartbeat_interval
-        if interval is None and (transport.can_ping or format is not Format.PLAIN):
-            interval = AUTOMATIC_HEARTBEAT
-        now = self.now()
-        expires_at = None if session.expires_at is None else now + session.expires_at - time.time()
-        return SessionClock(config, now=now, expires_at=expires_at, heartbeat_interval=interval)
-
-    def refresh_deadlines(self, conn: Connection) -> None:
-        """Go by the identity's token from now on."""
-        expires_at = conn.identity.token_expires_at
-        conn.clock.token_refreshed(None if expires_at is None else self.now() + expires_at - time.time())
-        deadline = conn.clock.next_deadline()
-        if deadline is None:
-            self.wheel.cancel(conn)
-        else:
-            self.wheel.schedule(conn, deadline)
-
-    async def welcome(self, conn: Connection) -> None:
-        """Run the `on_connect` hooks; when they let the client in, the connection is open."""
-        if conn.format is not Format.PLAIN:
-            conn.send(Message("__connect__", encode_payload(self._introduction(conn))))
-        completed = 0
-        conn.welcomed = True  # a hook that is under way has set something up already
-        try:
-            for hook in self.registry.on_connect:
-                await unless_cancelled(hook(conn))
-                completed += 1
-        except EventError as error:
-            conn.welcomed = completed > 0
-            is_auth = error.code in (ErrorCode.AUTH_ERROR, ErrorCode.PERMISSION_ERROR)
-            code = CloseCode.AUTH_FAILED if is_auth else CloseCode.DISCONNECTED
-            conn.close(code, f"refused: {error.code.lower()}", error=error)
-        except Exception as error:
-            conn.welcomed = completed > 0
-            logger.exception("on_connect failed for connection %s", conn.id)
-            conn.close(CloseCode.INTERNAL_ERROR)
-            await self.run_hooks(self.registry.on_error, conn, error)
-        if conn.state is State.OPENING:
-            conn.move(State.OPEN)
-            self.hub.add(self.everybody, conn)
-
-    def _introduction(self, conn: Connection) -> dict[str, Any]:
-        heartbeat = None
-        if conn.clock.heartbeat_interval is not None:
-            heartbeat = {
-                "interval": conn.clock.heartbeat_interval,
-                "timeout": self.settings.session.heartbeat_timeout,
-                "frames": conn.transport.can_ping,
-            }
-        return {
-            "connection_id": conn.id,
-            "session": conn.session.id,
-            "session_expires_at": conn.session.expires_at,
-            "heartbeat": heartbeat,
-        }
+        return await self.opening.open(admission, handshake, transport)
 
     def receive(self, conn: Connection, data: str | bytes, *, binary: bool) -> Coroutine[Any, Any, None] | None:
         """Take one message; await what it returns before reading on."""
@@ -286,22 +188,32 @@ class Engine:
     async def _clean_up(self, conn: Connection) -> None:
         self.wheel.cancel(conn)
         self.hub.remove(self.everybody, conn)
+        self.control.directory.discard(conn)
         conn.departed = conn.rooms
         topics, conn.topics = conn.topics, {}
         try:
+            deadline = self.now() + LEAVE_TIMEOUT
+            await self._leave(deadline, conn, "its user", users.leave(self, conn))
             for topic in topics.values():
-                try:
-                    await self.rooms.exit(self, conn, topic)
-                except Exception:
-                    logger.exception("Leaving room %r failed for connection %s", topic.name, conn.id)
+                await self._leave(deadline, conn, f"room {topic.name!r}", self.rooms.exit(self, conn, topic))
             for room in topics:
-                await self._run_final_hooks(self.registry.on_room_leave, conn, room)
+                await self.run_final_hooks(self.registry.on_room_leave, conn, room)
             if conn.welcomed:
-                await self._run_final_hooks(self.registry.on_disconnect, conn, conn.close_reason)
+                await self.run_final_hooks(self.registry.on_disconnect, conn, conn.close_reason)
         finally:
             self.connections.pop(conn.id, None)
 
-    async def _run_final_hooks(self, hooks: Sequence[Hook], *arguments: Any) -> None:
+    async def _leave(self, deadline: float, conn: Connection, what: str, leaving: Coroutine[Any, Any, None]) -> None:
+        try:
+            async with asyncio.timeout_at(deadline):
+                await leaving
+        except (BackendError, TimeoutError) as error:
+            logger.error("Leaving %s failed for connection %s: %r", what, conn.id, error)
+        except Exception:
+            logger.exception("Leaving %s failed for connection %s", what, conn.id)
+
+    async def run_final_hooks(self, hooks: Sequence[Hook], *arguments: Any) -> None:
+        """Like `run_hooks`, for at most `HOOK_TIMEOUT` seconds."""
         try:
             async with asyncio.timeout(HOOK_TIMEOUT):
                 await self.run_hooks(hooks, *arguments)
@@ -314,6 +226,8 @@ class Engine:
             for hook in hooks:
                 try:
                     await unless_cancelled(hook(*arguments))
+                except BackendError as error:
+                    logger.error("The hook %s failed: %s", getattr(hook, "__qualname__", hook), error)
                 except Exception:
                     logger.exception("The hook %s failed", getattr(hook, "__qualname__", hook))
 

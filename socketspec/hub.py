@@ -3,7 +3,8 @@
 A publication is encoded once per format, and no recipient costs a task, a lock or a copy. Publications of one topic
 that are ready in the same turn of the event loop are joined: each member is written to once, with all of them. So the
 cost of a message falls as load rises. Large fan-outs are served in slices, so that none holds the event loop. Order is
-kept per topic; between topics, and between a topic and what is sent to one connection alone, none is promised.
+kept per topic; between topics, and between a topic and what is sent to one connection alone, none is promised (a
+handler that broadcasts and then answers is seen to do so in this order where one process is the whole cluster).
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Final
 
 from socketspec.backend import Broker, Publication, Topic
 from socketspec.connection import Connection
 from socketspec.tasks import Tasks
-from socketspec.transport import Write
+from socketspec.transport import OVERHEAD, Write
 from socketspec.wire import Message
 
 __all__ = ("Hub",)
@@ -30,6 +31,10 @@ JOIN: Final = 32
 """Publications of one topic that are joined at most, and at which its local publishers wait for the fan-out."""
 PENDING: Final = 16_000
 """Messages that wait to be written, all topics together, at which local publishers let the event loop turn."""
+HELD: Final = 65_536
+"""Bytes for single connections that wait behind publications at most: a sender that looks at a buffer must see them."""
+BEHIND: Final = 256
+"""Publications queued for one topic at which whoever delivers them is asked to wait before it reads more."""
 MAX_QUEUED: Final = 10_000
 """Publications queued for one topic at which further ones are dropped, with an error in the log."""
 
@@ -41,7 +46,7 @@ Batch = Sequence[tuple[Message, tuple[str, ...]]]
 class Channel:
     """One topic's local members."""
 
-    __slots__ = ("_recipients", "drained", "members", "queue", "ready", "references", "topic")
+    __slots__ = ("_recipients", "caught_up", "drained", "members", "queue", "ready", "references", "topic")
 
     def __init__(self, topic: Topic) -> None:
         self.topic: Topic = topic
@@ -53,6 +58,8 @@ class Channel:
         self.queue: deque[tuple[Message, tuple[str, ...]]] = deque()
         self.drained: asyncio.Event | None = None
         """Set when the queue is empty; None while nothing is served in slices."""
+        self.caught_up: asyncio.Future[None] | None = None
+        """Done when the queue is empty; None while it is not long."""
         self._recipients: Recipients | None = None
 
     def add(self, id: str, write: Write) -> None:
@@ -68,6 +75,20 @@ class Channel:
         if self._recipients is None:
             self._recipients = tuple(self.members.items())
         return self._recipients
+
+    def behind(self) -> Awaitable[None] | None:
+        """What ends when a long queue has been written; None where it is not long."""
+        if len(self.queue) < BEHIND:
+            return None
+        if self.caught_up is None:
+            self.caught_up = asyncio.get_running_loop().create_future()
+        return asyncio.shield(self.caught_up)  # one that waits may be cancelled, the others go on
+
+    def has_caught_up(self) -> None:
+        """The queue is empty, or given up."""
+        waiting, self.caught_up = self.caught_up, None
+        if waiting is not None:
+            waiting.set_result(None)
 
     def take(self) -> Batch:
         """What is next in the queue, joined."""
@@ -90,6 +111,9 @@ class Hub:
         self._channels: dict[Topic, Channel] = {}
         self._waiting: dict[Topic, Channel] = {}
         """Channels with something to write in the loop's next turn."""
+        self._after: list[tuple[Write, Message]] = []
+        """What goes to single connections behind it."""
+        self._after_size = 0
         self._pending = 0
 
     def __len__(self) -> int:
@@ -140,8 +164,20 @@ class Hub:
     def add(self, topic: Topic, conn: Connection, write: Write | None = None) -> None:
         """Deliver `topic` to `conn` from now on, through `write` if given. Needs an `acquire` first."""
         channel = self._channels[topic]
-        self._settle(channel)
-        channel.add(conn.id, write if write is not None else conn.transport.write)
+        if write is None:
+            write = conn.transport.write
+        if conn.id not in channel.members:
+            self._settle(channel)
+            channel.add(conn.id, write)
+        else:
+            self._exchange(channel, conn.id, write)
+
+    def _exchange(self, channel: Channel, id: str, write: Write) -> None:
+        """A member gets another way to be written to: what waits takes it, behind what was sent to it before."""
+        channel.add(id, write)
+        if self._waiting.pop(channel.topic, None) is not None:
+            self.settle()
+            self._serve(channel)
 
     def remove(self, topic: Topic, conn: Connection) -> None:
         """Stop delivering to `conn`."""
@@ -150,11 +186,14 @@ class Hub:
             self._settle(channel)
             channel.remove(conn.id)
 
-    def deliver(self, topic: Topic, publications: Sequence[Publication]) -> None:
-        """Hand publications that arrived together to the topic's local members, in order, in the loop's next turn."""
+    def deliver(self, topic: Topic, publications: Sequence[Publication]) -> Awaitable[None] | None:
+        """Hand publications that arrived together to the topic's local members, in order, in the loop's next turn.
+
+        Returns what to await before reading more, where `BEHIND` publications wait.
+        """
         channel = self._channels.get(topic)
         if channel is None or not channel.members:
-            return
+            return None
         for publication in publications:
             message = Message(publication.event, publication.payload, room=topic.name, position=publication.position)
             if len(channel.queue) >= MAX_QUEUED:
@@ -166,11 +205,31 @@ class Hub:
             if not self._waiting:
                 asyncio.get_running_loop().call_soon(self._flush)
             self._waiting[topic] = channel
+        return channel.behind()
+
+    def send(self, write: Write, message: Message) -> None:
+        """Write to one connection, behind what was published before in this turn of the loop.
+
+        So a handler that broadcasts and then answers is seen to do it in this order.
+        """
+        if not self._waiting and not self._after:
+            write(message)
+            return
+        self._after.append((write, message))
+        self._after_size += len(message.payload) + OVERHEAD
+        if self._after_size >= HELD:
+            self.settle()
 
     def settle(self) -> None:
         """Write what is waiting now. For a connection that closes: what was published before it should reach it."""
         while self._waiting:
-            self._serve(self._waiting.popitem()[1])
+            self._serve(self._waiting.pop(next(iter(self._waiting))))
+        after, self._after, self._after_size = self._after, [], 0
+        for write, message in after:
+            try:
+                write(message)
+            except Exception:
+                logger.exception("Writing %r failed", message)
 
     def _settle(self, channel: Channel) -> None:
         """What was published before a join is not for the one who joins; before a leave, for the one who leaves."""
@@ -186,6 +245,7 @@ class Hub:
             channel = self._waiting.pop(next(iter(self._waiting)))
             written += len(channel.members) * len(channel.queue)
             self._serve(channel)
+        self.settle()
 
     def _serve(self, channel: Channel) -> None:
         recipients = channel.recipients()
@@ -196,6 +256,7 @@ class Hub:
             return
         while channel.queue:
             self._write(recipients, channel.take())
+        channel.has_caught_up()
 
     async def _serve_in_slices(self, channel: Channel, recipients: Recipients, drained: asyncio.Event) -> None:
         try:
@@ -209,6 +270,7 @@ class Hub:
         finally:
             channel.drained = None
             drained.set()
+            channel.has_caught_up()
 
     def _write(self, recipients: Recipients, batch: Batch) -> None:
         messages = tuple(message for message, _ in batch)

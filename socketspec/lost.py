@@ -64,7 +64,7 @@ class LostMembers:
         if topic.kind != "room" or not self._engine.registry.on_room_leave:
             return
         self._waiting.extend((topic.name, member) for member in members)
-        while self._workers < min(WORKERS, len(self._waiting)):
+        for _ in range(min(WORKERS - self._workers, len(members))):
             self._workers += 1
             self._engine.tasks.spawn(self._work(), name="hooks for lost members")
 

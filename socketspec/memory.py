@@ -91,7 +91,7 @@ class _Streams:
 
 
 class MemoryBroker(Broker):
-    """Delivers within the process, in the call itself: `publish` returns after delivery."""
+    """Hands publications to this process's nodes in the call itself; they write to their clients a moment later."""
 
     def __init__(self, streams: _Streams) -> None:
         self._streams = streams

@@ -44,6 +44,8 @@ class Admission:
     """None: accept, and wait for credentials in the first message."""
     session: Session | None = None
     """None: begin one."""
+    checked_at: float = 0.0
+    """When it was found that nothing of this is revoked, on the engine's clock."""
     error: EventError | None = None
     """Accept, send this error, and close with its `refusal_code`."""
 
@@ -75,6 +77,7 @@ class Opening:
         admit = partial(Admission, subprotocol=subprotocol, format=format)
         try:
             identity = await self.authenticate(handshake) if self._settings.auth else ANONYMOUS
+            checked_at = self._engine.now()
             session = await self.book.open(identity, handshake.query_params.get("session"))
         except NoCredentials as error:
             return admit(identity=None, error=None if self._settings.first_message_auth else error)
@@ -83,7 +86,7 @@ class Opening:
         except BackendError as error:
             logger.error("Refused a connection with HTTP 503, unable to look up its session: %s", error)
             return Admission(refusal=UNAVAILABLE)
-        return admit(identity=identity, session=session)
+        return admit(identity=identity, session=session, checked_at=checked_at)
 
     async def authenticate(self, handshake: Handshake) -> Identity:
         """Who this is. Raises `AuthError`."""
@@ -120,7 +123,7 @@ class Opening:
             engine.wheel.schedule(conn, engine.now() + self._settings.auth_timeout)
         else:
             try:
-                await self._let_in(conn, admission.identity, session)
+                await self._let_in(conn, admission.identity, session, admission.checked_at)
             except BaseException:  # cancelled: the adapter never gets the connection, so nobody else cleans up
                 await engine.closed(conn, 1006)
                 raise
@@ -135,16 +138,18 @@ class Opening:
 
     async def first_message(self, conn: Connection, identity: Identity) -> None:
         """Let in a client that authenticated by message. Raises as `SessionBook.open` does."""
+        checked_at = self._engine.now()
         session = await self.book.open(identity, conn.handshake.query_params.get("session"))
         if conn.state is State.AUTHENTICATING:
             conn.move(State.OPENING)
-            await self._let_in(conn, identity, session)
+            await self._let_in(conn, identity, session, checked_at)
 
     async def refreshed(self, conn: Connection, identity: Identity) -> None:
         """Go by a newer token of the same user. Raises `Revoked` and `BackendError`."""
+        checked_at = self._engine.now()
         await self.book.check(identity, conn.session.id)
         if conn.is_open:
-            self._adopt(conn, identity, conn.session)
+            self._adopt(conn, identity, conn.session, checked_at)
 
     async def resume_session(self, conn: Connection, brought: object) -> None:
         """Go on with the session that the client brought, unless its token names one.
@@ -153,16 +158,17 @@ class Opening:
         """
         if check_session(brought) == conn.session.id or self.book.named(conn.identity) is not None:
             return
+        checked_at = self._engine.now()
         session = await self.book.open(conn.identity, brought)
         if not conn.is_open:
             return
         own = conn.session
         if own.expires_at is not None and session.expires_at is not None and own.expires_at < session.expires_at:
             session = replace(session, started_at=own.started_at, expires_at=own.expires_at)
-        self._adopt(conn, conn.identity, session)
+        self._adopt(conn, conn.identity, session, checked_at)
 
-    def _adopt(self, conn: Connection, identity: Identity, session: Session) -> None:
-        """From now on `conn` is this user's, in this session. Closes it where that was revoked meanwhile."""
+    def _adopt(self, conn: Connection, identity: Identity, session: Session, checked_at: float) -> None:
+        """From now on `conn` is this user's, in this session. Closes it where that was revoked since `checked_at`."""
         now = self._engine.now()
         ahead = now - time.time()
         conn.identity = identity
@@ -178,11 +184,11 @@ class Opening:
             self._engine.wheel.schedule(conn, deadline)
         control = self._engine.control
         control.directory.set(conn, self.book.subjects(identity, session.id))
-        if control.has_revoked(conn.subjects):
+        if control.has_revoked(conn.subjects, since=checked_at):
             conn.close(CloseCode.REVOKED, error=Revoked())
 
-    async def _let_in(self, conn: Connection, identity: Identity, session: Session) -> None:
-        self._adopt(conn, identity, session)
+    async def _let_in(self, conn: Connection, identity: Identity, session: Session, checked_at: float) -> None:
+        self._adopt(conn, identity, session, checked_at)
         try:
             await users.enter(self._engine, conn)
         except PermissionDenied as error:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
 
+from socketspec.errors import BackendError
 from socketspec.handshake import Headers, QueryParams
 
 if TYPE_CHECKING:
@@ -113,16 +114,33 @@ class Pages:
         return _json(self._app.schema())
 
     async def _health(self, query: QueryParams) -> Response:
+        """Readiness, or with ``?check=live`` whether the event loop runs at all."""
+        check = query.get("check", "ready")
+        if check not in ("ready", "live"):
+            return _json({"detail": "check must be ready (the default) or live."}, 400)
+        status, ready, detail = await self._state()
+        engine = self._app.engine
+        report = {
+            "status": status,
+            "live": True,
+            "ready": ready,
+            "node": self._app.node,
+            "connections": 0 if engine is None else len(engine.connections),
+            "detail": detail,
+        }
+        return _json(report, 200 if ready or check == "live" else 503)
+
+    async def _state(self) -> tuple[str, bool, str]:
         engine = self._app.engine
         if engine is None:
-            report: dict[str, Any] = {"live": True, "ready": False, "connections": 0, "detail": "not started"}
-        elif engine.stopping:
-            count = len(engine.connections)
-            report = {"live": True, "ready": False, "connections": count, "detail": "stopping"}
-        else:
+            return "not_started", False, "not started"
+        if engine.stopping:
+            return "stopping", False, "stopping"
+        try:
             ready, detail = await engine.backend.health()
-            report = {"live": True, "ready": ready, "connections": len(engine.connections), "detail": detail}
-        return _json(report, 200 if report["ready"] else 503)
+        except BackendError as error:
+            ready, detail = False, str(error)
+        return "ok" if ready else "out_of_touch", ready, detail
 
     async def _feed(self, query: QueryParams) -> Response:
         engine = self._app.engine

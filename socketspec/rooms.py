@@ -124,7 +124,7 @@ class Rooms:
         topic = Topic(engine.settings.namespace, "room", room)
         presence = engine.backend.presence
         await engine.hub.acquire(topic)
-        entered = False
+        entered: bool | None = None
         try:
             member = Member(conn.id, conn.identity.user_id, time.time())
             limit = declared.max_members if declared is not None else None
@@ -136,9 +136,11 @@ class Rooms:
             if not conn.is_open:  # it left while we waited, and its cleanup did not know of this room
                 raise ConnectionResetError(f"connection {conn.id} closed while joining {room!r}")
         except BaseException as error:
-            if entered:
-                await presence.leave(topic, conn.id)
-            await engine.hub.release(topic)
+            try:
+                if entered is not False:  # None: whether it is in is not known
+                    await presence.leave(topic, conn.id)
+            finally:
+                await engine.hub.release(topic)
             if isinstance(error, ConnectionResetError):
                 return
             raise

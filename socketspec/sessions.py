@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -75,8 +74,9 @@ def revocation_subjects(
     """What `backend.Sessions.revoke` is told and nodes tell each other. Raises `ValueError` where nothing is named."""
     named: list[tuple[_Kind, str | None]] = [("session", session), ("user", user), ("token", token_id)]
     for kind, value in named:
-        if value is not None and (not isinstance(value, str) or not value):  # pyright: ignore[reportUnnecessaryIsInstance] - what untyped code passes
-            raise ValueError(f"revoke: the {kind} must be a non-empty str, not {value!r}")
+        given: object = value  # untyped code passes anything
+        if given is not None and not (isinstance(given, str) and given):
+            raise ValueError(f"revoke: the {kind} must be a non-empty str, not {given!r}")
     subjects = tuple(_subject(namespace, kind, value) for kind, value in named if value is not None)
     if not subjects:
         raise ValueError("revoke: say what, with session=, user= or token_id=")

@@ -128,6 +128,7 @@ class TestConnection:
 
         Raises `TimeoutError` after `timeout` seconds, and `ConnectionClosed` once everything has been received.
         """
+        self._engine.hub.settle()  # what was broadcast before is there, also for a timeout of 0
         async with asyncio.timeout(timeout):
             while not self._pipe.unread:
                 if self._pipe.closed is not None:

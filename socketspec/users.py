@@ -131,7 +131,9 @@ async def _newest(engine: Engine, topic: Topic) -> float:
 
 async def _evict_oldest(engine: Engine, topic: Topic, limit: int) -> None:
     # Every node that sees the same members picks the same ones, so that two that come at once do not evict each other.
-    members = sorted(await engine.backend.presence.members(topic), key=lambda item: (item.joined_at, item.connection_id))
+    members = sorted(
+        await engine.backend.presence.members(topic), key=lambda item: (item.joined_at, item.connection_id)
+    )
     oldest = [member.connection_id for member in members[: max(len(members) - limit, 0)]]
     if oldest:
         await engine.control.disconnect(connections=oldest, code=CloseCode.REPLACED, reason="replaced")

@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
+
+from tests.in_loop import Entered
+from tests.servers import (
+    Cluster,
+    Container,
+    Sentinels,
+    Server,
+    container_engine,
+    ran,
+    redis_binary,
+    started,
+)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run `async def` tests, each in an event loop of its own that reports slow or failing callbacks as errors."""
+    """Run `async def` tests, each in an event loop of its own that reports slow or failing callbacks as errors.
+
+    Fixtures that are an `InLoop` are entered in that loop.
+    """
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
@@ -18,8 +36,79 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
     async def main() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _loop, context: unhandled.append(context))
-        await pyfuncitem.obj(**arguments)
+        async with AsyncExitStack() as stack:
+            entered = Entered(stack)
+            await pyfuncitem.obj(**{name: await entered.value(value) for name, value in arguments.items()})
 
     asyncio.run(main())
     assert not unhandled, f"the event loop met exceptions that nobody handled: {unhandled}"
     return True
+
+
+@pytest.fixture(scope="session")
+def standalone_server() -> Iterator[Server]:
+    """An embedded Valkey for the whole session: use a prefix of your own, and leave it running."""
+    with started():
+        made = Server()
+    with made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def redis7_server() -> Iterator[Server]:
+    """The system's redis-server (Debian's is 7.0, the oldest supported version), shared like `standalone_server`."""
+    with started():
+        made = Server(binary=redis_binary())
+    with made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def any_server(request: pytest.FixtureRequest) -> Iterator[Server | Container]:
+    """A server in a container where an engine answers, else `standalone_server`."""
+    if not container_engine():
+        yield request.getfixturevalue("standalone_server")
+        return
+    with started():
+        made = Container()
+    with made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def sentinel_servers() -> Iterator[Sentinels]:
+    """A primary, its replica and three Sentinels for the whole session. Who breaks them heals them."""
+    with started():
+        made = Sentinels()
+    with made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def cluster_servers() -> Iterator[Cluster]:
+    """Three primaries with a replica each for the whole session. Who breaks them heals them."""
+    with started():
+        made = Cluster(replicas=True)
+    with made:
+        yield made
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of pytest-xdist tells the controller which servers it ran."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["servers"] = list(ran)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """The controller of pytest-xdist takes note of the servers that a worker ran."""
+    for name in getattr(node, "workeroutput", {}).get("servers", ()):
+        ran.setdefault(name)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which servers the tests ran against."""
+    if ran:
+        engine = container_engine() or "no engine"
+        terminalreporter.write_line(f"servers: {'; '.join(ran)}; containers: {engine}")

@@ -115,6 +115,7 @@ def version_of(binary: str) -> str:
 def ask(
     port: int,
     *words: str | bytes | int | float,
+    host: str = HOST,
     password: str = "",
     context: ssl.SSLContext | None = None,
     timeout: float = 5.0,
@@ -125,8 +126,8 @@ def ask(
     """
     commands: list[Any] = [("AUTH", password), words] if password else [words]
     reader = hiredis.Reader(encoding="utf-8", errors="surrogateescape", notEnoughData=Ellipsis)
-    with socket.create_connection((HOST, port), timeout) as plain:
-        connection = plain if context is None else context.wrap_socket(plain, server_hostname=HOST)
+    with socket.create_connection((host, port), timeout) as plain:
+        connection = plain if context is None else context.wrap_socket(plain, server_hostname=host)
         with connection:
             connection.sendall(b"".join(hiredis.pack_command(command) for command in commands))
             for _ in commands:
@@ -181,7 +182,9 @@ def make_certificates(folder: Path) -> Certificates:
     if shutil.which("openssl") is None:
         raise Absent("no openssl on PATH; on Debian: apt-get install openssl")
     folder.mkdir(parents=True, exist_ok=True)
-    made = Certificates(*(folder / f"{name}" for name in ("ca.crt", "server.crt", "server.key", "client.crt", "client.key")))
+    made = Certificates(
+        *(folder / f"{name}" for name in ("ca.crt", "server.crt", "server.key", "client.crt", "client.key"))
+    )
     new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
     ca_key = folder / "ca.key"
     usage = ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
@@ -333,7 +336,7 @@ class Server:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def drop_clients(self, *filters: str) -> int:
-        """CLIENT KILL: how many connections were closed. `filters` like "TYPE", "pubsub"; normal and pub/sub if none."""
+        """CLIENT KILL with `filters` like "TYPE", "pubsub" (none: every client); how many connections were closed."""
         if filters:
             return int(self.ask("CLIENT", "KILL", *filters))
         return sum(int(self.ask("CLIENT", "KILL", "TYPE", kind)) for kind in ("normal", "pubsub"))

@@ -91,9 +91,7 @@ class _Pair:
             tasks.create_task(self._read(source.reader, queue, gate))
             tasks.create_task(self._write(queue, to, gate))
 
-    async def _read(
-        self, reader: asyncio.StreamReader, queue: asyncio.Queue[tuple[float, bytes]], gate: _Gate
-    ) -> None:
+    async def _read(self, reader: asyncio.StreamReader, queue: asyncio.Queue[tuple[float, bytes]], gate: _Gate) -> None:
         data = b"more"
         while data:
             data = await reader.read(CHUNK)

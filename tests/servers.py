@@ -6,6 +6,7 @@ Everything listens on free ports of 127.0.0.1.
 
 from __future__ import annotations
 
+from tests.server_container import Container, container_engine
 from tests.server_groups import Cluster, Sentinels
 from tests.server_process import (
     Absent,
@@ -29,10 +30,12 @@ __all__ = (
     "Broken",
     "Certificates",
     "Cluster",
+    "Container",
     "Proxy",
     "Sentinels",
     "Server",
     "ask",
+    "container_engine",
     "eventually",
     "free_port",
     "in_ci",

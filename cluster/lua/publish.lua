@@ -4,7 +4,7 @@
 -- KEYS[2] stream    entries "<offset>-0" with b = body, t = tag
 -- KEYS[3] channel   the topic's sharded channel
 -- KEYS[4] once      optional: "<epoch>:<offset>:<tag>" of the publication that used this idempotency key
--- ARGV    size, ttl in ms, epoch (for a new life of the stream), tag, body, ttl of the idempotency key in ms;
+-- ARGV    size, ttl in ms, epoch (for a new life of the stream), tag, body, shortest ttl of the idempotency key in ms;
 --         size 0: keep it by the policy in meta, and where there is none only send it
 --
 -- Result  {nodes, offset, epoch, tag, 1 if new or 0 if the idempotency key was seen}, or where nothing is kept the
@@ -62,7 +62,8 @@ redis.call('HSET', KEYS[1], 'offset', text, 'epoch', epoch, 'tag', tag, 'size', 
 redis.call('PEXPIRE', KEYS[1], ttl)
 redis.call('PEXPIRE', KEYS[2], ttl)
 if KEYS[4] then
-  redis.call('SET', KEYS[4], epoch .. ':' .. text .. ':' .. tag, 'PX', ARGV[6])
+  local once_ttl = math.max(tonumber(ttl), tonumber(ARGV[6]))
+  redis.call('SET', KEYS[4], epoch .. ':' .. text .. ':' .. tag, 'PX', string.format('%.0f', once_ttl))
 end
 local nodes = redis.call('SPUBLISH', KEYS[3], '\2' .. text .. ':' .. epoch .. ':' .. tag .. '\n' .. body)
 return {nodes, offset, epoch, tag, 1}

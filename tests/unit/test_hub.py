@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from socketspec import hub as hub_module
 from socketspec.backend import Broker, History, Publication, Receipt, Topic
 from socketspec.connection import Connection
-from socketspec.hub import JOIN, MAX_QUEUED, PENDING, SLICE, Hub
+from socketspec.hub import HELD, JOIN, MAX_QUEUED, PENDING, SLICE, Hub
 from socketspec.tasks import Tasks
 from socketspec.wire import Message
 
@@ -139,6 +139,97 @@ async def test_settling_writes_what_waits_now() -> None:
     assert rig.got == {"m0": ["a"]}
     await asyncio.sleep(0)
     assert rig.got == {"m0": ["a"]}
+
+
+async def test_settling_keeps_the_order_between_topics_and_leaves_nothing_for_later() -> None:
+    rig = Rig()
+    (member,) = await rig.fill(1)
+    other = Topic("/", "room", "other")
+    await rig.hub.acquire(other)
+    rig.hub.add(other, member)
+    rig.publish("a")
+    rig.hub.deliver(other, [Publication(event="b", payload=b"{}")])
+    rig.hub.send(member.transport.write, Message("c", b"{}"))
+    rig.hub.settle()
+    assert rig.got["m0"] == ["a", "b", "c"]
+    await asyncio.sleep(0)
+    assert rig.got["m0"] == ["a", "b", "c"]
+
+
+async def test_what_is_sent_to_one_connection_comes_after_what_was_published_before_in_the_same_turn() -> None:
+    rig = Rig()
+    (member,) = await rig.fill(1)
+    write = member.transport.write
+    rig.hub.send(write, Message("at once", b"{}"))
+    assert rig.got["m0"] == ["at once"]
+    rig.publish("a")
+    rig.hub.send(write, Message("b", b"{}"))
+    rig.hub.send(write, Message("c", b"{}"))
+    assert rig.got["m0"] == ["at once"]
+    await asyncio.sleep(0)
+    assert rig.got["m0"] == ["at once", "a", "b", "c"]
+
+
+async def test_no_more_than_a_bound_waits_for_single_connections() -> None:
+    rig = Rig()
+    (member,) = await rig.fill(1)
+    rig.publish("a")
+    rig.hub.send(member.transport.write, Message("b", b"{}"))
+    rig.hub.send(member.transport.write, Message("c", b" " * HELD))
+    assert rig.got["m0"] == ["a", "b", "c"]
+    rig.publish("d")
+    rig.hub.send(member.transport.write, Message("e", b"{}"))
+    assert rig.got["m0"] == ["a", "b", "c"], "the bound begins anew"
+
+
+async def test_one_connection_that_cannot_be_sent_to_does_not_keep_others_from_theirs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rig = Rig()
+    (member,) = await rig.fill(1)
+
+    def broken(*_messages: Message) -> None:
+        raise OSError("broken")
+
+    rig.publish("a")
+    rig.hub.send(broken, Message("b", b"{}"))
+    rig.hub.send(member.transport.write, Message("c", b"{}"))
+    await asyncio.sleep(0)
+    assert rig.got["m0"] == ["a", "c"]
+    assert "Writing" in caplog.text
+
+
+async def test_a_new_way_to_write_to_a_member_gets_what_waits_behind_what_was_sent_before() -> None:
+    rig = Rig()
+    members = await rig.fill(2)
+    old: list[str] = []
+
+    def hold(*messages: Message) -> None:
+        old.extend(message.event for message in messages)
+
+    rig.hub.add(TOPIC, members[0], hold)
+    rig.publish("b")
+    rig.hub.send(members[0].transport.write, Message("a", b"{}"))
+    rig.hub.add(TOPIC, members[0])
+    rig.publish("c")
+    await asyncio.sleep(0)
+    assert (old, rig.got) == ([], {"m0": ["a", "b", "c"], "m1": ["b", "c"]})
+
+
+async def test_many_publications_to_many_topics_make_a_publisher_wait_for_one_turn() -> None:
+    rig = Rig()
+    topics = [Topic("/", "room", str(number)) for number in range(PENDING)]
+    member = rig.member("m")
+    for topic in topics:
+        await rig.hub.acquire(topic)
+        rig.hub.add(topic, member)
+    for topic in topics[1:]:
+        rig.hub.deliver(topic, [Publication(event="a", payload=b"{}")])
+        await rig.hub.breathe(topic)
+    assert rig.got["m"] == [], "below the bound the loop did not turn"
+    rig.hub.deliver(topics[0], [Publication(event="a", payload=b"{}")])
+    await rig.hub.breathe(topics[0])
+    assert len(rig.got["m"]) >= SLICE
 
 
 async def test_many_small_topics_are_served_in_slices_too() -> None:

@@ -222,3 +222,33 @@ async def test_rooms_with_more_traffic_than_can_be_held_are_not_recovered(monkey
         await resuming
         answer = await conn.receive_event("__resume__")
         assert answer["payload"]["rooms"]["kept:1"] == {"recovered": False, "reason": "history_lost"}
+
+
+async def test_what_a_join_hook_broadcasts_during_a_resume_reaches_the_one_who_resumes() -> None:
+    socket = app()
+
+    @socket.on_room_join
+    async def came(_conn: Connection, room: str) -> None:
+        await socket.rooms.broadcast(room, "came", {"to": room})
+
+    async with TestClient(socket) as client:
+        (at,) = await publish(socket, 1)
+        conn = await client.connect(subprotocols=V1)
+        await resume(conn, {"kept:1": position(at), "plain": None})
+        assert [(await conn.receive())["payload"] for _ in range(2)] == [{"to": "kept:1"}, {"to": "plain"}]
+
+
+async def test_what_is_broadcast_in_the_turn_of_the_answer_follows_what_was_missed() -> None:
+    socket = app()
+
+    @socket.on_room_join
+    async def came(_conn: Connection, room: str) -> None:
+        if room == "plain":  # the history of the other room has been read, and nothing was written since
+            await publish(socket, 3)
+
+    async with TestClient(socket) as client:
+        at = await publish(socket, 1, 2)
+        conn = await client.connect(subprotocols=V1)
+        await resume(conn, {"kept:1": position(at[0]), "plain": None})
+        await publish(socket, 4)
+        assert await received(conn, 3) == [2, 3, 4]

@@ -12,7 +12,7 @@ from socketspec import Connection, History, Room, SocketApp
 from socketspec.backend import Member, Topic
 from socketspec.errors import ConfigurationError, PermissionDenied, RoomNotFound, ValidationFailed
 from socketspec.memory import MemoryBackend, MemoryPresence
-from socketspec.testing import TestClient, TestConnection
+from socketspec.testing import ConnectionClosed, TestClient, TestConnection
 
 
 async def joined(client: TestClient, socket: SocketApp, *rooms: str, count: int = 3) -> list[TestConnection]:
@@ -291,7 +291,7 @@ async def test_a_join_that_races_with_the_disconnect_leaves_nothing_behind() -> 
         assert await socket.rooms.count("lobby") == 0
         assert conn.connection.rooms == frozenset()
         assert socket.engine is not None
-        assert len(socket.engine.hub) == 1, "only the topic of everybody is left"
+        assert len(socket.engine.hub) == 2, "only the topics of everybody and of the nodes' orders are left"
 
 
 async def test_a_second_join_waits_for_the_first() -> None:
@@ -332,3 +332,20 @@ def test_a_room_that_cannot_work_is_refused(options: dict[str, Any]) -> None:
 def test_a_room_is_declared_once() -> None:
     with pytest.raises(ConfigurationError, match="declared twice"):
         SocketApp(rooms=["lobby", Room("lobby")])
+
+
+async def test_who_broadcasts_and_then_disconnects_itself_gets_the_broadcast_too() -> None:
+    socket = SocketApp()
+
+    @socket.on("bye")
+    async def bye(conn: Connection) -> None:
+        await socket.rooms.join(conn, "lobby")
+        await socket.rooms.broadcast("lobby", "left")
+        await conn.disconnect()
+
+    async with TestClient(socket) as client:
+        conn = await client.connect()
+        await conn.send("bye")
+        assert (await conn.receive())["event"] == "left"
+        with pytest.raises(ConnectionClosed):
+            await conn.receive()

@@ -134,3 +134,11 @@ async def test_ordered_events_run_one_after_the_other_and_others_side_by_side() 
             assert (await conn.receive())["id"] == 1
             if first == 1:
                 assert (await conn.receive())["id"] == 2
+
+
+async def test_what_was_broadcast_is_there_to_be_received_without_waiting() -> None:
+    socket = SocketApp()
+    async with TestClient(socket) as client:
+        conn = await client.connect()
+        await socket.rooms.broadcast_all("said")
+        assert (await conn.receive(timeout=0))["event"] == "said"

@@ -11,7 +11,7 @@ const MAX_BACKOFF = 15000;  // milliseconds
 const STABLE_AFTER = 5000;  // a connection this old has shown that it works: the back-off starts anew
 const TYPING_EVERY = 2000;
 const TYPING_LASTS = 3500;
-const FINAL = new Set([1003, 1008, 4000, 4001, 4005, 4007]);  // the server does not want us back
+const FINAL = new Set([1003, 1008, 4000, 4001, 4005, 4007, 4008, 4009]);  // the server does not want us back
 
 const $ = (id) => document.getElementById(id);
 

@@ -1,0 +1,39 @@
+-- Claims a node whose lease has ended, to remove its members; also goes on with a claim, and ends it.
+-- KEYS  the sorted set of leases (see renew.lua); the set of the dead node's topics
+-- ARGV  the dead node; length of the claim in ms; time to live of the keys in ms; the end of the caller's own claim as
+--       this script gave it, "" at first; how many topics to give; then topics that are done with
+-- Gives {end of the claim, topics ...}; {} where there is nothing to do: the node is alive, or another's, or done with.
+-- A claimed node cannot renew its lease. A reaper that dies leaves a claim that ends, and the topics not done with.
+local node, ttl, own = ARGV[1], tonumber(ARGV[3]), ARGV[4]
+local mark = '!' .. node
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local claimed = redis.call('ZSCORE', KEYS[1], mark)
+if own ~= '' then
+  if not claimed or tonumber(claimed) ~= tonumber(own) then
+    return {}
+  end
+else
+  local ends = claimed or redis.call('ZSCORE', KEYS[1], node)
+  if not ends or tonumber(ends) > now then
+    return {}
+  end
+end
+redis.call('ZREM', KEYS[1], node)
+if #ARGV > 5 then
+  redis.call('SREM', KEYS[2], unpack(ARGV, 6))
+end
+local topics = redis.call('SRANDMEMBER', KEYS[2], ARGV[5])
+if #topics == 0 then
+  redis.call('ZREM', KEYS[1], mark)
+  return {}
+end
+local ends = now + tonumber(ARGV[2])
+redis.call('ZADD', KEYS[1], ends, mark)
+redis.call('PEXPIRE', KEYS[1], ttl)
+redis.call('PEXPIRE', KEYS[2], ttl)
+local reply = {string.format('%.0f', ends)}
+for _, topic in ipairs(topics) do
+  reply[#reply + 1] = topic
+end
+return reply

@@ -1,0 +1,37 @@
+-- Adds members of one node to one topic, and keeps the topic's keys alive.
+-- KEYS  the topic's hash node -> count of members; the node's hash connection id -> member
+-- ARGV  the node; the most members there may be on all nodes, or -1; time to live of the keys in ms;
+--       then connection id and member, any number of times (none: only the keys are kept alive)
+-- Gives 1 where all are in (who was in already stays as they were), 0 where at least one found the topic full.
+local node, limit, ttl = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local own, others, all_in = redis.call('HLEN', KEYS[2]), 0, 1
+if limit >= 0 then
+  local counts = redis.call('HGETALL', KEYS[1])
+  for i = 1, #counts, 2 do
+    if counts[i] ~= node then
+      others = others + tonumber(counts[i + 1])
+    end
+  end
+end
+for i = 4, #ARGV, 2 do
+  if redis.call('HEXISTS', KEYS[2], ARGV[i]) == 0 then
+    if limit < 0 or others + own < limit then
+      redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
+      own = own + 1
+    else
+      all_in = 0
+    end
+  end
+end
+-- The count is set, not added to: whatever it was, it is right from here on.
+if own == 0 then
+  redis.call('HDEL', KEYS[1], node)
+  return all_in
+end
+redis.call('HSET', KEYS[1], node, own)
+for i = 1, 2 do
+  if redis.call('PTTL', KEYS[i]) < ttl then
+    redis.call('PEXPIRE', KEYS[i], ttl)
+  end
+end
+return all_in

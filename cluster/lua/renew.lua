@@ -1,0 +1,23 @@
+-- Renews the lease of one node and looks for nodes whose lease has ended.
+-- KEYS  the sorted set of leases, node -> end in ms of server time ("!node": claimed by a reaper until then);
+--       the set of the node's topics
+-- ARGV  the node; length of a lease in ms; time to live of the keys in ms; "1" to begin a lease, "0" to renew one
+-- Gives {1, ms until the next lease of any node ends, nodes whose lease has ended ...}, or {0} and changes nothing
+-- where the lease to be renewed is not there: it was claimed, or the server lost it.
+local node, ttl = ARGV[1], tonumber(ARGV[3])
+if ARGV[4] ~= '1' and not redis.call('ZSCORE', KEYS[1], node) then
+  return {0}
+end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+-- PEXPIRE comes first: a server that is out of memory refuses a script's ZADD unless the script has written before,
+-- and a full server is no reason to let the nodes' leases end.
+redis.call('PEXPIRE', KEYS[2], ttl)
+redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), node)
+redis.call('PEXPIRE', KEYS[1], ttl)
+local following = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+local reply = {1, tonumber(following[2]) - now}
+for _, ended in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, 16)) do
+  reply[#reply + 1] = (string.gsub(ended, '^!', ''))
+end
+return reply
