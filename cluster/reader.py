@@ -121,9 +121,12 @@ class Link(asyncio.Protocol):
 
         The caller has at most one unanswered command a channel, and minds `outstanding`.
         """
-        # One channel a command: in a cluster those of one command would have to share a slot, and an error is about all.
+        # One channel a command: in a cluster those of one command must share a slot, and an error is about all of them.
         words: list[bytes] = []
-        for command, kind, channels in ((b"SUNSUBSCRIBE", _UNSUBSCRIBE, unsubscribe), (b"SSUBSCRIBE", _SUBSCRIBE, subscribe)):
+        for command, kind, channels in (
+            (b"SUNSUBSCRIBE", _UNSUBSCRIBE, unsubscribe),
+            (b"SSUBSCRIBE", _SUBSCRIBE, subscribe),
+        ):
             for channel in channels:
                 words.append(_pack(command, channel))
                 self._awaited.append((kind, channel))

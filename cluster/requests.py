@@ -208,8 +208,8 @@ class _Contract:
     """What a publisher may send, where it was told: then just that, as for a handler."""
 
     def __init__(self, broadcasts: Sequence[Broadcasts]) -> None:
-        if isinstance(broadcasts, str) or not all(isinstance(item, Broadcasts) for item in _untyped(broadcasts)):
-            raise ConfigurationError(f"Publisher(broadcasts={broadcasts!r}): write [Broadcasts(event, room=…, model=…)].")
+        if not all(isinstance(item, Broadcasts) for item in _untyped(broadcasts)):
+            raise ConfigurationError(f"Publisher(broadcasts={broadcasts!r}): use [Broadcasts(event, …)].")
         self._declared: dict[str, list[tuple[RoomPattern | None, PayloadType | None]]] = {}
         for item in broadcasts:
             try:
@@ -239,7 +239,7 @@ class _Contract:
                 for pattern, _ in items
             )
             raise ContractError(
-                f"Publisher(broadcasts=…) does not declare {event!r} {where}, only: {known}. Add Broadcasts({event!r}, …)."
+                f"The publisher's broadcasts do not declare {event!r} {where}; add Broadcasts({event!r}) to {known}."
             )
         failures: list[str] = []
         for model in fitting:

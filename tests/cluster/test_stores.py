@@ -22,7 +22,7 @@ from socketspec.cluster.keys import Keys
 from socketspec.cluster.limits import RedisLimits
 from socketspec.cluster.publishing import ONCE_SECONDS, parse_receipt, publish_any_command, publish_command
 from socketspec.cluster.sessions import RedisSessions
-from tests.servers import Server, eventually, redis_binary, started, valkey_binary
+from tests.servers import Server, eventually, free_port, redis_binary, started, valkey_binary
 
 ROOM = Topic("/", "room", "orders:1")
 KEYS = Keys("t")
@@ -89,7 +89,7 @@ def _position(receipt: Receipt) -> Position:
 @pytest.fixture(scope="module", params=["valkey", "redis", "cluster"])
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """The embedded Valkey, the oldest Redis there is here, and a cluster: it refuses keys of more than one slot."""
-    options = ["--cluster-enabled", "yes"] if request.param == "cluster" else []
+    options = ["--cluster-enabled", "yes", "--cluster-port", str(free_port())] if request.param == "cluster" else []
     with started(), Server(*options, binary=redis_binary() if request.param == "redis" else valkey_binary()) as server:
         if options:
             server.ask("CLUSTER", "ADDSLOTSRANGE", 0, 16383)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from socketspec.errors import ConfigurationError
         ({"rate_limit": 10}, "RateLimit\\(rate=10, capacity=20\\)"),
         ({"session": {"idle_timeout": 3}}, "SessionConfig\\(idle_timeout=300\\)"),
         ({"backpressure": 5}, "Backpressure\\(max_buffer="),
-        ({"auth": object()}, "is not an auth backend; pass JWTAuth"),
+        ({"auth": SimpleNamespace()}, "is not an auth backend; pass JWTAuth"),
         ({"docs": True, "docs_url": "docs"}, "must be a path that begins with /"),
         ({"health_url": "/"}, "is not / alone"),
         ({"debug": True, "debug_url": 5}, "must be a path"),
