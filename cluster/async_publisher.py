@@ -185,8 +185,7 @@ class _Life:
 
     async def _start(self) -> None:
         try:
-            await self._topology.start()
-            await self._runner.start()
+            await self._runner.start()  # starts the topology
         except BaseException:
             await self._topology.stop()
             raise

@@ -13,13 +13,16 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from typing import Any, Final, Literal, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, cast
 
 import hiredis
 
 from socketspec.cluster.options import Address
-from socketspec.cluster.topology import LinkOptions
 from socketspec.errors import BackendError
+from socketspec.tasks import unless_cancelled
+
+if TYPE_CHECKING:
+    from socketspec.cluster.topology import LinkOptions
 
 __all__ = ("Answer", "Link", "Listener", "Message", "Spawn")
 
@@ -37,8 +40,8 @@ _LOGIN: Final = b"login"
 Message = tuple[bytes, bytes]
 """A channel and what was published to it."""
 
-Spawn = Callable[[Coroutine[Any, Any, None], str], object]
-"""Starts a named task that its owner ends."""
+Spawn = Callable[[Coroutine[Any, Any, Any], str], asyncio.Task[Any]]
+"""Starts a named task, which ends with the one who gave this out."""
 
 
 class Answer(NamedTuple):
@@ -88,28 +91,23 @@ class Link(asyncio.Protocol):
         self._awaited: deque[tuple[bytes, bytes]] = deque()
         self._answers: list[Answer] = []
 
-    @classmethod
-    async def open(cls, address: Address, options: LinkOptions, listener: Listener, spawn: Spawn) -> Link:
+    async def open(self, options: LinkOptions) -> None:
         """Connect and log in, within `options.connect_timeout`. Raises `BackendError`, with nothing left open."""
-        link = cls(address, listener, spawn)
         try:
             async with asyncio.timeout(options.connect_timeout):
-                loop = asyncio.get_running_loop()
-                await loop.create_connection(lambda: link, address.host, address.port, ssl=options.ssl)
-                link._log_in(options)
-                refusal = await link._ready
+                refusal = await self._connect(options)
         except TimeoutError:
-            await link.end("it did not answer in time")
-            raise BackendError(f"{address} did not answer within {options.connect_timeout:g} s.") from None
+            await self.end("it did not answer in time")
+            raise BackendError(f"{self.address} did not answer within {options.connect_timeout:g} s.") from None
         except OSError as error:
-            raise BackendError(f"{address} cannot be reached: {error}") from error
+            await self.end("it cannot be reached")
+            raise BackendError(f"{self.address} cannot be reached: {error}") from error
         except BaseException:
-            await link.end("the connection is not wanted any more")
+            await self.end("the connection is not wanted any more")
             raise
         if refusal:
-            await link.end(refusal)
-            raise BackendError(f"{address} did not accept the connection: {refusal}")
-        return link
+            await self.end(refusal)
+            raise BackendError(f"{self.address} did not take the connection: {refusal}")
 
     @property
     def outstanding(self) -> int:
@@ -123,13 +121,12 @@ class Link(asyncio.Protocol):
         """
         # One channel a command: in a cluster those of one command must share a slot, and an error is about all of them.
         words: list[bytes] = []
-        for command, kind, channels in (
-            (b"SUNSUBSCRIBE", _UNSUBSCRIBE, unsubscribe),
-            (b"SSUBSCRIBE", _SUBSCRIBE, subscribe),
-        ):
-            for channel in channels:
-                words.append(_pack(command, channel))
-                self._awaited.append((kind, channel))
+        for channel in unsubscribe:
+            words.append(_pack(b"SUNSUBSCRIBE", channel))
+            self._awaited.append((_UNSUBSCRIBE, channel))
+        for channel in subscribe:
+            words.append(_pack(b"SSUBSCRIBE", channel))
+            self._awaited.append((_SUBSCRIBE, channel))
         self._write(b"".join(words))
 
     def ping(self) -> None:
@@ -171,7 +168,10 @@ class Link(asyncio.Protocol):
 
     # The inside
 
-    def _log_in(self, options: LinkOptions) -> None:
+    async def _connect(self, options: LinkOptions) -> str:
+        """Why the server did not take us; empty if it did."""
+        loop = asyncio.get_running_loop()
+        await loop.create_connection(lambda: self, self.address.host, self.address.port, ssl=options.ssl)
         commands: list[bytes] = []
         if options.password:
             login = (options.username, options.password) if options.username else (options.password,)
@@ -181,6 +181,7 @@ class Link(asyncio.Protocol):
         commands.append(_pack(b"PING"))  # at least one answer: a frozen server accepts connections as well
         self._awaited.extend((_LOGIN, b"") for _ in commands)
         self._write(b"".join(commands))
+        return await self._ready
 
     def _write(self, data: bytes) -> None:
         if data and self._transport is not None and not self.closed.done():
@@ -270,7 +271,7 @@ class Link(asyncio.Protocol):
 
     async def _read_on_after(self, behind: Awaitable[None]) -> None:
         try:
-            await behind
+            await unless_cancelled(behind)
         except Exception:
             logger.exception("Waiting for deliveries of messages from %s failed", self.address)
         self.is_paused = False

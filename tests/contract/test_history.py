@@ -8,6 +8,7 @@ import pytest
 
 from socketspec.backend import Backend, History, Position, Publication, Receipt, Topic
 from tests.contract.conftest import Subject
+from tests.contract.test_broker import node
 
 ROOM = Topic("/", "room", "orders:1")
 KEEP = History(size=5, ttl=60)
@@ -121,19 +122,26 @@ async def test_another_tag_at_that_offset_is_refused(backend: Backend, index: in
 async def test_history_ends_ttl_seconds_after_the_last_publication(subject: Subject) -> None:
     backend = subject.backend
     await fill(backend, 2)
-    subject.pass_time(50)
+    await subject.outlive(50)
     await publish(backend, "event3")
-    subject.pass_time(59)
+    await subject.outlive(59)
     assert await read(backend) == ["event1", "event2", "event3"]
-    subject.pass_time(2)
+    await subject.outlive(2)
     assert await read(backend) == []
     assert await backend.history.position(ROOM) is None
+
+
+async def test_history_ends_as_time_really_goes_by(subject: Subject) -> None:
+    await publish(subject.backend, "x", history=History(size=5, ttl=0.3))
+    assert await read(subject.backend) == ["x"]
+    await subject.wait(0.4)
+    assert await read(subject.backend) == []
 
 
 async def test_after_expiry_the_last_position_is_refused_and_a_new_epoch_begins(subject: Subject) -> None:
     backend = subject.backend
     positions = await fill(backend, 2)
-    subject.pass_time(61)
+    await subject.outlive(61)
     with pytest.raises(LookupError):
         await read(backend, since=positions[-1])
     after = await fill(backend, 2)
@@ -151,19 +159,13 @@ async def test_a_repeated_idempotency_key_changes_nothing_and_answers_the_same(b
 
 
 async def test_a_repeated_idempotency_key_is_not_delivered_again(backend: Backend) -> None:
-    heard: list[str] = []
-
-    def deliver(topic: Topic, publications: object) -> None:
-        assert isinstance(publications, tuple | list)
-        heard.extend(item.event for item in publications)
-
-    await backend.start("/", deliver, lambda _topic, _members: None)
-    await backend.broker.subscribe(ROOM)
-    for event in ("paid", "paid"):
-        await publish(backend, event, key="k")
-    await publish(backend, "marker")
-    await backend.stop("/", deliver)
-    assert heard == ["paid", "marker"]
+    async with node(backend) as heard:
+        await backend.broker.subscribe(ROOM)
+        for event in ("paid", "paid"):
+            await publish(backend, event, key="k")
+        await publish(backend, "marker")
+        await heard.until(2)
+        assert heard.events() == ["paid", "marker"]
 
 
 async def test_keys_of_one_topic_do_not_count_in_another(backend: Backend) -> None:

@@ -13,16 +13,16 @@ async def test_a_session_began_when_it_was_first_seen(subject: Subject) -> None:
     before = time.time()
     began = await sessions.begin("s", ttl=60)
     assert before - 5 <= began <= time.time() + 5
-    subject.pass_time(30)
+    await subject.outlive(30)
     assert await sessions.begin("s", ttl=60) == began
 
 
 async def test_a_session_is_remembered_for_its_ttl_from_the_beginning(subject: Subject) -> None:
     sessions = subject.backend.sessions
     await sessions.begin("s", ttl=60)
-    subject.pass_time(61)
+    await subject.outlive(61)
     again = await sessions.begin("s", ttl=60)
-    subject.pass_time(59)
+    await subject.outlive(59)
     assert await sessions.begin("s", ttl=60) == again
 
 
@@ -42,9 +42,9 @@ async def test_any_revoked_subject_is_enough(backend: Backend) -> None:
 async def test_a_revocation_ends_with_its_ttl(subject: Subject) -> None:
     sessions = subject.backend.sessions
     await sessions.revoke("s", ttl=60)
-    subject.pass_time(59)
+    await subject.outlive(59)
     assert await sessions.is_revoked(["s"])
-    subject.pass_time(2)
+    await subject.outlive(2)
     assert not await sessions.is_revoked(["s"])
 
 
@@ -52,5 +52,15 @@ async def test_a_shorter_revocation_does_not_shorten_a_longer_one(subject: Subje
     sessions = subject.backend.sessions
     await sessions.revoke("s", ttl=600)
     await sessions.revoke("s", ttl=1)
-    subject.pass_time(500)
+    await subject.outlive(500)
     assert await sessions.is_revoked(["s"])
+
+
+async def test_sessions_and_revocations_end_as_time_really_goes_by(subject: Subject) -> None:
+    sessions = subject.backend.sessions
+    began = await sessions.begin("s", ttl=0.3)
+    await sessions.revoke("s", ttl=0.3)
+    assert await sessions.is_revoked(["s"])
+    await subject.wait(0.4)
+    assert not await sessions.is_revoked(["s"])
+    assert await sessions.begin("s", ttl=0.3) != began

@@ -5,6 +5,7 @@ Run it with ``socketspec demo``, or as any FastAPI application: ``uvicorn socket
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from importlib.resources import files
@@ -185,6 +186,12 @@ async def announce(room: str, *, joined: str | None = None, left: str | None = N
 
 app: FastAPI = FastAPI(title="SocketSpec demo", docs_url=None, redoc_url=None, openapi_url=None)
 mount(socket, app, path="/ws")
+
+
+@app.get("/nodes")
+async def nodes() -> dict[str, list[int]]:
+    """The ports of the demo's nodes, where there are several: the page links to the others."""
+    return {"ports": [int(port) for port in os.environ.get("SOCKETSPEC_DEMO_PORTS", "").split(",") if port]}
 
 
 @app.get("/")

@@ -25,6 +25,7 @@ let timer = 0;
 let heartbeat = null;       // how often the server is heard at least, in milliseconds
 let watchdog = 0;
 let lastTyping = 0;
+let ports = [];             // where the demo's nodes are, if there are several
 let delayAsked = 0;         // the delay a stopping server asked for
 
 // --- the connection
@@ -97,6 +98,7 @@ const handlers = {
     const beat = payload.heartbeat;
     heartbeat = beat && !beat.frames ? (beat.interval + beat.timeout + 5) * 1000 : null;
     watch(socket);
+    showNode(payload.node);
     if (room.position !== null) {
       const { offset, epoch, tag } = room.position;
       const rooms = { [`chat:${room.name}`]: { offset, epoch, tag }, [`live:${room.name}`]: null };
@@ -311,6 +313,31 @@ function show(state, text) {
   $("state").textContent = text;
 }
 
+// Which node this tab is on, and links to the others: what is said there is heard here.
+function showNode(name) {
+  const here = ports.findIndex((port) => String(port) === location.port);
+  if (ports.length < 2 || here < 0) return;
+  const parts = [`on node ${here + 1} of ${ports.length} (${name}); open `];
+  for (const [index, port] of ports.entries()) {
+    if (index === here) continue;
+    const url = new URL(location.href);
+    url.port = String(port);
+    const link = element("a", { href: url.href, target: "_blank", rel: "noopener" }, `node ${index + 1}`);
+    link.addEventListener("click", () => { link.hash = location.hash; });
+    parts.push(link, " ");
+  }
+  $("node").replaceChildren(...parts);
+  $("node").hidden = false;
+}
+
+async function findNodes() {
+  try {
+    ports = (await (await fetch("nodes")).json()).ports;
+  } catch {
+    ports = [];  // it is an ornament: the chat works without
+  }
+}
+
 // A name per tab, so that two tabs are two people.
 function storedName() {
   let name = sessionStorage.getItem("name");
@@ -358,4 +385,4 @@ window.addEventListener("online", () => { if (timer && $("state").dataset.state 
 
 const wanted = location.hash.slice(1);
 enter(ROOM.test(wanted) ? wanted : FIRST_ROOMS[0]);
-connect();
+findNodes().then(connect);
