@@ -1,1 +1,13 @@
-"""The Redis/Valkey backend. Not built yet: see the changelog."""
+"""The cluster layer: nodes that act as one server through Redis or Valkey, and publishers for backend code.
+
+Import from here: `RedisBackend` and `RedisOptions` for nodes, `Publisher` and `AsyncPublisher` for everything else.
+"""
+
+from __future__ import annotations
+
+from socketspec.cluster.async_publisher import AsyncPublisher
+from socketspec.cluster.backend import RedisBackend
+from socketspec.cluster.options import RedisOptions
+from socketspec.cluster.publisher import Publisher
+
+__all__ = ("AsyncPublisher", "Publisher", "RedisBackend", "RedisOptions")

@@ -185,7 +185,8 @@ class _Life:
 
     async def _start(self) -> None:
         try:
-            await self._runner.start()  # starts the topology
+            await self._topology.start()
+            await self._runner.start()
         except BaseException:
             await self._topology.stop()
             raise

@@ -10,22 +10,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from socketspec.cluster.options import Address, RedisOptions
+from socketspec.cluster.patience import Backoff, Patience
 from socketspec.cluster.reader import Answer, Link, Message, Spawn
+from socketspec.cluster.topology import Topology
 from socketspec.errors import BackendError
 from socketspec.tasks import unless_cancelled
 
-if TYPE_CHECKING:
-    from socketspec.cluster.topology import Topology
-
-__all__ = ("Backoff", "Lane", "Owner", "Probing")
+__all__ = ("Lane", "Owner", "Probing")
 
 logger: logging.Logger = logging.getLogger("socketspec.cluster")
 
@@ -33,26 +31,8 @@ MAX_OUTSTANDING: Final = 500
 """Channels asked for or given up without an answer; the rest wait their turn."""
 STABLE: Final = 2.0
 """Seconds after which trouble counts as new, and is met without delay again."""
-SLICE: Final = 0.2
-"""Seconds of waiting at once; of each, at most twice as much counts, however long the event loop was away."""
 LATE: Final = 1.0
 """Seconds a probe has for its way back, even where publishing it took all the time there was."""
-
-
-class Backoff:
-    """Growing pauses: 50 ms, doubled up to a second, each up to a quarter longer by chance."""
-
-    def __init__(self) -> None:
-        self._next = 0.05
-
-    def next(self) -> float:
-        """The next pause in seconds."""
-        pause, self._next = self._next, min(2 * self._next, 1.0)
-        return pause * (1 + random.random() / 4)  # noqa: S311 # spreads nodes out, keeps no secret
-
-    def reset(self) -> None:
-        """Begin anew."""
-        self._next = 0.05
 
 
 class Owner(Protocol):
@@ -129,6 +109,8 @@ class Lane:
         self._news = asyncio.Event()
         self._heard_at: float | None = None
         self._lost_at = self._loop.time()
+        self._loss = ""
+        """Why the last link went; empty once another has been proved."""
         self._trouble = "not connected yet"
 
     # Channels
@@ -251,11 +233,11 @@ class Lane:
             await link.end("it was given up")
 
     def _lose(self, reason: str) -> None:
-        if reason != self._trouble:
+        if reason != self._loss:
             logger.warning("No subscription connection to %s: %s", self.address, reason)
         if self._heard_at is not None:
             self._lost_at = self._loop.time()
-        self._trouble = reason
+        self._loss = self._trouble = reason
         stood = [channel for channel, state in self._states.items() if state is _State.STANDING]
         self._states.clear()
         self._changed.clear()
@@ -266,7 +248,7 @@ class Lane:
 
     async def _watch(self, link: Link) -> str:
         """Probe `link` until it is lost or fails; why."""
-        self._trouble = "it has not proved yet that it hears"
+        self._trouble = "connected, but has not heard itself yet" + (f" ({self._loss})" if self._loss else "")
         is_proved = False
         self._listen_for_probe(link)
         for channel in self.channels:
@@ -276,10 +258,9 @@ class Lane:
             if reason:
                 return reason
             if not is_proved and not self._trouble:
-                is_proved = True
-                logger.info(
-                    "Subscription connection to %s after %.1f s", self.address, self._loop.time() - self._lost_at
-                )
+                is_proved, self._loss = True, ""
+                waited = self._loop.time() - self._lost_at
+                logger.info("Subscriptions at %s: connected and heard after %.1f s", self.address, waited)
             await asyncio.wait((link.closed,), timeout=self._options.probe_interval)
             if link.closed.done():
                 return link.closed.result()
@@ -302,7 +283,7 @@ class Lane:
 
     async def _try_out(self, link: Link) -> str:
         """One probe. Returns why the link must go; empty where it may stay."""
-        patience = _Patience(link, self._news, self._options.probe_timeout)
+        patience = Patience(link, self._news, self._options.probe_timeout)
         pongs = link.pongs
         link.ping()
         trouble = await self._round_trip(link, patience)
@@ -324,7 +305,7 @@ class Lane:
             self._owner.proved()
         return ""
 
-    async def _round_trip(self, link: Link, patience: _Patience) -> str:
+    async def _round_trip(self, link: Link, patience: Patience) -> str:
         """Publish a nonce and hear it; what went wrong, if anything did."""
         channel = self._probe
         if channel is not None:
@@ -375,33 +356,3 @@ class Lane:
 
 _REFUSED: Final = "the subscription to the probe's channel was refused"
 _SILENCE: Final = "what is published does not arrive on it: it leads to a dead or a wrong server"
-
-
-class _Patience:
-    """Waits for something to become true, for `left` seconds in which it could have."""
-
-    def __init__(self, link: Link, news: asyncio.Event, left: float) -> None:
-        self._link = link
-        self._news = news
-        self._left = left
-
-    def at_least(self, seconds: float) -> None:
-        """Have that much left."""
-        self._left = max(self._left, seconds)
-
-    async def until(self, is_true: Callable[[], bool]) -> bool:
-        """Whether it became true in time, before the link was lost."""
-        loop = asyncio.get_running_loop()
-        while not is_true():
-            if self._left <= 0 or self._link.closed.done():
-                return False
-            self._news.clear()
-            began, was_paused = loop.time(), self._link.is_paused
-            try:
-                async with asyncio.timeout(min(SLICE, self._left)):
-                    await self._news.wait()
-            except TimeoutError:
-                pass
-            if not (was_paused or self._link.is_paused):
-                self._left -= min(loop.time() - began, 2 * SLICE)
-        return True

@@ -113,20 +113,21 @@ class RedisOptions:
     """Whether the server's certificate must name the host we connect to (TLS only)."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.prefix, str) or not _PREFIX.fullmatch(self.prefix):
+        values: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}  # of whatever type
+        if not isinstance(values["prefix"], str) or not _PREFIX.fullmatch(self.prefix):
             raise ConfigurationError(f"prefix={self.prefix!r} must be 1 to 64 characters of A-Z, a-z, 0-9 and _.:-")
-        if not isinstance(self.client_name, str) or not _CLIENT_NAME.fullmatch(self.client_name):
+        if not isinstance(values["client_name"], str) or not _CLIENT_NAME.fullmatch(self.client_name):
             raise ConfigurationError(
                 f"client_name={self.client_name!r} must be at most 64 printable ASCII characters without spaces."
             )
         for name, least, most in _RANGES:
-            value = getattr(self, name)
+            value = values[name]
             if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
                 raise ConfigurationError(f"{name}={value!r} must be a number of seconds from {least:g} to {most:g}.")
-        pending = self.max_pending
+        pending = values["max_pending"]
         if isinstance(pending, bool) or not isinstance(pending, int) or not 1 <= pending <= 1_000_000:
             raise ConfigurationError(f"max_pending={pending!r} must be a whole number from 1 to 1,000,000.")
-        if not isinstance(self.check_hostname, bool):
+        if not isinstance(values["check_hostname"], bool):
             raise ConfigurationError(f"check_hostname={self.check_hostname!r} must be True or False.")
         if self.keyfile is not None and self.certfile is None:
             raise ConfigurationError("keyfile is given without certfile: pass the client's certificate as well.")

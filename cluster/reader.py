@@ -13,16 +13,14 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, cast
+from typing import Any, Final, Literal, NamedTuple, Protocol, cast
 
 import hiredis
 
 from socketspec.cluster.options import Address
+from socketspec.cluster.topology import LinkOptions
 from socketspec.errors import BackendError
 from socketspec.tasks import unless_cancelled
-
-if TYPE_CHECKING:
-    from socketspec.cluster.topology import LinkOptions
 
 __all__ = ("Answer", "Link", "Listener", "Message", "Spawn")
 

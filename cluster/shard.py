@@ -15,16 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import hiredis
-from redis.asyncio import Connection, SSLConnection
 from redis import exceptions as replied
+from redis.asyncio import Connection, SSLConnection
 
 from socketspec.cluster.options import Address, RedisOptions
 from socketspec.errors import BackendError, ConfigurationError
 
 __all__ = ("Hello", "LinkOptions", "NotSentError", "RefusedError", "Shard", "as_dict", "explain", "tls_context")
-
-OLDEST: Final = 7
-"""The first version of Redis, and so of Valkey, with sharded pub/sub."""
 
 REPLIES: Final = (
     replied.ResponseError,
@@ -167,7 +164,7 @@ class Shard:
         connection = self._make()
         try:
             async with asyncio.timeout(self._link.connect_timeout):
-                await connection.connect()
+                await connection.connect()  # type: ignore[no-untyped-call] # redis-py leaves out the "-> None"
         except BaseException:
             await connection.disconnect(nowait=True)
             raise

@@ -1,8 +1,8 @@
 """Which channels this node hears, on which server, and whether it does: one `Lane` for each primary.
 
 A channel is wanted from `subscribe` to `unsubscribe`; it is placed on the lane of the primary that `Topology` names,
-and stands once that server has confirmed it. What loses its place (a slot that moved, a server that is gone) waits until
-the servers have been looked up again, and is placed anew. A lane brings back by itself what stood on a lost link.
+and stands once that server has confirmed it. What loses its place (a slot that moved, a server that is gone) waits
+until the servers have been looked up again, and is placed anew. A lane brings back by itself what stood on a lost link.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from socketspec.cluster.lane import STABLE, Backoff, Lane, Probing
+from socketspec.cluster.lane import STABLE, Lane, Probing
 from socketspec.cluster.options import Address, RedisOptions
+from socketspec.cluster.patience import Backoff
 from socketspec.cluster.reader import Message
+from socketspec.cluster.topology import Topology
 from socketspec.errors import BackendError
 from socketspec.tasks import Tasks
-
-if TYPE_CHECKING:
-    from socketspec.cluster.topology import Topology
 
 __all__ = ("Subscriptions",)
 
@@ -267,27 +266,29 @@ class Subscriptions:
                 backoff.reset()
             self._unrest.clear()
             looking, self._next_look = self._next_look, None
-            await self._look_up()
+            try:
+                await self._look_up()
+            except Exception:
+                logger.exception("Placing subscriptions met an error of our own; it is tried again")
+                self.look()
             if looking is not None and not looking.done():
                 looking.set_result(None)
             await asyncio.sleep(backoff.next())
 
     async def _look_up(self) -> None:
+        trouble = ""
         try:
-            try:
-                async with asyncio.timeout(self._options.command_timeout):
-                    await self._topology.refresh()
-            except TimeoutError as error:
-                raise BackendError(f"no answer within {self._options.command_timeout:g} s") from error
-            finally:
-                self._meet(self._topology.addresses())
-                await self._sweep()
-            self._lookup_trouble = ""
-        except Exception as error:  # whatever a server or a name service may come up with: the next try is due anyway
+            async with asyncio.timeout(self._options.command_timeout):
+                await self._topology.refresh()
+        except TimeoutError:
+            trouble = f"no answer within {self._options.command_timeout:g} s"
+        except Exception as error:  # whatever a server or a name service comes up with: the next try is due anyway
             trouble = str(error) or repr(error)
-            if trouble != self._lookup_trouble:
-                logger.warning("Looking up the servers failed: %s", trouble)
-            self._lookup_trouble = trouble
+        if trouble and trouble != self._lookup_trouble:
+            logger.warning("Looking up the servers failed: %s", trouble)
+        self._lookup_trouble = trouble
+        self._meet(self._topology.addresses())
+        await self._sweep()
 
     def _meet(self, addresses: Sequence[Address]) -> None:
         """Have a lane for each of `addresses` and no other. If none is known, the old ones are the best guess."""

@@ -71,6 +71,12 @@ class Link:
             self.close()
             raise
 
+    def __del__(self) -> None:
+        # Whoever dropped it without `close` meant it to end, as with any connection pool.
+        connection: socket.socket | None = getattr(self, "_socket", None)
+        if connection is not None:
+            connection.close()
+
     def _connect(self, context: ssl.SSLContext | None, deadline: float) -> socket.socket:
         plain = socket.create_connection(self.address, timeout=_left(deadline))
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import importlib
 import os
 import warnings
 from typing import Any, Self
@@ -19,7 +20,7 @@ IMAGE = os.environ.get("SOCKETSPEC_TEST_IMAGE", "docker.io/valkey/valkey:8")
 def container_engine() -> str:
     """The engine that answers, like "docker 27.3"; "" where none does."""
     try:
-        import docker
+        docker = importlib.import_module("docker")  # by name: the package has no types
     except ImportError:
         return ""
     with warnings.catch_warnings():
@@ -45,8 +46,9 @@ class Container:
         os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
         from testcontainers.core.container import DockerContainer
 
-        self._container: Any = DockerContainer(image).with_exposed_ports(6379)
+        self._container: Any = None
         try:
+            self._container = DockerContainer(image).with_exposed_ports(6379)
             self._container.start()
             self.host: str = self._container.get_container_host_ip()
             self.port = int(self._container.get_exposed_port(6379))
@@ -74,7 +76,8 @@ class Container:
 
     def stop(self) -> None:
         """End and remove the container."""
-        self._container.stop()
+        if self._container is not None:
+            self._container.stop()
 
     def _fields(self) -> dict[str, str]:
         lines = str(self.ask("INFO", "server")).splitlines()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Self
 
 from redis.crc import key_slot
@@ -100,9 +101,11 @@ class Sentinels(_Group):
         return new
 
     def wait_ok(self) -> None:
-        """Return when every Sentinel sees the others, a live primary, and a replica that follows it."""
+        """Return when the replica follows the primary, and every Sentinel sees that and the other Sentinels."""
+        # asked first: after a restart, what the Sentinels say may still be from before it
+        eventually(self._replica_follows, "the replica follows the primary", within=25)
         for sentinel in self.sentinels:
-            eventually(lambda asked=sentinel: self._is_settled(asked), f"{sentinel!r} sees everybody", within=25)
+            eventually(partial(self._is_settled, sentinel), f"{sentinel!r} sees everybody", within=25)
 
     def heal(self) -> None:
         """Start what was killed, wake what was stopped, and wait until all is well again."""
@@ -125,6 +128,13 @@ class Sentinels(_Group):
             if sentinel.is_running:
                 return sentinel.ask("SENTINEL", *words)
         raise Broken("no Sentinel runs")
+
+    def _replica_follows(self) -> bool:
+        primary = self.primary
+        said = self.replica.info("replication")
+        follows = said["role"] == "slave" and said["master_port"] == str(primary.port)
+        named = set(self._named()) == {primary.port}
+        return named and follows and said["master_link_status"] == "up"
 
     def _is_settled(self, sentinel: Server) -> bool:
         primary = _fields(sentinel.ask("SENTINEL", "MASTER", self.name))
@@ -240,7 +250,7 @@ class Cluster(_Group):
             server.ask("CLUSTER", "ADDSLOTSRANGE", begin, end - 1)
         for server, primary in zip(self.servers[primaries:], self.servers, strict=False):
             name = str(primary.ask("CLUSTER", "MYID"))
-            eventually(lambda at=server, known=name: known in at.ask("CLUSTER", "NODES"), "the nodes have met")
+            eventually(partial(_knows, server, name), "the nodes have met")
             server.ask("CLUSTER", "REPLICATE", name)
 
     def _is_settled(self) -> bool:
@@ -267,6 +277,10 @@ class Cluster(_Group):
 
     def _at(self, port: int) -> Server:
         return next(server for server in self.servers if server.port == port)
+
+
+def _knows(server: Server, name: str) -> bool:
+    return name in server.ask("CLUSTER", "NODES")
 
 
 def _bus_port(server: Server) -> int:

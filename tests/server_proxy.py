@@ -170,7 +170,12 @@ class Proxy:
 
     def black_hole(self, *ways: Way) -> None:
         """Stop forwarding (both ways if none is named), keep every socket open, and accept new connections into it."""
-        self._call(lambda: [self._gates[way].open.clear() for way in ways or self._gates])
+
+        def shut() -> None:
+            for way in ways or tuple(self._gates):
+                self._gates[way].open.clear()
+
+        self._call(shut)
 
     def delay(self, seconds: float, *ways: Way) -> None:
         """From now on pass bytes on `seconds` later (both ways if none is named)."""

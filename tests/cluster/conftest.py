@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -63,3 +64,9 @@ def tls_server(certificates: Certificates) -> Iterator[Server]:
         made = Server(binary=redis_binary(), certificates=certificates)
     with made:
         yield made
+
+
+@pytest.fixture
+def prefix(request: pytest.FixtureRequest) -> str:
+    """One of this test's own."""
+    return f"publisher-{os.getpid()}-{abs(hash(request.node.nodeid)):x}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,12 +15,25 @@ from importlib.machinery import ModuleSpec
 import pytest
 
 from socketspec import __version__
+from socketspec.backend import History
 from socketspec.cli.main import main
+from socketspec.cluster.publisher import Publisher
+from socketspec.rooms import Room
+from tests.servers import Server
 from tests.support_demo import COMMAND, ROOT, Demo, running_demo
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=30, cwd=ROOT, check=False)
+def run(*arguments: str, backend: str = "", stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        cwd=ROOT,
+        check=False,
+        input=stdin,
+        env={**os.environ, "SOCKETSPEC_BACKEND": backend},
+    )
 
 
 def test_the_version_is_the_packages() -> None:
@@ -43,7 +58,7 @@ def test_the_demos_help_names_its_options_and_defaults() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["demo", "--nodes", "3"], "several nodes come with the cluster layer"),
+        (["demo", "--nodes", "33"], "'33' is not a number of nodes; use 1 to 32"),
         (["demo", "--nodes", "0"], "'0' is not a number of nodes"),
         (["demo", "--nodes", "two"], "'two' is not a number of nodes"),
         (["demo", "--port", "65536"], "'65536' is not a port"),
@@ -84,7 +99,7 @@ def test_without_the_extra_the_demo_says_what_to_install(
     missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     find: Callable[[str], ModuleSpec | None] = importlib.util.find_spec
-    monkeypatch.setattr("socketspec.cli.main.find_spec", lambda name: None if name == missing else find(name))
+    monkeypatch.setattr("socketspec.cli.demo_command.find_spec", lambda name: None if name == missing else find(name))
     assert main(["demo", "--port", "0"]) == 1
     assert capsys.readouterr().err == f"socketspec: The demo needs {missing}: pip install 'socketspec[fastapi]'\n"
 
@@ -104,3 +119,40 @@ def test_a_termination_signal_ends_the_demo_without_a_traceback() -> None:
         assert answer.status == 200
     status, output = demo.end(signal.SIGTERM)
     assert (status, output) == (-signal.SIGTERM, "")
+
+
+def test_publish_says_what_became_of_it(standalone_server: Server) -> None:
+    result = run("publish", "nobody:here", "hello", '{"text": "grüße"}', backend=standalone_server.url)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "delivered to 0 nodes\n", "")
+
+
+def test_publish_reads_standard_input_and_a_key_is_sent_once(standalone_server: Server) -> None:
+    prefix = f"cli-{os.getpid()}"
+    with Publisher(standalone_server.url, prefix=prefix, rooms=[Room("log", history=History(size=9))]) as publisher:
+        publisher.broadcast("log", "first")
+        options = ("--prefix", prefix, "--backend", standalone_server.url, "--idempotency-key", "job 1")
+        results = [run("publish", "log", "ready", "-", *options, stdin='{"pages": 3}') for _ in range(2)]
+        said = [
+            re.fullmatch(r"delivered to 0 nodes, kept at offset (2) \(epoch \w+, tag (\w+)\)\n", r.stdout)
+            for r in results
+        ]
+        assert said[0] is not None, results
+        assert said[1] is not None, results
+        assert said[0].groups() == said[1].groups()
+        assert [(message.event, message.payload) for message in publisher.history("log")] == [
+            ("first", {}),
+            ("ready", {"pages": 3}),
+        ]
+
+
+@pytest.mark.parametrize("whom", [("--all",), ("--user", "alice"), ("--all", "--exclude", "a", "--exclude", "b")])
+def test_publish_reaches_everybody_or_a_user(standalone_server: Server, whom: tuple[str, ...]) -> None:
+    result = run("publish", *whom, "news", "--namespace", "/chat", backend=standalone_server.url)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "delivered to 0 nodes\n", "")
+
+
+def test_publishs_help_has_examples_and_exit_statuses() -> None:
+    result = run("publish", "--help")
+    assert result.returncode == 0
+    for word in ("--all", "--user", "--namespace", "--idempotency-key", "examples:", "exit status:"):
+        assert word in result.stdout

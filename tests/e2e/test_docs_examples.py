@@ -31,6 +31,8 @@ SHELL_COMMANDS_RUN = ("make help",)
 """Commands in ```bash fences that are executed; of the others only targets and extras are checked."""
 
 _FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,})(?P<info>[^`]*)$")
+_ENVIRONMENT = re.compile(r"Publisher\((?!server)")
+"""Examples with a publisher that takes its backend from the environment; they get a server."""
 _MARKER = re.compile(r"^<!-- *(?P<name>continues|no-run)(?:: *(?P<reason>.*?))? *-->$")
 
 
@@ -122,9 +124,15 @@ def module() -> Iterator[ModuleType]:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=str)
 def test_an_example_of_the_documentation_runs(
-    example: Example, module: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    example: Example,
+    module: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    if any(_ENVIRONMENT.search(fence.source) for fence in example.fences):
+        monkeypatch.setenv("SOCKETSPEC_BACKEND", request.getfixturevalue("standalone_server").url)
     for fence in example.fences:
         # Empty lines in front give tracebacks the line number on the page.
         source = "\n" * (fence.line - 1) + fence.source

@@ -1,0 +1,61 @@
+"""How long to wait: between tries, and for something that time alone does not disprove."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Final
+
+from socketspec.cluster.reader import Link
+
+__all__ = ("Backoff", "Patience")
+
+SLICE: Final = 0.2
+"""Seconds of waiting at once; of each, at most twice as much counts, however long the event loop was away."""
+
+
+class Backoff:
+    """Growing pauses: 50 ms, doubled up to a second, each up to a quarter longer by chance."""
+
+    def __init__(self) -> None:
+        self._next = 0.05
+
+    def next(self) -> float:
+        """The next pause in seconds."""
+        pause, self._next = self._next, min(2 * self._next, 1.0)
+        return pause * (1 + random.random() / 4)  # noqa: S311 # spreads nodes out, keeps no secret
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self._next = 0.05
+
+
+class Patience:
+    """Waits for something to become true, for `left` seconds in which it could have."""
+
+    def __init__(self, link: Link, news: asyncio.Event, left: float) -> None:
+        self._link = link
+        self._news = news
+        self._left = left
+
+    def at_least(self, seconds: float) -> None:
+        """Have that much left."""
+        self._left = max(self._left, seconds)
+
+    async def until(self, is_true: Callable[[], bool]) -> bool:
+        """Whether it became true in time, before the link was lost."""
+        loop = asyncio.get_running_loop()
+        while not is_true():
+            if self._left <= 0 or self._link.closed.done():
+                return False
+            self._news.clear()
+            began, was_paused = loop.time(), self._link.is_paused
+            try:
+                async with asyncio.timeout(min(SLICE, self._left)):
+                    await self._news.wait()
+            except TimeoutError:
+                pass
+            if not (was_paused or self._link.is_paused):
+                self._left -= min(loop.time() - began, 2 * SLICE)
+        return True

@@ -1,0 +1,61 @@
+"""`AsyncPublisher` against real servers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from socketspec.cluster.async_publisher import AsyncPublisher
+from socketspec.errors import BackendError
+from tests.cluster.ears import ROOMS, hearing, reads, refused, room
+from tests.servers import Server
+
+
+async def test_calls_made_at_once_share_round_trips_and_keep_their_order(
+    standalone_server: Server, prefix: str
+) -> None:
+    with hearing(standalone_server, room("log:9"), prefix) as ear:
+        async with AsyncPublisher(standalone_server.url, prefix=prefix, rooms=ROOMS) as publisher:
+            before = reads(standalone_server)
+            receipts = await asyncio.gather(*(publisher.broadcast("log:9", "n", {"n": n}) for n in range(400)))
+            assert reads(standalone_server) - before < 200
+        assert [receipt.position.offset for receipt in receipts if receipt.position] == list(range(1, 401))
+        assert [ear.hear().payload for _ in range(400)] == [b'{"n":%d}' % n for n in range(400)]
+
+
+async def test_the_async_publisher_does_all_that_the_other_does(standalone_server: Server, prefix: str) -> None:
+    async with AsyncPublisher(standalone_server.url, prefix=prefix, rooms=ROOMS) as publisher:
+        first = await publisher.broadcast("log:1", "a", {"n": 1}, idempotency_key="k")
+        assert await publisher.broadcast("log:1", "a", {"n": 1}, idempotency_key="k") == first
+        assert len(await publisher.broadcast_many([("log:1", "b", None)] * 501)) == 501
+        assert [message.event for message in await publisher.history("log:1", limit=2)] == ["b", "b"]
+        assert (await publisher.broadcast_all("news")).nodes == 0
+        assert (await publisher.send_to_user("u", "mail")).nodes == 0
+        assert await publisher.disconnect_user("u") == 0
+        assert await publisher.count("log:1") == 0
+        await publisher.revoke(session="s" * 20, ttl=60)
+    with pytest.raises(BackendError, match="closed"):
+        await publisher.count("r")
+
+
+async def test_an_async_error_comes_in_time_where_nobody_listens() -> None:
+    url, timeout = refused()
+    began = time.monotonic()
+    async with AsyncPublisher(url, timeout=timeout) as publisher:
+        with pytest.raises(BackendError):
+            await publisher.broadcast("r", "e")
+    assert time.monotonic() - began < timeout + 0.5
+
+
+async def test_another_event_loop_needs_a_publisher_of_its_own(standalone_server: Server, prefix: str) -> None:
+    async with AsyncPublisher(standalone_server.url, prefix=prefix) as publisher:
+        await publisher.count("r")
+
+        def elsewhere() -> int:
+            return asyncio.run(publisher.count("r"))
+
+        with pytest.raises(RuntimeError, match="give each loop a publisher of its own"):
+            await asyncio.to_thread(elsewhere)
+        assert await publisher.count("r") == 0
