@@ -84,6 +84,14 @@ class _State(Enum):
     LEAVING = 3
 
 
+class _Publishing:
+    """How far publishing a nonce has come."""
+
+    def __init__(self) -> None:
+        self.is_done = False
+        self.trouble = ""
+
+
 class Lane:
     """One primary's link and channels. `run` is its life; it ends by cancellation only."""
 
@@ -315,29 +323,33 @@ class Lane:
         if not self.stands(channel):
             return "the probe's subscription was not confirmed"
         nonce = self._nonce = secrets.token_hex(8).encode()
-        publishing = self._spawn(self._publish(channel, nonce), f"probe of {self.address}")
-        publishing.add_done_callback(lambda _: self._news.set())
+        publishing = _Publishing()
+        task = self._spawn(self._publish(channel, nonce, publishing), f"probe of {self.address}")
         try:
-            await patience.until(lambda: self._nonce is None or publishing.done())
-            if publishing.done() and not publishing.result():
+            await patience.until(lambda: self._nonce is None or publishing.is_done)
+            if publishing.is_done:
                 patience.at_least(min(LATE, self._options.probe_timeout))
                 await patience.until(lambda: self._nonce is None or self._probe != channel)
             if self._nonce is None:
                 return ""
-            if not publishing.done():
-                return f"publishing the probe took more than {self._options.probe_timeout:g} s"
-            return publishing.result() or (_SILENCE if self._probe == channel else f"{_REFUSED}: {self._refusal}")
+            if not publishing.is_done:
+                return publishing.trouble or f"publishing takes more than {self._options.probe_timeout:g} s"
+            return _SILENCE if self._probe == channel else f"{_REFUSED}: {self._refusal}"
         finally:
             self._nonce = None
-            publishing.cancel()
+            task.cancel()
 
-    async def _publish(self, channel: bytes, nonce: bytes) -> str:
-        """Why the nonce could not be published; empty if it was."""
-        try:
-            await unless_cancelled(self._probing.publish(channel, nonce))
-        except Exception as error:
-            return str(error) or repr(error)
-        return ""
+    async def _publish(self, channel: bytes, nonce: bytes, publishing: _Publishing) -> None:
+        """Publish the nonce, again and again where it fails: only then does silence say something about the link."""
+        backoff = Backoff()
+        while not publishing.is_done:
+            try:
+                await unless_cancelled(self._probing.publish(channel, nonce))
+                publishing.is_done = True
+                self._news.set()
+            except Exception as error:
+                publishing.trouble = str(error) or repr(error)
+                await asyncio.sleep(backoff.next())
 
     # Health
 

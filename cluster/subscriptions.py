@@ -27,6 +27,9 @@ logger: logging.Logger = logging.getLogger("socketspec.cluster")
 
 OVERDUE: Final = 1.0
 """Seconds a wanted channel may be without its subscription before health says so."""
+LOOK_EVERY: float = 5.0
+"""Seconds after which the servers are looked up even though nothing seems wrong: a primary that was replaced behind a
+partition still serves those who can reach it, probes included."""
 SWEEP: Final = 1000
 """Channels whose place is checked before the event loop gets its turn."""
 
@@ -256,12 +259,16 @@ class Subscriptions:
         _fail(entry, reason)
 
     async def _keep(self) -> None:
-        """Look the servers up whenever something is out of place, at most about once a second."""
+        """Look the servers up whenever something is out of place, at most about once a second, and now and then."""
         loop = asyncio.get_running_loop()
         backoff = Backoff()
         while True:
             asked_at = loop.time()
-            await self._unrest.wait()
+            try:
+                async with asyncio.timeout(LOOK_EVERY):
+                    await self._unrest.wait()
+            except TimeoutError:
+                pass
             if loop.time() - asked_at > STABLE:
                 backoff.reset()
             self._unrest.clear()

@@ -308,7 +308,9 @@ class Executor:
         timeout = self._options.command_timeout
         if len(waiting) == len(commands):
             what = _what(commands[first.number])
-            return BackendError(f"Redis could not be reached within {timeout:g} s, so {what} was not sent. {first.reason}")
+            return BackendError(
+                f"Redis could not be reached within {timeout:g} s, so {what} was not sent. {first.reason}"
+            )
         for item in waiting:
             replies[item.number] = BackendError(item.reason)
         return self._partial(replies, f"Redis could not be reached within {timeout:g} s. {first.reason}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -38,7 +37,9 @@ class Node:
         self.failures: list[BaseException] = []
         self.tasks = Tasks(lambda _name, error: self.failures.append(error))
         self.topology = make_topology(servers, self.options)
-        self.publishing = make_topology(parse_url(publish_url or url)[0], self.options)
+        self.publishing = self.topology
+        if publish_url is not None:
+            self.publishing = make_topology(parse_url(publish_url)[0], self.options)
         self.runner = Runner(self.publishing, self.options, self.tasks)
         self.heard: list[tuple[bytes, bytes]] = []
         self.restored: list[bytes] = []
@@ -67,11 +68,15 @@ class Node:
     async def hears(self, channel: bytes, data: bytes = b"hello") -> None:
         """Publish once, and wait for it."""
         assert await self.publish(channel, data) == 1
+        await self.heard_of(channel, data)
+
+    async def heard_of(self, channel: bytes, data: bytes) -> None:
         await until(lambda: (channel, data) in self.heard)
 
     async def start(self) -> None:
         await self.topology.start()
-        await self.publishing.start()
+        if self.publishing is not self.topology:
+            await self.publishing.start()
         await self.runner.start()
         await self.subscriptions.start()
 
@@ -113,7 +118,7 @@ async def test_a_subscription_stands_when_subscribe_returns(standalone_server: S
             channel = b"test:{stands}%d" % number
             await node.subscriptions.subscribe(channel)
             assert standalone_server.ask("SPUBLISH", channel, "now") == 1
-            await until(lambda channel=channel: (channel, b"now") in node.heard)
+            await node.heard_of(channel, b"now")
         node.subscriptions.unsubscribe(channel)
         await until(lambda: subscribers(standalone_server, channel) == 0)
         assert subscribers(standalone_server, b"test:{stands}0") == 1
@@ -147,8 +152,8 @@ async def test_a_killed_connection_is_replaced_at_once(server: Server) -> None:
         await asyncio.gather(*map(node.subscriptions.subscribe, CHANNELS))
         for times in (1, 2, 3):
             assert server.drop_clients("TYPE", "pubsub") == 1
-            took = await until(lambda times=times: len(node.restored) == times * len(CHANNELS))
-            assert took < 1
+            expected = times * len(CHANNELS)
+            await until(lambda: len(node.restored) == expected, within=1)  # noqa: B023 # awaited in this round
         await until(lambda: node.is_healthy, within=2)
         await node.hears(CHANNELS[0])
 
@@ -157,12 +162,12 @@ async def test_a_killed_connection_is_replaced_at_once(server: Server) -> None:
 async def test_a_frozen_server_is_found_and_forgiven(server: Server) -> None:
     async with running(server.url) as node:
         await node.subscriptions.subscribe(CHANNELS[0])
-        server.freeze()
+        server.stop_for()
         frozen_at = time.monotonic()
         took = await until(lambda: not node.is_healthy, within=FOUND_WITHIN)
         await asyncio.sleep(max(5 - (time.monotonic() - frozen_at), 0))
         assert not node.is_healthy
-        server.thaw()
+        server.cont()
         await until(lambda: node.is_healthy, within=3)
         assert took <= FOUND_WITHIN
         assert node.restored == CHANNELS[:1]
@@ -174,7 +179,8 @@ async def test_a_link_into_a_black_hole_is_found_and_replaced(server: Server, pr
     async with running(proxy.url, server.url) as node:
         await asyncio.gather(*map(node.subscriptions.subscribe, CHANNELS))
         proxy.black_hole()
-        await until(lambda: not node.is_healthy, within=FOUND_WITHIN)
+        await until(lambda: node.subscriptions.losses == len(CHANNELS), within=FOUND_WITHIN)
+        assert not node.is_healthy
         proxy.pass_on()
         await until(lambda: node.is_healthy and len(node.restored) == len(CHANNELS), within=5)
         await node.hears(CHANNELS[0])
@@ -185,7 +191,8 @@ async def test_one_way_black_holes_are_found_as_well(server: Server, proxy: Prox
     async with running(proxy.url, server.url) as node:
         await node.subscriptions.subscribe(CHANNELS[0])
         proxy.black_hole("down")
-        await until(lambda: not node.is_healthy, within=FOUND_WITHIN)
+        await until(lambda: node.subscriptions.losses, within=FOUND_WITHIN)
+        assert not node.is_healthy
         proxy.pass_on()
         await until(lambda: node.is_healthy, within=5)
         await node.hears(CHANNELS[0])
@@ -218,10 +225,10 @@ async def test_a_link_cut_for_reading_too_slowly_is_replaced_once_reading_goes_o
         node.behind = lambda: None if gate.is_set() else _open(gate)
         await node.publish(CHANNELS[0], b"first")
         await until(lambda: node.heard)
-        await asyncio.gather(*(node.publish(CHANNELS[0], bytes(100_000)) for _ in range(200)))
+        await asyncio.gather(*(node.publish(CHANNELS[0], bytes(8000)) for _ in range(2500)))
         await until(lambda: server.ask("CLIENT", "LIST", "TYPE", "pubsub") == "")
         assert node.heard == [(CHANNELS[0], b"first")]
-        gate.set()
+        gate.set()  # (8 kB: larger ones Valkey 9 shares between clients, and does not count)
         await until(lambda: node.restored == CHANNELS[:1] and node.is_healthy)
         await node.hears(CHANNELS[0])
 
@@ -261,7 +268,7 @@ def _sockets() -> set[str]:
     found = set()
     for entry in Path("/proc/self/fd").iterdir():
         try:
-            target = os.readlink(entry)
+            target = str(entry.readlink())
         except OSError:
             continue
         if target.startswith("socket:"):

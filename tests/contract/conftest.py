@@ -11,7 +11,6 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
@@ -153,16 +152,9 @@ BACKENDS: dict[str, Callable[[pytest.FixtureRequest], Enter]] = {
 }
 
 
-CLUSTER = Path(__file__).parents[2] / "cluster"
-UNFINISHED = [name for name in ("presence", "subscriptions") if not (CLUSTER / f"{name}.py").exists()]
-"""Parts of RedisBackend that are still to come; delete this, and the skip below, once it is complete."""
-
-
 @pytest.fixture(params=BACKENDS)
 def subject(request: pytest.FixtureRequest) -> InLoop[Subject]:
     """The backend under test, started, with its time."""
-    if UNFINISHED and request.param != "memory":
-        pytest.skip(f"RedisBackend is not complete yet: socketspec.cluster has no {' and no '.join(UNFINISHED)}")
     return InLoop(BACKENDS[request.param](request))
 
 

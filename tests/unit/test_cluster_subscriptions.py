@@ -414,6 +414,16 @@ async def test_channels_of_a_server_that_is_no_primary_any_more_move_to_the_new_
         assert node.is_healthy
 
 
+async def test_a_primary_that_was_replaced_without_a_sign_is_left_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socketspec.cluster.subscriptions.LOOK_EVERY", 0.1)
+    async with running(2) as node:
+        old, new = node.servers
+        await node.subscriptions.subscribe(b"room")
+        node.topology.servers = [new]
+        await until(lambda: node.restored == [b"room"] and not old.connections)
+        assert node.is_healthy
+
+
 async def test_a_probe_channel_whose_slot_moved_costs_no_connection() -> None:
     async with running() as node:
         await node.subscriptions.subscribe(b"room")
@@ -474,6 +484,21 @@ async def test_a_link_that_answers_is_kept_while_publishing_fails_and_health_say
         assert node.servers[0].accepted == 1
         node.publishing = node.publish
         await until(lambda: node.is_healthy)
+
+
+async def test_publishing_that_fails_at_first_buys_a_wrong_link_no_time() -> None:
+    async with running() as node:
+        tries = 0
+
+        async def fail_then_astray(channel: bytes, nonce: bytes) -> None:
+            nonlocal tries
+            tries += 1
+            if tries < 3:
+                raise BackendError("reset by peer")
+
+        node.publishing = fail_then_astray
+        await until(lambda: node.servers[0].accepted >= 2, within=QUICK.probe_interval + 2 * QUICK.probe_timeout + 0.5)
+        assert tries >= 3
 
 
 async def test_a_publish_that_hangs_is_cancelled_and_a_dead_link_is_found_meanwhile() -> None:
