@@ -32,30 +32,37 @@ class Demo:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        # Reading its first line waits for the process; the timer bounds that.
+        # Reading its first lines waits for the process; the timer bounds that.
         timer = threading.Timer(TIMEOUT, self.process.kill)
         timer.start()
         try:
-            self.greeting = self._output().readline() + self._output().readline()
+            self.greeting = ""
+            while "Ctrl-C" not in self.greeting and (line := self._output().readline()):
+                self.greeting += line
         finally:
             timer.cancel()
-        found = re.search(r"http://(\S+:\d+)", self.greeting)
-        if found is None:
+        self.hosts = list(dict.fromkeys(re.findall(r"http://(\S+?:\d+)", self.greeting)))
+        """Where the nodes are."""
+        if not self.hosts:
             self.process.kill()
             raise AssertionError(f"the demo did not say where it is: {self.greeting}{self._output().read()}")
-        self.host = found[1]
+        self.host = self.hosts[0]
 
     def _output(self) -> IO[str]:
         assert self.process.stdout is not None
         return self.process.stdout
 
-    def url(self, path: str = "/") -> str:
+    def url(self, path: str = "/", node: int = 0) -> str:
         """The address of a page."""
-        return f"http://{self.host}{path}"
+        return f"http://{self.hosts[node]}{path}"
 
-    def socket_url(self, name: str) -> str:
+    def socket_url(self, name: str, node: int = 0) -> str:
         """The address to connect to under a name."""
-        return f"ws://{self.host}/ws?name={name}"
+        return f"ws://{self.hosts[node]}/ws?name={name}"
+
+    def read_line(self) -> str:
+        """The next line that it prints."""
+        return self._output().readline()
 
     def end(self, signal_number: int = signal.SIGINT) -> tuple[int, str]:
         """Send a signal and wait for the end: the exit status and what was printed after the greeting."""
