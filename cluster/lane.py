@@ -38,7 +38,7 @@ LATE: Final = 1.0
 class Owner(Protocol):
     """Whom a lane tells what became of channels. No call may block or raise."""
 
-    def received(self, messages: Sequence[Message]) -> Awaitable[None] | None:
+    def received(self, messages: Sequence[Message], /) -> Awaitable[None] | None:
         """See `Listener.received`."""
         ...
 

@@ -13,11 +13,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-__all__ = ("Demo", "running_demo")
+__all__ = ("COMMAND", "ROOT", "Demo", "run", "running_demo")
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = (sys.executable, "-m", "socketspec.cli.main")
 TIMEOUT = 30.0
+
+
+def run(*arguments: str, backend: str = "", stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the `socketspec` command to its end."""
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        cwd=ROOT,
+        check=False,
+        input=stdin,
+        env={**os.environ, "SOCKETSPEC_BACKEND": backend},
+    )
 
 
 class Demo:

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import urllib.request
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
@@ -20,20 +19,7 @@ from socketspec.cli.main import main
 from socketspec.cluster.publisher import Publisher
 from socketspec.rooms import Room
 from tests.servers import Server
-from tests.support_demo import COMMAND, ROOT, Demo, running_demo
-
-
-def run(*arguments: str, backend: str = "", stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        cwd=ROOT,
-        check=False,
-        input=stdin,
-        env={**os.environ, "SOCKETSPEC_BACKEND": backend},
-    )
+from tests.support_demo import Demo, run, running_demo
 
 
 def test_the_version_is_the_packages() -> None:

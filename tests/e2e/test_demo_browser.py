@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, Page, Route, async_playwright, expect
 
+from socketspec.cluster.embedded import EmbeddedServer
+from tests.servers import started
 from tests.support import Server, client, serving
 from tests.support_demo import Demo, running_demo
 
@@ -127,9 +130,40 @@ async def chat(tabs: Tabs, demo: Demo, room: str, name: str) -> Page:
     return page
 
 
+@pytest.fixture(scope="module")
+def three_nodes() -> Iterator[Demo]:
+    with started():
+        EmbeddedServer()
+    with running_demo("--nodes", "3") as running:
+        yield running
+
+
 async def write(page: Page, text: str) -> None:
     await page.get_by_label("Message").fill(text)
     await page.get_by_role("button", name="Send").click()
+
+
+async def test_a_tab_says_which_node_it_is_on_and_links_to_the_others(three_nodes: Demo) -> None:
+    async with browser() as tabs:
+        ada = await chat(tabs, three_nodes, "nodes", "Ada")
+        await expect(ada.locator("#node")).to_have_text(re.compile(r"on node 1 of 3 \(\w+\); open node 2 node 3"))
+        async with ada.context.expect_page() as opened:
+            await ada.get_by_role("link", name="node 3").click()
+        other = await opened.value
+        assert other.url == three_nodes.url("/#nodes", node=2)
+        await expect(other.locator("#node")).to_contain_text("on node 3 of 3")
+        await expect(other.locator("#state")).to_have_text("connected")
+        await expect(ada.locator("#count")).to_have_text("2")
+        await write(ada, "across")
+        await expect(other.locator("#log .text")).to_have_text(["across"])
+        await write(other, "and back")
+        await expect(ada.locator("#log .text")).to_have_text(["across", "and back"])
+
+
+async def test_a_single_node_is_nothing_to_speak_of(demo: Demo) -> None:
+    async with browser() as tabs:
+        page = await chat(tabs, demo, "single", "Ada")
+        await expect(page.locator("#node")).to_be_hidden()
 
 
 async def test_two_tabs_chat_with_each_other(demo: Demo) -> None:
