@@ -5,21 +5,27 @@ hash of the topic counts them by node: so counting loads no member, and what a d
 name. When a lease ends, one of the other nodes claims the dead node, removes its members topic by topic, and says who
 they were. A node that finds its own lease gone (it was frozen, or the server lost its data) begins again under a new
 name, with all the members it has.
+
+What this node knows of its own members is right, and Redis is made to agree: topic by topic every few minutes, and all
+of them at once after anything that may have cost Redis some of it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from typing import Any, Final
-
-import msgpack
+import math
+import time
+from collections.abc import Callable, Collection, Sequence
+from itertools import count, islice
+from typing import Final
 
 from socketspec.backend import Lost, Member, Presence, Topic
-from socketspec.cluster.commands import Command, CommandRunner, Script, milliseconds
+from socketspec.cluster.commands import CommandRunner
 from socketspec.cluster.keys import Keys
 from socketspec.cluster.options import RedisOptions
+from socketspec.cluster.presence_commands import PresenceCommands, pack_member, parse_members
+from socketspec.cluster.presence_space import Entry, Space
 from socketspec.errors import BackendError
 from socketspec.tasks import Tasks
 
@@ -37,296 +43,346 @@ STOP_PATIENCE: Final = 2.0
 """Seconds that the last stop gives Redis to forget this node; after that the lease ends by itself."""
 LEAST_TTL: Final = 600.0
 """Seconds that presence keys outlive the last node that kept them alive, at least."""
-
-_ENTER, _LEAVE, _REAP, _RENEW, _CLAIM = map(Script, ("enter", "leave", "reap", "renew", "claim"))
-
-
-class _Namespace:
-    """This node's members of one namespace's topics, and its lease."""
-
-    def __init__(self, name: str, node: str) -> None:
-        self.name = name
-        self.life = 0
-        self.base = node
-        self.lost: list[Lost] = []
-        self.uses = 0
-        self.members: dict[Topic, dict[str, bytes]] = {}
-        """By connection id; also those whose entering is under way."""
-        self.owed: dict[tuple[Topic, str], asyncio.Future[None]] = {}
-        """Leaves that have not been carried out."""
-        self.leaving: asyncio.Task[None] | None = None
-        self.keeper: asyncio.Task[None] | None = None
-        self.reaping: set[str] = set()
-
-    @property
-    def node(self) -> str:
-        """The name it has its lease under."""
-        return f"{self.base}-{self.life}"
+SOON: Final = 0.02
+"""Seconds after the end of somebody's lease at which we look."""
 
 
 class RedisPresence(Presence):
-    """Presence on Redis. `start` takes a namespace's lease, `stop` gives it back with everything that hangs on it."""
+    """Presence on Redis. `start` takes a namespace's lease, `stop` gives it back with everything that hangs on it.
 
-    def __init__(self, runner: CommandRunner, keys: Keys, node: str, tasks: Tasks, options: RedisOptions) -> None:
+    `ttl`: seconds that keys outlive the last node that kept them alive. `clock` is monotonic, in seconds.
+    """
+
+    def __init__(
+        self,
+        runner: CommandRunner,
+        keys: Keys,
+        node: str,
+        tasks: Tasks,
+        options: RedisOptions,
+        *,
+        ttl: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._runner = runner
         self._keys = keys
-        self._node = node
+        self._names = (f"{node}-{number}" for number in count())  # no name comes twice, whatever was left under it
         self._tasks = tasks
+        self._clock = clock
         self._lease = options.lease
-        self._ttl = max(LEAST_TTL, 10 * options.lease)
-        self._namespaces: dict[str, _Namespace] = {}
+        self._patience = options.command_timeout
+        self._ttl = max(LEAST_TTL, 10 * options.lease) if ttl is None else ttl
+        self._commands = PresenceCommands(keys, self._lease, self._ttl)
+        self._namespaces: dict[str, Space] = {}
 
     def attach(self, namespace: str, lost: Lost) -> None:
         """Tell `lost` of members whose node died, when this node is the one that buries it."""
-        self._namespace(namespace).lost.append(lost)
+        if namespace not in self._namespaces:
+            self._namespaces[namespace] = Space(namespace, next(self._names))
+        self._namespaces[namespace].lost.append(lost)
 
     async def start(self, namespace: str) -> None:
-        """Take `namespace`'s lease, unless another app of this process has. Raises `BackendError`."""
-        space = self._namespace(namespace)
+        """Take `namespace`'s lease, unless another app of this process has; after `attach`. Raises `BackendError`."""
+        space = self._namespaces[namespace]
         space.uses += 1
-        if space.uses == 1:
-            try:
-                await self._renew(space, begin=True)
-            except BaseException:
-                space.uses -= 1
-                raise
-            space.keeper = self._tasks.spawn(self._keep(space), name=f"presence of {namespace!r}")
+        if space.uses > 1:
+            return
+        try:
+            await self._renew(space)
+        except BaseException:
+            del self._namespaces[namespace]
+            raise
+        space.next_round = self._clock() + self._ttl / 3
+        space.keeper = self._tasks.spawn(self._keep(space), name=f"presence of {namespace!r}")
 
     async def stop(self, namespace: str) -> None:
         """Undo one `start`; the last takes this node's members out and gives the lease back."""
-        space = self._namespace(namespace)
+        space = self._namespaces.get(namespace)
+        if space is None:
+            return
         space.uses -= 1
         if space.uses > 0:
             return
         del self._namespaces[namespace]
-        for task in (space.keeper, space.leaving):
-            if task is not None:
-                task.cancel()
+        space.stands.set()  # whoever waits for the lease learns that there is none any more
+        running = [task for task in (space.keeper, space.leaving, space.mending, *space.reaping.values()) if task]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
         try:
             async with asyncio.timeout(STOP_PATIENCE):
                 await self._vacate(space)
         except (BackendError, TimeoutError) as error:
             logger.warning("This node's presence ends with its lease, not now: %s", str(error) or "no answer in time")
+        for done in space.owed.values():
+            if not done.done():
+                done.set_result(None)
 
-    def _namespace(self, name: str) -> _Namespace:
-        if name not in self._namespaces:
-            self._namespaces[name] = _Namespace(name, self._node)
-        return self._namespaces[name]
+    async def _vacate(self, space: Space) -> None:
+        names = (space.node, *space.former)
+        reaps = [self._commands.reap(topic, node) for topic in space.topics() for node in names]
+        for start in range(0, len(reaps), BATCH):
+            await self._runner.run_all(reaps[start : start + BATCH])
+        await self._runner.run_all([command for node in names for command in self._commands.resign(space.name, node)])
 
-    async def _vacate(self, space: _Namespace) -> None:
-        leaving: dict[Topic, list[str]] = {topic: list(members) for topic, members in space.members.items()}
-        for topic, id in space.owed:
-            leaving.setdefault(topic, []).append(id)
-        await self._leave_all(space, leaving)
-        index, leases = self._keys.node_topics(space.name, space.node), self._keys.leases(space.name)
-        await self._runner.run_all([Command("UNLINK", None, (index,)), Command("ZREM", None, (leases,), (space.node,))])
+    def distrust(self) -> None:
+        """Compare every topic of this node with Redis soon: something happened that may have cost Redis a write."""
+        for space in self._namespaces.values():
+            space.doubted |= space.topics()
+            space.wake.set()
 
     # Members
 
     async def enter(self, topic: Topic, member: Member, *, limit: int | None = None) -> bool:
-        space = self._namespace(topic.namespace)
+        """Add `member`. Raises `BackendError`: then it is not in, and whatever Redis did of it is undone."""
+        space = await self._standing(topic.namespace)
+        entry = topic, member.connection_id
         members = space.members.setdefault(topic, {})
-        is_first = not members
-        packed: bytes = msgpack.packb([member.user_id, member.joined_at])
-        owed = space.owed.pop((topic, member.connection_id), None)
-        if owed is not None and not owed.done():
-            owed.set_result(None)
-        was_in = member.connection_id in members
+        if member.connection_id in members and entry not in space.entering:
+            return True
+        packed = pack_member(member)
+        _settle(space.owed.pop(entry, None))
         members.setdefault(member.connection_id, packed)
+        space.entering.add(entry)
+        space.touch(entry)
         try:
-            while True:
-                node = space.node
-                entered = await self._enter(space, topic, (member.connection_id, packed), limit, index=is_first)
-                if node == space.node:  # else this node has begun again meanwhile, under another name
-                    break
+            entered = await self._ask_to_enter(space, entry, packed, limit)
         except BaseException:
-            if not was_in:
-                self._drop(space, topic, member.connection_id)
+            if space.drop(entry):
+                self._owe(space, entry)  # nobody knows how far it came
             raise
-        if not entered and not was_in:
-            self._drop(space, topic, member.connection_id)
-            if topic not in space.members:
-                self._owe(space, topic, member.connection_id)  # the node's list of topics is put right with it
+        finally:
+            space.entering.discard(entry)
+        if not entered and space.drop(entry) and topic not in space.members:
+            self._owe(space, entry)  # takes the topic off the node's list
         return entered
 
-    async def _enter(
-        self, space: _Namespace, topic: Topic, member: tuple[str, bytes], limit: int | None, *, index: bool
-    ) -> bool:
-        commands = [self._enter_command(space, topic, member, limit)]
-        if index:
-            commands.insert(0, self._index_command("SADD", space, [topic]))
-        return bool((await self._runner.run_all(commands))[-1])
+    async def _standing(self, name: str) -> Space:
+        """The namespace while its lease stands. After it ended, others may have removed our members: ask first."""
+        space = self._namespaces.get(name)
+        if space is not None and space.uses and self._clock() >= space.ends:
+            space.stands.clear()
+            space.wake.set()
+            try:
+                async with asyncio.timeout(self._patience):
+                    await space.stands.wait()
+            except TimeoutError:
+                raise BackendError(
+                    f"Nobody can enter: this node's lease in {name!r} has ended, and Redis does not renew it."
+                ) from None
+        if space is None or not space.uses:
+            raise BackendError(f"Nobody can enter: presence in {name!r} is not started, or was stopped.")
+        return space
 
-    def _enter_command(
-        self, space: _Namespace, topic: Topic, members: Sequence[str | bytes], limit: int | None = None
-    ) -> Command:
-        names = (self._keys.nodes(topic), self._keys.members(topic, space.node))
-        return _ENTER.command(names, space.node, -1 if limit is None else limit, milliseconds(self._ttl), *members)
-
-    def _index_command(self, name: str, space: _Namespace, topics: Sequence[Topic]) -> Command:
-        index = self._keys.node_topics(space.name, space.node)
-        return Command(name, None, (index,), tuple(self._keys.channel(topic) for topic in topics))
-
-    @staticmethod
-    def _drop(space: _Namespace, topic: Topic, connection_id: str) -> bool:
-        members = space.members.get(topic)
-        if members is None or members.pop(connection_id, None) is None:
-            return False
-        if not members:
-            del space.members[topic]
-        return True
+    async def _ask_to_enter(self, space: Space, entry: Entry, packed: bytes, limit: int | None) -> bool:
+        topic, id = entry
+        while True:
+            node = space.node
+            commands = [self._commands.enter(topic, node, (id, packed), limit)]
+            if topic not in space.indexed:
+                commands = [*self._commands.index(space.name, node, (topic,)), *commands]
+            entered = bool((await self._runner.run_all(commands))[-1])
+            if node == space.node:
+                space.indexed.add(topic)
+                return entered
+            # This node began again meanwhile: what counts is the new name, and the old one must not count as well.
+            await self._runner.run(self._commands.leave(topic, node, (id,)))
 
     async def leave(self, topic: Topic, connection_id: str) -> None:
         """Remove a member. Never fails: where Redis does not answer soon it is done later."""
-        space = self._namespace(topic.namespace)
-        self._drop(space, topic, connection_id)
-        done = self._owe(space, topic, connection_id)
-        await asyncio.wait({done}, timeout=LEAVE_PATIENCE)
+        space = self._namespaces.get(topic.namespace)
+        entry = topic, connection_id
+        if space is not None and (space.drop(entry) or entry in space.owed):
+            await asyncio.wait({self._owe(space, entry)}, timeout=LEAVE_PATIENCE)
 
-    def _owe(self, space: _Namespace, topic: Topic, connection_id: str) -> asyncio.Future[None]:
-        done = space.owed.get((topic, connection_id))
+    def _owe(self, space: Space, entry: Entry) -> asyncio.Future[None]:
+        space.touch(entry)
+        done = space.owed.get(entry)
         if done is None:
-            done = space.owed[topic, connection_id] = asyncio.get_running_loop().create_future()
-        if space.leaving is None or space.leaving.done():
+            done = space.owed[entry] = asyncio.get_running_loop().create_future()
+        if space.uses and (space.leaving is None or space.leaving.done()):
             space.leaving = self._tasks.spawn(self._pay(space), name=f"leaves of {space.name!r}")
         return done
 
-    async def _pay(self, space: _Namespace) -> None:
+    async def _pay(self, space: Space) -> None:
         """Carry out what is owed, until nothing is."""
         while space.owed:
-            owed = list(space.owed)[:BATCH]
-            leaving: dict[Topic, list[str]] = {}
-            for topic, id in owed:
-                leaving.setdefault(topic, []).append(id)
+            owed = {entry: space.owed[entry] for entry in islice(space.owed, BATCH)}
             try:
-                await self._leave_all(space, leaving)
+                await self._leave(space, owed)
             except BackendError as error:
                 logger.debug("Leaving is tried again: %s", error)
                 await asyncio.sleep(RETRY)
                 continue
-            for entry in owed:
-                done = space.owed.pop(entry, None)
-                if done is not None and not done.done():
-                    done.set_result(None)
+            for entry, done in owed.items():
+                if space.owed.get(entry) is done:
+                    del space.owed[entry]
+                _settle(done)
 
-    async def _leave_all(self, space: _Namespace, leaving: dict[Topic, list[str]]) -> None:
-        commands: list[Command] = []
-        for topic, ids in leaving.items():
-            names = (self._keys.nodes(topic), self._keys.members(topic, space.node))
-            commands += [
-                _LEAVE.command(names, space.node, *ids[start : start + BATCH]) for start in range(0, len(ids), BATCH)
-            ]
+    async def _leave(self, space: Space, entries: Collection[Entry]) -> None:
+        """Take members out of Redis, and topics without any off the list."""
+        leaving: dict[Topic, list[str]] = {}
+        for topic, id in entries:
+            leaving.setdefault(topic, []).append(id)
+        commands = [self._commands.leave(topic, space.node, ids) for topic, ids in leaving.items()]
         empty = [topic for topic in leaving if topic not in space.members]
-        for start in range(0, len(empty), BATCH):
-            commands.append(self._index_command("SREM", space, empty[start : start + BATCH]))
-        for start in range(0, len(commands), BATCH):
-            await self._runner.run_all(commands[start : start + BATCH])
+        if empty:
+            space.indexed.difference_update(empty)
+            commands.append(self._commands.drop_index(space.name, space.node, empty))
+        await self._runner.run_all(commands)
 
     async def members(self, topic: Topic) -> Sequence[Member]:
-        nodes = await self._runner.run(Command("HKEYS", None, (self._keys.nodes(topic),)))
-        replies = await self._runner.run_all(
-            [Command("HGETALL", None, (self._keys.members(topic, node.decode()),)) for node in nodes]
-        )
-        found = [member for reply in replies for member in _members(reply)]
-        return sorted(found, key=lambda member: (member.joined_at, member.connection_id))
+        nodes = await self._runner.run(self._commands.nodes(topic))
+        replies = await self._runner.run_all([self._commands.members(topic, node.decode()) for node in nodes])
+        found = {member.connection_id: member for reply in replies for member in parse_members(reply)}
+        return sorted(found.values(), key=lambda member: (member.joined_at, member.connection_id))
 
     async def count(self, topic: Topic) -> int:
-        return sum(map(int, await self._runner.run(Command("HVALS", None, (self._keys.nodes(topic),)))))
+        return sum(map(int, await self._runner.run(self._commands.counts(topic))))
 
     # The lease
 
-    async def _renew(self, space: _Namespace, *, begin: bool = False) -> list[Any]:
-        names = (self._keys.leases(space.name), self._keys.node_topics(space.name, space.node))
-        lease, ttl = milliseconds(self._lease), milliseconds(self._ttl)
-        reply: list[Any] = await self._runner.run(_RENEW.command(names, space.node, lease, ttl, "1" if begin else "0"))
-        return reply
-
-    async def _keep(self, space: _Namespace) -> None:
-        """Renew the lease, look for dead nodes, and keep the keys alive."""
-        loop = asyncio.get_running_loop()
-        kept_alive = loop.time()
+    async def _keep(self, space: Space) -> None:
+        """Renew the lease, look for dead nodes, and have topics compared with Redis."""
         wait = self._lease / 4
         while True:
-            await asyncio.sleep(wait)
-            wait = self._lease / 8
             try:
-                reply = await self._renew(space)
-                if reply[0] == 0:
-                    await self._begin_again(space)
-                    continue
-                if loop.time() - kept_alive > self._ttl / 3:
-                    await self._reenter(space, [(topic, ()) for topic in list(space.members)])
-                    kept_alive = loop.time()
-            except BackendError as error:
-                logger.warning("The lease of %r could not be renewed: %s", space.name, error)
+                async with asyncio.timeout(wait):
+                    await space.wake.wait()
+            except TimeoutError:
+                pass
+            space.wake.clear()
+            try:
+                soonest, ended = await self._renew(space)
+            except Exception as error:
+                if not space.is_troubled:
+                    unforeseen = None if isinstance(error, BackendError) else error
+                    logger.warning("The lease of %r could not be renewed: %s", space.name, error, exc_info=unforeseen)
+                space.is_troubled = True
+                wait = self._lease / 8
+                await asyncio.sleep(min(RETRY, wait))  # however many are in a hurry
                 continue
-            for ended in reply[2:]:
-                self._bury(space, ended.decode())
-            wait = min(self._lease / 4, max(reply[1] / 1000, 0.0) + 0.02)  # as soon as the next one may end
+            for node in ended:
+                self._bury(space, node)
+            space.doubted.update(space.next_turns(self._clock(), self._ttl / 3, math.ceil(self._ttl / self._lease)))
+            self._mend_soon(space)
+            wait = min(self._lease / 4, soonest + SOON)  # as soon as the next one may end
 
-    async def _begin_again(self, space: _Namespace) -> None:
-        """Our lease was lost, and with it perhaps all we had: take a new one, and put everybody back."""
-        logger.warning("The lease of %r was lost; this node's members are entered anew", space.name)
-        space.life += 1
-        await self._renew(space, begin=True)
-        everybody = [
-            (topic, [part for member in members.items() for part in member])
-            for topic, members in list(space.members.items())
-        ]
-        await self._reenter(space, everybody)
+    async def _renew(self, space: Space) -> tuple[float, list[str]]:
+        """Renew the lease, or begin one; seconds until the next lease of any node ends, and nodes whose has ended."""
+        now = self._clock()
+        reply = await self._runner.run(self._commands.renew(space.name, space.node, begin=not space.is_begun))
+        if reply[0] == 0:
+            logger.warning("The lease of %r was lost; this node's members are entered anew", space.name)
+            space.begin_again(next(self._names))
+            reply = await self._runner.run(self._commands.renew(space.name, space.node, begin=True))
+        _, soonest, server, *ended = reply
+        if space.is_troubled or (space.server and server != space.server):
+            space.doubted |= space.topics()  # a server that took over may lack the newest writes of the old one
+        space.is_begun, space.is_troubled, space.server = True, False, server
+        space.ends = now + self._lease
+        space.stands.set()
+        return soonest / 1000, [node.decode() for node in ended]
 
-    async def _reenter(self, space: _Namespace, entries: Sequence[tuple[Topic, Sequence[str | bytes]]]) -> None:
-        for start in range(0, len(entries), BATCH):
-            part = entries[start : start + BATCH]
-            commands = [self._index_command("SADD", space, [topic for topic, _ in part])]
-            for topic, members in part:
-                pieces = [members[at : at + 2 * BATCH] for at in range(0, len(members), 2 * BATCH)] or [()]
-                commands += [self._enter_command(space, topic, piece) for piece in pieces]
-            await self._runner.run_all(commands)
+    # Comparing with Redis
+
+    def _mend_soon(self, space: Space) -> None:
+        if (space.doubted or space.former) and (space.mending is None or space.mending.done()):
+            space.mending = self._tasks.spawn(self._mend(space), name=f"comparing {space.name!r} with Redis")
+
+    async def _mend(self, space: Space) -> None:
+        """Make Redis agree with what this node knows of its members, in all topics where that is in doubt."""
+        former, node = tuple(space.former), space.node
+        topics: list[Topic] = []
+        try:
+            while space.doubted:
+                topics = list(islice(space.doubted, BATCH))
+                space.doubted.difference_update(topics)
+                space.touched = {*space.entering, *space.owed}
+                await self._mend_topics(space, topics)
+                topics = []
+            if node == space.node and former:
+                await self._runner.run_all([self._commands.resign(space.name, name)[0] for name in former])
+                del space.former[: len(former)]
+        except BackendError as error:
+            logger.debug("Comparing with Redis is tried again: %s", error)
+        finally:
+            space.doubted.update(topics)
+            space.touched = None
+
+    async def _mend_topics(self, space: Space, topics: Sequence[Topic]) -> None:
+        node = space.node
+        inhabited = [topic for topic in topics if topic in space.members]
+        commands = self._commands.index(space.name, node, inhabited) if inhabited else []
+        for topic in topics:
+            commands += [self._commands.reap(topic, name) for name in space.former]
+            commands.append(self._commands.enter(topic, node))
+        await self._runner.run_all(commands)
+        replies = await self._runner.run_all([self._commands.ids(topic, node) for topic in topics])
+        missing: list[Entry] = []
+        strangers: list[Entry] = []
+        touched = space.touched or set()
+        for topic, reply in zip(topics, replies, strict=True):
+            there, ours = {id.decode() for id in reply}, space.members.get(topic, {})
+            missing += [(topic, id) for id in ours if id not in there and (topic, id) not in touched]
+            strangers += [(topic, id) for id in there if id not in ours and (topic, id) not in touched]
+        await self._put_right(space, node, missing, strangers)
+
+    async def _put_right(self, space: Space, node: str, missing: Sequence[Entry], strangers: Sequence[Entry]) -> None:
+        if missing or strangers:
+            logger.info("Redis lacked %d members of this node and had %d too many", len(missing), len(strangers))
+        for start in range(0, len(strangers), BATCH):
+            await self._leave(space, strangers[start : start + BATCH])
+        for start in range(0, len(missing), BATCH):
+            if node != space.node:
+                return  # all of it is in doubt again
+            entering: dict[Topic, list[str | bytes]] = {}
+            for topic, id in missing[start : start + BATCH]:
+                packed = space.members.get(topic, {}).get(id)
+                if packed is not None:  # else it left meanwhile
+                    entering.setdefault(topic, []).extend((id, packed))
+            await self._runner.run_all([self._commands.enter(topic, node, who) for topic, who in entering.items()])
 
     # Dead nodes
 
-    def _bury(self, space: _Namespace, node: str) -> None:
+    def _bury(self, space: Space, node: str) -> None:
         if node not in space.reaping:
-            space.reaping.add(node)
-            self._tasks.spawn(self._reap(space, node), name=f"removing the members of node {node}")
+            space.reaping[node] = self._tasks.spawn(self._reap(space, node), name=f"removing members of node {node}")
+            space.reaping[node].add_done_callback(lambda _: space.reaping.pop(node, None))
 
-    async def _reap(self, space: _Namespace, node: str) -> None:
+    async def _reap(self, space: Space, node: str) -> None:
         """Remove a dead node's members, if nobody else does."""
-        names = (self._keys.leases(space.name), self._keys.node_topics(space.name, node))
-        lease, ttl = milliseconds(self._lease), milliseconds(self._ttl)
-        claim: bytes | str = ""
-        finished: list[bytes] = []
+        claim: bytes = b""
+        channels: Sequence[bytes] = ()
         try:
-            while reply := await self._runner.run(_CLAIM.command(names, node, lease, ttl, claim, BATCH, *finished)):
-                claim, finished = reply[0], reply[1:]
-                for channel in finished:
-                    await self._reap_topic(space, node, channel)
+            while reply := await self._runner.run(self._commands.claim(space.name, node, claim, BATCH, channels)):
+                claim, *channels = reply
+                outcomes = await asyncio.gather(
+                    *(self._reap_topic(space, node, channel) for channel in channels), return_exceptions=True
+                )
+                for outcome in outcomes:  # one by one: who was removed is told, whatever happened to others
+                    if isinstance(outcome, BaseException):
+                        raise outcome
         except BackendError as error:
             logger.warning("Removing the members of node %s is left to the next: %s", node, error)
-        finally:
-            space.reaping.discard(node)
 
-    async def _reap_topic(self, space: _Namespace, node: str, channel: bytes) -> None:
+    async def _reap_topic(self, space: Space, node: str, channel: bytes) -> None:
         topic = self._keys.topic(channel)
         if topic is None:
             return
-        names = (self._keys.nodes(topic), self._keys.members(topic, node))
-        gone = _members(await self._runner.run(_REAP.command(names, node)))
-        if gone:
-            logger.info("%d members of %r are gone with node %s", len(gone), topic.name, node)
-            for lost in space.lost[:1]:  # apps of one namespace in one process: the hook runs once
+        reply = await self._runner.run(self._commands.reap(topic, node))
+        here = space.members.get(topic, {})  # a life of our own may have ended: these are not gone
+        gone = [member for member in parse_members(reply) if member.connection_id not in here]
+        if not gone:
+            return
+        logger.info("%d members of %r are gone with node %s", len(gone), topic.name, node)
+        for lost in space.lost[:1]:  # apps of one namespace in one process: the hook runs once
+            try:
                 lost(topic, gone)
+            except Exception:
+                logger.exception("What is to be done about lost members of %r failed", topic.name)
 
 
-def _members(reply: Sequence[bytes]) -> list[Member]:
-    """Members in a flat list of connection ids and packed members. What cannot be read is passed over."""
-    found = []
-    for id, packed in zip(reply[::2], reply[1::2], strict=True):
-        try:
-            user_id, joined_at = msgpack.unpackb(packed)
-        except (ValueError, TypeError, msgpack.UnpackException):
-            logger.warning("A member of a room cannot be read: another version's? %r", packed[:50])
-            continue
-        found.append(Member(id.decode(), user_id, joined_at))
-    return found
+def _settle(done: asyncio.Future[None] | None) -> None:
+    if done is not None and not done.done():
+        done.set_result(None)

@@ -39,8 +39,6 @@ MAX_QUEUED: Final = 10_000
 """Publications queued for one topic at which further ones are dropped, with an error in the log."""
 
 Recipients = tuple[tuple[str, Write], ...]
-Batch = Sequence[tuple[Message, tuple[str, ...]]]
-"""Messages, each with the ids of those who do not get it."""
 
 
 class Channel:
@@ -55,7 +53,7 @@ class Channel:
         self.references: int = 0
         """Joins under way or done; the broker's subscription lasts while there is one."""
         self.ready: asyncio.Future[None] | None = None
-        self.queue: deque[tuple[Message, tuple[str, ...]]] = deque()
+        self.queue: deque[Message] = deque()
         self.drained: asyncio.Event | None = None
         """Set when the queue is empty; None while nothing is served in slices."""
         self.caught_up: asyncio.Future[None] | None = None
@@ -90,9 +88,9 @@ class Channel:
         if waiting is not None:
             waiting.set_result(None)
 
-    def take(self) -> Batch:
+    def take(self) -> tuple[Message, ...]:
         """What is next in the queue, joined."""
-        return [self.queue.popleft() for _ in range(min(len(self.queue), JOIN))]
+        return tuple(self.queue.popleft() for _ in range(min(len(self.queue), JOIN)))
 
 
 def _current(channel: Channel, snapshot: Recipients, part: Recipients) -> Recipients:
@@ -195,11 +193,17 @@ class Hub:
         if channel is None or not channel.members:
             return None
         for publication in publications:
-            message = Message(publication.event, publication.payload, room=topic.name, position=publication.position)
+            message = Message(
+                publication.event,
+                publication.payload,
+                room=topic.name,
+                position=publication.position,
+                exclude=publication.exclude,
+            )
             if len(channel.queue) >= MAX_QUEUED:
                 logger.error("Fan-out of %r is %d messages behind: dropped %r", topic.name, MAX_QUEUED, message)
             else:
-                channel.queue.append((message, publication.exclude))
+                channel.queue.append(message)
                 self._pending += len(channel.members)
         if channel.drained is None:
             if not self._waiting:
@@ -272,14 +276,13 @@ class Hub:
             drained.set()
             channel.has_caught_up()
 
-    def _write(self, recipients: Recipients, batch: Batch) -> None:
-        messages = tuple(message for message, _ in batch)
-        excluded = {id for _, exclude in batch for id in exclude}
+    def _write(self, recipients: Recipients, messages: tuple[Message, ...]) -> None:
+        excluded = {id for message in messages for id in message.exclude}
         for id, write in recipients:
             try:
                 if id not in excluded:
                     write(*messages)
-                elif theirs := tuple(message for message, exclude in batch if id not in exclude):
+                elif theirs := tuple(message for message in messages if id not in message.exclude):
                     write(*theirs)
             except Exception:
                 logger.exception("Writing %r to connection %s failed", messages, id)

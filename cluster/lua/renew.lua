@@ -2,8 +2,8 @@
 -- KEYS  the sorted set of leases, node -> end in ms of server time ("!node": claimed by a reaper until then);
 --       the set of the node's topics
 -- ARGV  the node; length of a lease in ms; time to live of the keys in ms; "1" to begin a lease, "0" to renew one
--- Gives {1, ms until the next lease of any node ends, nodes whose lease has ended ...}, or {0} and changes nothing
--- where the lease to be renewed is not there: it was claimed, or the server lost it.
+-- Gives {1, ms until the next lease of any node ends, the server's replication id, nodes whose lease has ended ...}, or
+-- {0} and changes nothing where the lease to be renewed is not there: it was claimed, or the server lost it.
 local node, ttl = ARGV[1], tonumber(ARGV[3])
 if ARGV[4] ~= '1' and not redis.call('ZSCORE', KEYS[1], node) then
   return {0}
@@ -16,7 +16,10 @@ redis.call('PEXPIRE', KEYS[2], ttl)
 redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), node)
 redis.call('PEXPIRE', KEYS[1], ttl)
 local following = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
-local reply = {1, tonumber(following[2]) - now}
+-- The id changes when a replica takes over; a user who may not ask for it goes without.
+local info = redis.pcall('INFO', 'replication')
+local server = type(info) == 'string' and string.match(info, 'master_replid:(%w+)') or ''
+local reply = {1, tonumber(following[2]) - now, server}
 for _, ended in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, 16)) do
   reply[#reply + 1] = (string.gsub(ended, '^!', ''))
 end
