@@ -11,8 +11,7 @@ import asyncio
 import logging
 import secrets
 from collections import deque
-from collections.abc import Awaitable, Iterable, Sequence
-from itertools import groupby
+from collections.abc import Awaitable, Sequence
 from typing import Final
 
 from socketspec.backend import Broker, Deliver, History, HistoryStore, Position, Publication, Receipt, Topic
@@ -148,33 +147,36 @@ class RedisBroker(Broker):
     def received(self, messages: Sequence[tuple[bytes, bytes]]) -> Awaitable[None] | None:
         """Take what one read brought, in order; what to await before reading on, where a fan-out is behind."""
         behind: list[Awaitable[None]] = []
-        for channel, group in groupby(messages, key=_channel):
+        index = 0
+        while index < len(messages):  # the hot path of a node
+            channel = messages[index][0]
+            publications: list[Publication] = []
+            is_positioned = False
+            while index < len(messages) and messages[index][0] == channel:
+                publication = decode(messages[index][1])
+                index += 1
+                if publication is None:
+                    self.broken += 1
+                    continue
+                publications.append(publication)
+                is_positioned = is_positioned or publication.position is not None
             topic = self._topics.get(channel)
             if topic is None:
                 continue
-            publications = self._decoded(data for _, data in group)
             heard = self._heard[topic]
-            if heard.held is not None or any(item.position is not None for item in publications):
+            if is_positioned or heard.held is not None:
                 publications = self._in_order(topic, heard, publications)
             if publications:
-                behind += self._deliver(topic, publications)
+                self._deliver(topic, publications, behind)
         if not behind:
             return None
         return behind[0] if len(behind) == 1 else _all(behind)
 
-    def _decoded(self, frames: Iterable[bytes]) -> list[Publication]:
-        decoded = []
-        for frame in frames:
-            publication = decode(frame)
-            if publication is not None:
-                decoded.append(publication)
-            else:
-                self.broken += 1
-        return decoded
-
-    def _deliver(self, topic: Topic, publications: Sequence[Publication]) -> list[Awaitable[None]]:
-        behind = [deliver(topic, publications) for deliver in self._delivers.get(topic.namespace, ())]
-        return [waiting for waiting in behind if waiting is not None]
+    def _deliver(self, topic: Topic, publications: Sequence[Publication], behind: list[Awaitable[None]]) -> None:
+        for deliver in self._delivers.get(topic.namespace, ()):
+            waiting = deliver(topic, publications)
+            if waiting is not None:
+                behind.append(waiting)
 
     def _in_order(self, topic: Topic, heard: _Heard, publications: list[Publication]) -> list[Publication]:
         """What can be delivered now. The rest is held while the history tells what was missed before it."""
@@ -228,12 +230,10 @@ class RedisBroker(Broker):
             if item.position is not None:
                 heard.last = item.position
         if publications and self._heard.get(topic) is heard:
-            for behind in self._deliver(topic, publications):
-                await behind
-
-
-def _channel(message: tuple[bytes, bytes]) -> bytes:
-    return message[0]
+            behind: list[Awaitable[None]] = []
+            self._deliver(topic, publications, behind)
+            for waiting in behind:
+                await waiting
 
 
 def _follows(last: Position | None, position: Position) -> bool:

@@ -144,7 +144,6 @@ class RedisPresence(Presence):
         _settle(space.owed.pop(entry, None))
         members.setdefault(member.connection_id, packed)
         space.entering.add(entry)
-        space.touch(entry)
         try:
             entered = await self._ask_to_enter(space, entry, packed, limit)
         except BaseException:
@@ -196,7 +195,6 @@ class RedisPresence(Presence):
             await asyncio.wait({self._owe(space, entry)}, timeout=LEAVE_PATIENCE)
 
     def _owe(self, space: Space, entry: Entry) -> asyncio.Future[None]:
-        space.touch(entry)
         done = space.owed.get(entry)
         if done is None:
             done = space.owed[entry] = asyncio.get_running_loop().create_future()
@@ -298,7 +296,6 @@ class RedisPresence(Presence):
             while space.doubted:
                 topics = list(islice(space.doubted, BATCH))
                 space.doubted.difference_update(topics)
-                space.touched = {*space.entering, *space.owed}
                 await self._mend_topics(space, topics)
                 topics = []
             if node == space.node and former:
@@ -308,7 +305,6 @@ class RedisPresence(Presence):
             logger.debug("Comparing with Redis is tried again: %s", error)
         finally:
             space.doubted.update(topics)
-            space.touched = None
 
     async def _mend_topics(self, space: Space, topics: Sequence[Topic]) -> None:
         node = space.node
@@ -321,11 +317,10 @@ class RedisPresence(Presence):
         replies = await self._runner.run_all([self._commands.ids(topic, node) for topic in topics])
         missing: list[Entry] = []
         strangers: list[Entry] = []
-        touched = space.touched or set()
         for topic, reply in zip(topics, replies, strict=True):
             there, ours = {id.decode() for id in reply}, space.members.get(topic, {})
-            missing += [(topic, id) for id in ours if id not in there and (topic, id) not in touched]
-            strangers += [(topic, id) for id in there if id not in ours and (topic, id) not in touched]
+            missing += [(topic, id) for id in ours if id not in there]
+            strangers += [(topic, id) for id in there if id not in ours]
         await self._put_right(space, node, missing, strangers)
 
     async def _put_right(self, space: Space, node: str, missing: Sequence[Entry], strangers: Sequence[Entry]) -> None:
@@ -337,9 +332,10 @@ class RedisPresence(Presence):
             if node != space.node:
                 return  # all of it is in doubt again
             entering: dict[Topic, list[str | bytes]] = {}
-            for topic, id in missing[start : start + BATCH]:
+            for entry in missing[start : start + BATCH]:
+                topic, id = entry
                 packed = space.members.get(topic, {}).get(id)
-                if packed is not None:  # else it left meanwhile
+                if packed is not None and entry not in space.entering:  # else it left meanwhile, or may be refused yet
                     entering.setdefault(topic, []).extend((id, packed))
             await self._runner.run_all([self._commands.enter(topic, node, who) for topic, who in entering.items()])
 

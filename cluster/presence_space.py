@@ -40,8 +40,6 @@ class Space:
         """Topics that stand in the node's list of topics."""
         self.doubted: set[Topic] = set()
         """Topics that are to be compared with Redis."""
-        self.touched: set[Entry] | None = None
-        """Entries that changed, or may have, since the comparison under way began."""
         self.round: list[Topic] = []
         """Topics whose turn is still to come in the present round of comparisons."""
         self.round_step = 1
@@ -66,11 +64,6 @@ class Space:
         if not members:
             del self.members[topic]
         return True
-
-    def touch(self, entry: Entry) -> None:
-        """Keep a comparison under way from judging `entry`."""
-        if self.touched is not None:
-            self.touched.add(entry)
 
     def begin_again(self, node: str) -> None:
         """Go on as `node`: nothing that stood under the old name counts."""

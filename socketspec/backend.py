@@ -50,8 +50,7 @@ class Position(NamedTuple):
     tag: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Publication:
+class Publication(NamedTuple):
     """One message on its way to a topic's members."""
 
     event: str

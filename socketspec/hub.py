@@ -90,7 +90,11 @@ class Channel:
 
     def take(self) -> tuple[Message, ...]:
         """What is next in the queue, joined."""
-        return tuple(self.queue.popleft() for _ in range(min(len(self.queue), JOIN)))
+        if len(self.queue) <= JOIN:
+            taken = tuple(self.queue)
+            self.queue.clear()
+            return taken
+        return tuple(self.queue.popleft() for _ in range(JOIN))
 
 
 def _current(channel: Channel, snapshot: Recipients, part: Recipients) -> Recipients:
@@ -277,7 +281,10 @@ class Hub:
             channel.has_caught_up()
 
     def _write(self, recipients: Recipients, messages: tuple[Message, ...]) -> None:
-        excluded = {id for message in messages for id in message.exclude}
+        excluded: set[str] = set()
+        for message in messages:
+            if message.exclude:
+                excluded.update(message.exclude)
         for id, write in recipients:
             try:
                 if id not in excluded:

@@ -6,7 +6,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 
 from socketspec.backend import (
@@ -67,10 +67,10 @@ class _Streams:
             self._sweep()
             stream = self._streams[topic] = _Stream(secrets.token_hex(8), 0.0)
         if key is not None and key in stream.keys:
-            return replace(publication, position=stream.keys[key]), False
+            return publication._replace(position=stream.keys[key]), False
         stream.offset += 1
         position = Position(stream.offset, stream.epoch, secrets.token_hex(4))
-        kept = replace(publication, position=position)
+        kept = publication._replace(position=position)
         stream.entries.append(kept)
         while len(stream.entries) > policy.size:
             stream.entries.popleft()

@@ -50,9 +50,8 @@ class FakeRedis:
         """Commands that are not carried out."""
         self.lose_reply: Callable[[Command], bool] = lambda _: False
         """Commands that are carried out, and answered by an error."""
-        self.hold: Callable[[Command], bool] = lambda _: False
-        """Commands whose answers wait for `gate`."""
-        self.gate = asyncio.Event()
+        self.held: dict[str, asyncio.Event] = {}
+        """By name: what the answers to such commands wait for."""
 
     def clock(self) -> float:
         return self.now
@@ -63,8 +62,8 @@ class FakeRedis:
     async def run_all(self, commands: Sequence[Command]) -> list[Any]:
         replies = [self._carry_out(command) for command in commands]
         await asyncio.sleep(0)
-        if any(self.hold(command) for command in commands):
-            await self.gate.wait()
+        for name in {command.name for command in commands} & self.held.keys():
+            await self.held[name].wait()
         for reply in replies:
             if isinstance(reply, BackendError):
                 raise reply
@@ -76,6 +75,13 @@ class FakeRedis:
             return BackendError("was not carried out")
         reply = getattr(self, f"_{command.name.lower()}")(command.keys, [encoded(arg) for arg in command.args])
         return BackendError("nobody knows") if self.lose_reply(command) else reply
+
+    def hold(self, name: str) -> None:
+        """Carry out the commands of this name, but give no answer until `let_go`."""
+        self.held[name] = asyncio.Event()
+
+    def let_go(self, name: str) -> None:
+        self.held.pop(name).set()
 
     def flush(self) -> None:
         self.hashes.clear()
@@ -193,10 +199,10 @@ def no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def started(
-    redis: FakeRedis, node: str = "n", lost: Told | None = None, patience: float = 5.0
+    redis: FakeRedis, node: str = "n", lost: Told | None = None, *, patience: float = 5.0, lease: float = 8.0
 ) -> AsyncIterator[RedisPresence]:
     tasks = Tasks()
-    options = RedisOptions(lease=8.0, command_timeout=patience)
+    options = RedisOptions(lease=lease, command_timeout=patience)
     presence = RedisPresence(redis, KEYS, node, tasks, options, clock=redis.clock)
     presence.attach("/", lost or Told())
     await presence.start("/")
@@ -205,6 +211,12 @@ async def started(
     finally:
         await presence.stop("/")
         await tasks.close(1)
+
+
+async def settled() -> None:
+    """Let the background work go on until nothing more can come of it."""
+    for _ in range(50):
+        await asyncio.sleep(0)
 
 
 async def until(check: Callable[[], bool], what: str) -> None:
@@ -250,7 +262,7 @@ async def test_an_enter_whose_fate_is_unknown_is_undone() -> None:
 async def test_a_cancelled_enter_is_undone() -> None:
     redis = FakeRedis()
     async with started(redis) as presence:
-        redis.hold = named("enter")
+        redis.hold("enter")
         entering = asyncio.create_task(presence.enter(ROOM, member("a")))
         await until(lambda: redis.inside(ROOM) == {"a"}, "Redis has carried it out")
         entering.cancel()
@@ -309,6 +321,29 @@ async def test_who_comes_back_while_a_leave_is_owed_stays_in() -> None:
         assert redis.inside(ROOM) == set()
 
 
+async def test_who_comes_back_and_leaves_again_while_the_first_leave_is_under_way_is_out() -> None:
+    redis = FakeRedis()
+    async with started(redis) as presence:
+        await presence.enter(ROOM, member("a"))
+        redis.hold("leave")
+        await presence.leave(ROOM, "a")
+        assert await presence.enter(ROOM, member("a"))
+        await presence.leave(ROOM, "a")
+        assert redis.inside(ROOM) == {"a"}
+        redis.let_go("leave")
+        await until(lambda: redis.inside(ROOM) == set(), "the second leave is carried out")
+
+
+async def test_every_topic_with_members_is_on_the_list_also_when_it_was_empty_in_between() -> None:
+    redis = FakeRedis()
+    async with started(redis) as presence:
+        await presence.enter(ROOM, member("a"))
+        await presence.enter(OTHER, member("a"))
+        await presence.leave(ROOM, "a")
+        await presence.enter(ROOM, member("b"))
+        assert redis.sets[KEYS.node_topics("/", "n-0")] == {KEYS.channel(ROOM), KEYS.channel(OTHER)}
+
+
 async def test_after_the_last_member_left_the_topic_is_off_the_list() -> None:
     redis = FakeRedis()
     async with started(redis) as presence:
@@ -334,16 +369,29 @@ async def test_members_are_put_back_after_redis_lost_everything() -> None:
 
 async def test_putting_members_back_is_repeated_until_it_succeeds() -> None:
     redis = FakeRedis()
-    async with started(redis) as presence:
+    async with started(redis, lease=1.0) as presence:
         for topic in (ROOM, OTHER):
             await presence.enter(topic, member("a"))
         redis.flush()
         redis.refuse = lambda command: command.name == "enter" and command.keys[0] == KEYS.nodes(OTHER)
+        redis.asked.clear()
         presence.distrust()
-        await until(lambda: redis.leases != {} and redis.asked[-1] == "enter", "the lease stands, a member is refused")
+        await until(lambda: "enter" in redis.asked, "a member was refused")
+        await settled()
         redis.refuse = nothing
-        presence.distrust()
         await until(lambda: redis.counted(ROOM) == redis.counted(OTHER) == 1, "both are back")
+
+
+async def test_after_renewals_failed_members_that_redis_lacks_are_put_back() -> None:
+    redis = FakeRedis()
+    async with started(redis, lease=1.0) as presence:
+        await presence.enter(ROOM, member("a"))
+        redis.refuse = named("renew")
+        redis.asked.clear()
+        await until(lambda: "renew" in redis.asked, "a renewal failed")
+        redis.hashes.clear()
+        redis.refuse = nothing
+        await until(lambda: redis.inside(ROOM) == {"a"}, "the member is back")
 
 
 async def test_who_leaves_while_being_put_back_stays_out() -> None:
@@ -352,15 +400,15 @@ async def test_who_leaves_while_being_put_back_stays_out() -> None:
         await presence.enter(ROOM, member("a"))
         await presence.enter(ROOM, member("b"))
         redis.flush()
-        redis.hold = named("HKEYS")
+        redis.hold("HKEYS")
         redis.asked.clear()
         presence.distrust()
         await until(lambda: "HKEYS" in redis.asked, "Redis is being compared")
         await presence.leave(ROOM, "b")
-        redis.gate.set()
+        redis.let_go("HKEYS")
         await until(lambda: redis.inside(ROOM) == {"a"}, "the other one is back")
         presence.distrust()
-        await asyncio.sleep(0.01)
+        await settled()
         assert redis.inside(ROOM) == {"a"}
 
 
@@ -376,18 +424,71 @@ async def test_what_stood_under_a_lost_lease_does_not_count_twice() -> None:
         await until(lambda: KEYS.node_topics("/", "n-0") not in redis.sets, "the old list of topics is gone")
 
 
+async def test_after_a_lost_lease_nobody_enters_a_topic_that_is_not_on_the_new_list() -> None:
+    redis = FakeRedis()
+    async with started(redis) as presence:
+        await presence.enter(ROOM, member("a"))
+        redis.refuse = named("SADD")
+        redis.leases.clear()
+        presence.distrust()
+        await until(lambda: b"n-1" in redis.leases, "the lease is begun again")
+        with pytest.raises(BackendError):
+            await presence.enter(ROOM, member("b"))
+
+
 async def test_an_enter_under_way_when_the_lease_is_lost_counts_once_under_the_new_name() -> None:
     redis = FakeRedis()
     async with started(redis) as presence:
-        redis.hold = named("enter")
+        redis.hold("enter")
+        redis.refuse = named("reap")  # the old name is not cleared away yet
         entering = asyncio.create_task(presence.enter(ROOM, member("a"), limit=1))
         await until(lambda: redis.inside(ROOM) == {"a"}, "it is under way")
         redis.leases.clear()
         presence.distrust()
         await until(lambda: b"n-1" in redis.leases, "the lease is begun again")
-        redis.gate.set()
+        redis.let_go("enter")
         assert await entering
-        await until(lambda: redis.hashes[KEYS.nodes(ROOM)] == {b"n-1": b"1"}, "it counts once")
+        assert redis.hashes[KEYS.nodes(ROOM)] == {b"n-1": b"1"}
+
+
+async def test_a_comparison_puts_nobody_in_whose_entering_may_yet_be_refused() -> None:
+    redis = FakeRedis()
+    async with started(redis) as presence, started(redis, "m") as other:
+        await other.enter(ROOM, member("a"))
+        await presence.enter(ROOM, member("b"))
+        redis.hold("HKEYS")
+        redis.asked.clear()
+        presence.distrust()
+        await until(lambda: "HKEYS" in redis.asked, "Redis is being compared")
+        redis.hold("enter")
+        entering = asyncio.create_task(presence.enter(ROOM, member("c"), limit=2))
+        await until(lambda: redis.asked.count("enter") == 2, "it is under way")
+        redis.let_go("HKEYS")
+        await settled()
+        redis.let_go("enter")
+        assert not await entering
+        await settled()
+        assert redis.inside(ROOM) == {"a", "b"}
+
+
+async def test_who_leaves_between_two_batches_of_members_put_back_stays_out() -> None:
+    redis = FakeRedis()
+    async with started(redis) as presence:
+        names = [str(number) for number in range(module.BATCH + 50)]
+        for name in names:
+            await presence.enter(ROOM, member(name))
+        redis.hashes.clear()
+        redis.hold("HKEYS")
+        redis.asked.clear()
+        presence.distrust()
+        await until(lambda: "HKEYS" in redis.asked, "Redis is being compared")
+        redis.hold("enter")
+        redis.let_go("HKEYS")
+        await until(lambda: redis.counted(ROOM) == module.BATCH, "the first batch is back")
+        await presence.leave(ROOM, names[-1])
+        redis.let_go("enter")
+        await until(lambda: redis.counted(ROOM) >= len(names) - 1, "the second batch is back")
+        assert redis.inside(ROOM) == set(names[:-1])
 
 
 async def test_members_that_a_server_lost_are_put_back_when_another_takes_over() -> None:
@@ -466,7 +567,7 @@ async def test_the_members_of_a_dead_node_are_told_though_the_hook_fails(caplog:
     async with started(redis, lost=Failing()) as presence:
         presence.distrust()
         await until(lambda: len(told.by_topic) == 2, "both topics are told")
-        await until(lambda: b"dead-0" not in redis.leases, "the dead node is gone")
+        await until(lambda: not redis.sets[KEYS.node_topics("/", "dead-0")], "the dead node is done with")
     assert told.by_topic == {ROOM: ["x"], OTHER: ["x"]}
     assert "a bug in a hook" in caplog.text
     assert redis.is_empty
@@ -485,12 +586,23 @@ async def test_of_members_that_could_be_removed_everybody_is_told_though_others_
         await until(lambda: told.by_topic == {ROOM: ["x"], OTHER: ["x"]}, "the other one as well, and none twice")
 
 
+async def test_nobody_is_told_of_a_member_who_is_here() -> None:
+    redis, told = FakeRedis(), Told()
+    async with started(redis, lost=told) as presence:
+        await presence.enter(ROOM, member("x"))
+        leave_behind(redis, ROOM, OTHER)
+        presence.distrust()
+        await until(lambda: told.by_topic == {OTHER: ["x"]}, "the one elsewhere is told")
+        await settled()
+    assert told.by_topic == {OTHER: ["x"]}
+
+
 def leave_behind(redis: FakeRedis, *topics: Topic) -> None:
     """What a node leaves that died with one member in each of `topics`."""
     redis.leases[b"dead-0"] = 0.0
     for topic in topics:
         redis.hashes[KEYS.members(topic, "dead-0")] = {b"x": b"\x92\xc0\x01"}
-        redis.hashes[KEYS.nodes(topic)] = {b"dead-0": b"1"}
+        redis.hashes.setdefault(KEYS.nodes(topic), {})[b"dead-0"] = b"1"
         redis.sets.setdefault(KEYS.node_topics("/", "dead-0"), set()).add(KEYS.channel(topic))
 
 
