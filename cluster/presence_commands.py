@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgpack
 
@@ -94,8 +94,8 @@ class PresenceCommands:
 
 def pack_member(member: Member) -> bytes:
     """What is kept of `member` beside its connection id."""
-    packed: bytes = msgpack.packb([member.user_id, member.joined_at])
-    return packed
+    packed: Any = msgpack.packb([member.user_id, member.joined_at])
+    return bytes(packed)
 
 
 def parse_members(reply: Sequence[bytes]) -> list[Member]:
