@@ -10,13 +10,14 @@ from typing import Any, Self, TypeVar
 from socketspec.backend import Position, Receipt
 from socketspec.cluster.keys import Keys
 from socketspec.cluster.options import RedisOptions, Servers
-from socketspec.cluster.publisher import REVOKED_FOR, configuration
+from socketspec.cluster.publisher import configuration
 from socketspec.cluster.requests import Request, Requests
 from socketspec.cluster.runner import Runner
 from socketspec.cluster.topology import make_topology
 from socketspec.contracts import Broadcasts
 from socketspec.errors import BackendError, CloseCode
 from socketspec.rooms import Room, RoomMessage
+from socketspec.sessions import REVOKED_FOR
 from socketspec.tasks import Tasks
 
 __all__ = ("AsyncPublisher",)

@@ -47,7 +47,6 @@ class RedisBackend:
     def __init__(self, url: str, **options: Any) -> None:
         self._servers, configured = parse_url(url)
         self.options: RedisOptions = replace(configured, **options)
-        self.node: str = secrets.token_hex(4)
         self._keys = Keys(self.options.prefix)
         self._uses = 0
         self._turn = asyncio.Lock()
@@ -58,7 +57,8 @@ class RedisBackend:
         return f"<RedisBackend {self._servers!r} prefix={self.options.prefix!r} node={self.node}>"
 
     def _build(self) -> None:
-        """Everything that belongs to one event loop and one life of this node."""
+        """Everything that belongs to one event loop and one life of this node, its name included."""
+        self.node: str = secrets.token_hex(4)
         self._tasks = Tasks()
         self._topology = make_topology(self._servers, self.options)
         self._runner = Runner(self._topology, self.options, self._tasks)
@@ -99,7 +99,7 @@ class RedisBackend:
                     await self._disconnect()
                 raise
             self._uses += 1
-            self.broker.attach(namespace, deliver)
+            self.broker.listeners.attach(namespace, deliver)
 
     def _forget_dead_loop(self) -> None:
         """Start anew when the loop we ran in has ended without `stop`; its sockets went with it."""
@@ -108,7 +108,6 @@ class RedisBackend:
                 f"{self!r} runs in another event loop already; give each event loop a RedisBackend of its own."
             )
         if self._loop is not None:
-            self.node = secrets.token_hex(4)
             self._build()
         self._uses = 0
 
@@ -132,13 +131,12 @@ class RedisBackend:
         if self._loop is not asyncio.get_running_loop():
             return  # that loop is gone, and all that ran in it
         async with self._turn:
-            self.broker.detach(namespace, deliver)
+            self.broker.listeners.detach(namespace, deliver)
             await self.presence.stop(namespace)
             self._uses -= 1
             if self._uses == 0:
                 await self._disconnect()
                 self._loop = None
-                self.node = secrets.token_hex(4)
                 self._build()
 
     async def health(self) -> Health:

@@ -14,13 +14,14 @@ from collections import deque
 from collections.abc import Awaitable, Sequence
 from typing import Final
 
-from socketspec.backend import Broker, Deliver, History, HistoryStore, Position, Publication, Receipt, Topic
+from socketspec.backend import Broker, History, HistoryStore, Position, Publication, Receipt, Topic
 from socketspec.cluster.envelope import decode
 from socketspec.cluster.keys import Keys
 from socketspec.cluster.publishing import parse_receipt, publish_command
 from socketspec.cluster.runner import Runner
 from socketspec.cluster.subscriptions import Subscriptions
 from socketspec.errors import BackendError
+from socketspec.listeners import Listeners
 from socketspec.tasks import Tasks
 
 __all__ = ("RedisBroker",)
@@ -52,7 +53,7 @@ class _Heard:
 
 
 class RedisBroker(Broker):
-    """One process's part of the fan-out. `attach` and `detach` say who gets a namespace's publications."""
+    """One process's part of the fan-out. `listeners` get what arrives."""
 
     def __init__(self, runner: Runner, keys: Keys, history: HistoryStore, tasks: Tasks, *, linger: float) -> None:
         self._runner = runner
@@ -61,7 +62,7 @@ class RedisBroker(Broker):
         self._tasks = tasks
         self._linger = linger
         self._subscriptions: Subscriptions | None = None
-        self._delivers: dict[str, list[Deliver]] = {}
+        self.listeners: Listeners = Listeners()
         self._heard: dict[Topic, _Heard] = {}
         self._topics: dict[bytes, Topic] = {}
         self._reading = asyncio.Semaphore(CATCH_UPS)
@@ -71,18 +72,6 @@ class RedisBroker(Broker):
     def connect(self, subscriptions: Subscriptions) -> None:
         """Use `subscriptions`, which hands on to `received` and `restored`."""
         self._subscriptions = subscriptions
-
-    def attach(self, namespace: str, deliver: Deliver) -> None:
-        """Hand `namespace`'s publications to `deliver` as well."""
-        self._delivers.setdefault(namespace, []).append(deliver)
-
-    def detach(self, namespace: str, deliver: Deliver) -> None:
-        """Undo one `attach`."""
-        delivers = self._delivers.get(namespace, [])
-        if deliver in delivers:
-            delivers.remove(deliver)
-        if not delivers:
-            self._delivers.pop(namespace, None)
 
     def close(self) -> None:
         """Forget every subscription."""
@@ -173,7 +162,7 @@ class RedisBroker(Broker):
         return behind[0] if len(behind) == 1 else _all(behind)
 
     def _deliver(self, topic: Topic, publications: Sequence[Publication], behind: list[Awaitable[None]]) -> None:
-        for deliver in self._delivers.get(topic.namespace, ()):
+        for deliver in self.listeners.of(topic.namespace):
             waiting = deliver(topic, publications)
             if waiting is not None:
                 behind.append(waiting)

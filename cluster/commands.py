@@ -7,9 +7,12 @@ import math
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
-__all__ = ("Argument", "Command", "CommandRunner", "Script", "milliseconds")
+__all__ = ("PASSING_REFUSALS", "Argument", "Command", "CommandRunner", "Script", "milliseconds")
+
+PASSING_REFUSALS: Final = ("ASK", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MOVED", "READONLY", "TRYAGAIN")
+"""How refusals begin that another server, or the same one later, may not repeat. Nothing was carried out."""
 
 Argument: TypeAlias = bytes | str | int | float
 """What a command may be given."""

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
-from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import ClusterDownError, ResponseError
 
-from socketspec.cluster.options import Address, Mode, RedisOptions, Servers
-from socketspec.cluster.shard import Hello, LinkOptions, RefusedError, Shard, as_dict, tls_context
+from socketspec.cluster.layout import Layout
+from socketspec.cluster.options import Address, Mode, RedisOptions, Servers, tls_context
+from socketspec.cluster.shard import Hello, LinkOptions, RefusedError, Shard, as_dict
 from socketspec.errors import BackendError
 
-__all__ = ("NOBODY", "Connector", "Find", "Layout", "finder_for")
+__all__ = ("Connector", "Find", "finder_for")
 
 OLDEST: Final = 7
 """The first version of Redis, and so of Valkey, with sharded pub/sub."""
@@ -23,51 +22,6 @@ MAX_ASKED: Final = 9
 """Nodes of a cluster that are asked for the slots at once."""
 
 T = TypeVar("T")
-
-
-class Layout(NamedTuple):
-    """Who owns which slots: `owners[i]` has those from `starts[i]` up to the next start. `starts[0]` is 0."""
-
-    starts: Sequence[int]
-    owners: Sequence[Address | None]
-
-    @classmethod
-    def of_one(cls, address: Address) -> Layout:
-        """One server has them all."""
-        return cls((0,), (address,))
-
-    @classmethod
-    def of_ranges(cls, ranges: Sequence[tuple[int, int, Address]]) -> Layout:
-        """From the first and the last slot of each range, and its owner."""
-        starts: list[int] = []
-        owners: list[Address | None] = []
-        following = 0
-        for first, last, address in sorted(ranges):
-            if first > following:
-                starts.append(following)
-                owners.append(None)
-            starts.append(first)
-            owners.append(address)
-            following = last + 1
-        if following < REDIS_CLUSTER_HASH_SLOTS:
-            starts.append(following)
-            owners.append(None)
-        return cls(starts, owners)
-
-    def owner(self, key: bytes) -> Address | None:
-        """Who owns the slot of this key or sharded channel."""
-        if len(self.owners) == 1:
-            return self.owners[0]
-        return self.owners[bisect_right(self.starts, key_slot(key)) - 1]
-
-    def covered(self) -> int:
-        """How many slots have an owner."""
-        ends = [*self.starts[1:], REDIS_CLUSTER_HASH_SLOTS]
-        return sum(end - start for start, end, owner in zip(self.starts, ends, self.owners, strict=True) if owner)
-
-
-NOBODY: Final = Layout((0,), (None,))
-"""No slot has an owner."""
 
 
 class Connector:
@@ -171,16 +125,8 @@ async def _ask_node(node: Shard) -> tuple[bool, int, Layout]:
         if isinstance(reply, Exception):
             raise node.explain(reply) from reply
     lines = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
-    ranges = [
-        (first, last, Address(_text(primary[0]) or node.address.host, primary[1])) for first, last, primary, *_ in slots
-    ]
     is_well = lines.get("cluster_state") == "ok"
-    return is_well, int(lines.get("cluster_current_epoch", 0)), Layout.of_ranges(ranges)
-
-
-def _text(host: bytes | None) -> str:
-    """A host as a node announces it; empty where it does not know its own."""
-    return "" if host is None or host == b"?" else host.decode()
+    return is_well, int(lines.get("cluster_current_epoch", 0)), Layout.of_slots(slots, node.address)
 
 
 async def _check(shard: Shard, mode: str, *, close: bool = True) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+import ssl
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from socketspec.errors import ConfigurationError
 
-__all__ = ("Address", "Mode", "RedisOptions", "Servers", "parse_url")
+__all__ = ("Address", "Mode", "RedisOptions", "Servers", "parse_url", "tls_context")
 
 Mode = Literal["standalone", "sentinel", "cluster"]
 
@@ -253,3 +254,15 @@ def _value(name: str, text: str, default: object) -> object:
             raise ConfigurationError(f"The backend URL's option {name}={text!r} must be a number.")
         return int(number) if isinstance(default, int) and number.is_integer() else number
     return text
+
+
+def tls_context(options: RedisOptions) -> ssl.SSLContext:
+    """The TLS settings that `options` ask for. Raises `ConfigurationError` for files that cannot be used."""
+    try:
+        context = ssl.create_default_context(cafile=options.ca_certs)
+        if options.certfile is not None:
+            context.load_cert_chain(options.certfile, options.keyfile)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"ca_certs, certfile or keyfile cannot be used: {error}") from error
+    context.check_hostname = options.check_hostname
+    return context

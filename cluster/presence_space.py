@@ -18,19 +18,19 @@ class Space:
     """This node's members of one namespace's topics, and its lease."""
 
     def __init__(self, name: str, node: str) -> None:
-        self.name = name
-        self.node = node
+        self.name: str = name
+        self.node: str = node
         """The name it has its lease under."""
         self.former: list[str] = []
         """Names it had before, under which Redis may still hold something."""
-        self.is_begun = False
+        self.is_begun: bool = False
         """Whether there was a lease under `node`."""
-        self.ends = 0.0
+        self.ends: float = 0.0
         """When the lease ends if it is not renewed, on the local clock; never later than Redis thinks."""
-        self.server = b""
-        self.is_troubled = False
+        self.server: bytes = b""
+        self.is_troubled: bool = False
         self.lost: list[Lost] = []
-        self.uses = 0
+        self.uses: int = 0
         self.members: dict[Topic, dict[str, bytes]] = {}
         """By connection id; also those whose entering is under way."""
         self.entering: set[Entry] = set()
@@ -42,10 +42,10 @@ class Space:
         """Topics that are to be compared with Redis."""
         self.round: list[Topic] = []
         """Topics whose turn is still to come in the present round of comparisons."""
-        self.round_step = 1
-        self.next_round = 0.0
-        self.wake = asyncio.Event()
-        self.stands = asyncio.Event()
+        self.round_step: int = 1
+        self.next_round: float = 0.0
+        self.wake: asyncio.Event = asyncio.Event()
+        self.stands: asyncio.Event = asyncio.Event()
         self.keeper: asyncio.Task[None] | None = None
         self.leaving: asyncio.Task[None] | None = None
         self.mending: asyncio.Task[None] | None = None

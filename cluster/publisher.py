@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from socketspec.backend import Position, Receipt
 from socketspec.cluster.keys import Keys
@@ -19,13 +19,11 @@ from socketspec.cluster.sync_executor import Executor
 from socketspec.contracts import Broadcasts
 from socketspec.errors import CloseCode, ConfigurationError
 from socketspec.rooms import Room, RoomMessage
+from socketspec.sessions import REVOKED_FOR
 
-__all__ = ("REVOKED_FOR", "Publisher", "configuration")
+__all__ = ("Publisher", "configuration")
 
 T = TypeVar("T")
-
-REVOKED_FOR: Final = 86_400.0
-"""Seconds a revocation lasts unless you say otherwise."""
 
 
 class Publisher:

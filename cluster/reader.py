@@ -71,12 +71,12 @@ class Link(asyncio.Protocol):
     """One connection from `open` to its loss. `closed` is done, with the reason, once nothing more will be heard."""
 
     def __init__(self, address: Address, listener: Listener, spawn: Spawn) -> None:
-        self.address = address
+        self.address: Address = address
         self.probe: bytes | None = None
         """Messages of this channel go to `Listener.probed`."""
-        self.pongs = 0
+        self.pongs: int = 0
         """Answers to `ping` so far."""
-        self.is_paused = False
+        self.is_paused: bool = False
         """Whether it waits for the listener before it reads on."""
         loop = asyncio.get_running_loop()
         self.closed: asyncio.Future[str] = loop.create_future()

@@ -19,9 +19,9 @@ from redis import exceptions as replied
 from redis.asyncio import Connection, SSLConnection
 
 from socketspec.cluster.options import Address, RedisOptions
-from socketspec.errors import BackendError, ConfigurationError
+from socketspec.errors import BackendError
 
-__all__ = ("Hello", "LinkOptions", "NotSentError", "RefusedError", "Shard", "as_dict", "explain", "tls_context")
+__all__ = ("Hello", "LinkOptions", "NotSentError", "RefusedError", "Shard", "as_dict", "explain")
 
 REPLIES: Final = (
     replied.ResponseError,
@@ -65,18 +65,6 @@ class Hello(NamedTuple):
     """``standalone``, ``sentinel`` or ``cluster``."""
     role: str
     """``master`` or ``replica``."""
-
-
-def tls_context(options: RedisOptions) -> ssl.SSLContext:
-    """The TLS settings that `options` ask for. Raises `ConfigurationError` for files that cannot be used."""
-    try:
-        context = ssl.create_default_context(cafile=options.ca_certs)
-        if options.certfile is not None:
-            context.load_cert_chain(options.certfile, options.keyfile)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"ca_certs, certfile or keyfile cannot be used: {error}") from error
-    context.check_hostname = options.check_hostname
-    return context
 
 
 class Shard:

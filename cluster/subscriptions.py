@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final
 
+from socketspec.cluster.commands import PASSING_REFUSALS
 from socketspec.cluster.lane import STABLE, Lane, Probing
 from socketspec.cluster.options import Address, RedisOptions
 from socketspec.cluster.patience import Backoff
@@ -33,8 +34,7 @@ partition still serves those who can reach it, probes included."""
 SWEEP: Final = 1000
 """Channels whose place is checked before the event loop gets its turn."""
 
-_TRANSIENT: Final = ("MOVED", "ASK", "CLUSTERDOWN", "TRYAGAIN", "LOADING", "MASTERDOWN", "READONLY", "BUSY")
-"""Refusals that another server, or the same one later, does not repeat."""
+_TRANSIENT: Final = (*PASSING_REFUSALS, "BUSY")
 
 
 class _Channel:

@@ -9,16 +9,14 @@ import os
 import random
 import threading
 import time
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
-from redis.crc import key_slot
-
-from socketspec.cluster.commands import Argument, Command
-from socketspec.cluster.options import Address, RedisOptions, Servers
-from socketspec.cluster.sync_link import Credentials, Link, LinkBroken, ServerRefusal, make_context
+from socketspec.cluster.commands import PASSING_REFUSALS, Argument, Command
+from socketspec.cluster.layout import Layout
+from socketspec.cluster.options import Address, RedisOptions, Servers, tls_context
+from socketspec.cluster.sync_link import Credentials, Link, LinkBroken, ServerRefusal
 from socketspec.errors import BackendError
 
 __all__ = ("Executor",)
@@ -31,9 +29,6 @@ MAX_EVALS: Final = 100
 """Scripts that are sent with their text at once."""
 BACKOFF: Final = (0.05, 1.0)
 """Seconds before another try: the first time, and at most."""
-
-_NOT_EXECUTED: Final = ("ASK", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MOVED", "READONLY", "TRYAGAIN")
-"""Refusals that another server, or a later try, may not repeat."""
 
 
 class _Place(NamedTuple):
@@ -51,16 +46,6 @@ class _Waiting(NamedTuple):
     place: _Place | None = None
 
 
-class _Slots(NamedTuple):
-    """Who owns which slots: ``owners[i]`` those from ``starts[i]`` on."""
-
-    starts: tuple[int, ...]
-    owners: tuple[Address, ...]
-
-    def owner(self, slot: int) -> Address:
-        return self.owners[max(bisect_right(self.starts, slot) - 1, 0)]
-
-
 class _State:
     """What belongs to one process."""
 
@@ -70,7 +55,7 @@ class _State:
         self.free = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self.idle: list[Link] = []
         self.primary: Address | None = None
-        self.slots: _Slots | None = None
+        self.layout: Layout | None = None
         self.known: tuple[Address, ...] = ()
         """Nodes of the cluster, to be asked where those in the URL are gone."""
 
@@ -81,7 +66,7 @@ class Executor:
     def __init__(self, servers: Servers, options: RedisOptions) -> None:
         self._servers = servers
         self._options = options
-        self._context = make_context(servers, options)
+        self._context = tls_context(options) if servers.tls else None
         self._credentials: Credentials = (options.username or servers.username, options.password or servers.password)
         self._is_closed = False
         self._current = _State()
@@ -179,7 +164,7 @@ class Executor:
         if not isinstance(answer, ServerRefusal):
             return answer
         text = str(answer)
-        if not text.startswith(_NOT_EXECUTED):
+        if not text.startswith(PASSING_REFUSALS):
             return BackendError(_refused(command, text))
         if text.startswith("MOVED") and self._servers.mode != "cluster":
             return BackendError(f"{place.address} runs in cluster mode: write redis+cluster:// in the URL.")
@@ -205,16 +190,18 @@ class Executor:
             if state.primary is None:
                 state.primary = self._ask_sentinels(deadline)
             return _Place(state.primary)
-        slots = state.slots
-        if slots is None:
-            slots = state.slots = self._ask_cluster(deadline)
-        return _Place(slots.owner(0 if command.slot_key is None else key_slot(command.slot_key)))
+        layout = state.layout
+        if layout is None:
+            layout = state.layout = self._ask_cluster(deadline)
+        owner = None if command.slot_key is None else layout.owner(command.slot_key)
+        # A slot that nobody owns is asked for anywhere: the refusal says what is wrong with the cluster.
+        return _Place(owner or next(address for address in layout.owners if address is not None))
 
     def _forget_places(self) -> None:
         state = self._state()
-        if state.slots is not None:
-            state.known = state.slots.owners
-        state.primary = state.slots = None
+        if state.layout is not None:
+            state.known = tuple(address for address in state.layout.owners if address is not None)
+        state.primary = state.layout = None
 
     def _ask_sentinels(self, deadline: float) -> Address:
         options = self._options
@@ -236,7 +223,7 @@ class Executor:
             reasons.append(f"{asked}: {problem}")
         raise LinkBroken(f"no sentinel named the primary ({'; '.join(reasons)})", is_sent=False)
 
-    def _ask_cluster(self, deadline: float) -> _Slots:
+    def _ask_cluster(self, deadline: float) -> Layout:
         reasons: list[str] = []
         known = dict.fromkeys((*self._servers.hosts, *self._state().known))
         for asked, until in _in_turn(tuple(known), deadline):
@@ -249,9 +236,7 @@ class Executor:
             if isinstance(said, ServerRefusal) and "cluster support disabled" in str(said):
                 raise BackendError(f"{asked} does not run in cluster mode: write redis:// in the URL.")
             if isinstance(said, list) and said:
-                ranges = sorted((int(item[0]), _owner(item[2], asked)) for item in said)
-                starts, owners = zip(*ranges, strict=True)
-                return _Slots(starts, owners)
+                return Layout.of_slots(said, asked)
             reasons.append(f"{asked}: no slots ({said})")
         raise LinkBroken(f"no node of the cluster told its slots ({'; '.join(reasons)})", is_sent=False)
 
@@ -354,11 +339,6 @@ def _in_turn(hosts: Sequence[Address], deadline: float) -> Iterator[tuple[Addres
         if now >= deadline:
             return
         yield host, now + (deadline - now) / min(len(hosts) - number, 3)
-
-
-def _owner(node: Sequence[Any], asked: Address) -> Address:
-    host = node[0].decode() if node[0] else ""
-    return Address(asked.host if host in ("", "?") else host, int(node[1]))
 
 
 def _what(command: Command) -> str:

@@ -17,10 +17,10 @@ from typing import Any, Final
 import hiredis
 
 from socketspec.cluster.commands import Argument
-from socketspec.cluster.options import Address, RedisOptions, Servers
-from socketspec.errors import BackendError, ConfigurationError
+from socketspec.cluster.options import Address, RedisOptions
+from socketspec.errors import BackendError
 
-__all__ = ("Credentials", "Link", "LinkBroken", "ServerRefusal", "make_context")
+__all__ = ("Credentials", "Link", "LinkBroken", "ServerRefusal")
 
 IDLE: Final = 20.0
 """Seconds unused after which a connection is asked for a sign of life before it carries a command."""
@@ -158,20 +158,6 @@ class Link:
     def close(self) -> None:
         """Close it; in a process that was forked, only its copy."""
         self._socket.close()
-
-
-def make_context(servers: Servers, options: RedisOptions) -> ssl.SSLContext | None:
-    """What TLS needs; None where the URL does not ask for it. Raises `ConfigurationError` for files of no use."""
-    if not servers.tls:
-        return None
-    try:
-        context = ssl.create_default_context(cafile=options.ca_certs)
-        context.check_hostname = options.check_hostname
-        if options.certfile is not None:
-            context.load_cert_chain(options.certfile, options.keyfile)
-    except OSError as error:  # ssl.SSLError is one
-        raise ConfigurationError(f"ca_certs, certfile or keyfile cannot be used: {error}") from error
-    return context
 
 
 def _is_readable(connection: socket.socket) -> bool:

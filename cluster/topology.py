@@ -13,7 +13,8 @@ from typing import Any, Final, Protocol
 
 from redis.exceptions import AskError
 
-from socketspec.cluster.discovery import NOBODY, Connector, Find, Layout, finder_for
+from socketspec.cluster.discovery import Connector, Find, finder_for
+from socketspec.cluster.layout import NOBODY, Layout
 from socketspec.cluster.options import Address, RedisOptions, Servers
 from socketspec.cluster.shard import LinkOptions, NotSentError, RefusedError, Shard
 from socketspec.errors import BackendError

@@ -94,7 +94,7 @@ class Engine:
 
     def __init__(self, settings: Settings, registry: Registry, rooms: Rooms, backend: Backend) -> None:
         self.settings = settings
-        self.registry = registry
+        self.registry: Registry = registry
         self.rooms = rooms
         self.backend = backend
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()

@@ -25,6 +25,7 @@ from socketspec.backend import (
     Sessions,
     Topic,
 )
+from socketspec.listeners import Listeners
 from socketspec.security.ratelimit import BucketTable
 
 __all__ = ("MemoryBackend", "from_url")
@@ -95,18 +96,8 @@ class MemoryBroker(Broker):
 
     def __init__(self, streams: _Streams) -> None:
         self._streams = streams
-        self._delivers: dict[str, list[Deliver]] = {}
+        self.listeners: Listeners = Listeners()
         self._subscriptions: dict[Topic, int] = {}
-
-    def attach(self, namespace: str, deliver: Deliver) -> None:
-        self._delivers.setdefault(namespace, []).append(deliver)
-
-    def detach(self, namespace: str, deliver: Deliver) -> None:
-        delivers = self._delivers.get(namespace, [])
-        if deliver in delivers:
-            delivers.remove(deliver)
-        if not delivers:
-            self._delivers.pop(namespace, None)
 
     async def subscribe(self, topic: Topic) -> None:
         self._subscriptions[topic] = self._subscriptions.get(topic, 0) + 1
@@ -131,7 +122,7 @@ class MemoryBroker(Broker):
             publication, is_new = self._streams.append(topic, publication, history, idempotency_key)
         subscribed = topic in self._subscriptions
         if subscribed and is_new:
-            for deliver in self._delivers.get(topic.namespace, ()):
+            for deliver in self.listeners.of(topic.namespace):
                 deliver(topic, (publication,))
         return Receipt(int(subscribed), publication.position)
 
@@ -259,10 +250,10 @@ class MemoryBackend:
         self.sessions: MemorySessions = MemorySessions(clock)
 
     async def start(self, namespace: str, deliver: Deliver, lost: Lost) -> None:
-        self.broker.attach(namespace, deliver)
+        self.broker.listeners.attach(namespace, deliver)
 
     async def stop(self, namespace: str, deliver: Deliver) -> None:
-        self.broker.detach(namespace, deliver)
+        self.broker.listeners.detach(namespace, deliver)
 
     async def health(self) -> Health:
         return Health(True, "memory backend: this process is the whole cluster")

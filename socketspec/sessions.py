@@ -18,10 +18,12 @@ from socketspec.session import Session, SessionConfig
 if TYPE_CHECKING:
     from socketspec.engine import Engine
 
-__all__ = ("MAX_TTL", "Revoked", "SessionBook", "Sessions", "check_session", "revocation_subjects")
+__all__ = ("MAX_TTL", "REVOKED_FOR", "Revoked", "SessionBook", "Sessions", "check_session", "revocation_subjects")
 
 MAX_TTL: Final = 10 * 365 * 86_400.0
 """The longest that a revocation may last, in seconds."""
+REVOKED_FOR: Final = 86_400.0
+"""Seconds a revocation lasts unless it says otherwise."""
 REMEMBERED: Final = 86_400.0
 """Seconds that the begin of a session is remembered after its end, so that it cannot begin again."""
 
@@ -47,7 +49,7 @@ class Sessions:
         session: str | None = None,
         user: str | None = None,
         token_id: str | None = None,
-        ttl: float = 86_400.0,
+        ttl: float = REVOKED_FOR,
         reason: str = "revoked",
     ) -> None:
         """Refuse a session, a user's every connection or a token from now on, and close what they have open.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import signal
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -21,6 +22,9 @@ from tests.servers import (
     redis_binary,
     started,
 )
+
+# A shell that runs this in the background has it ignore SIGINT, and so would every program that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)

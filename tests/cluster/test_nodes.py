@@ -11,23 +11,15 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.nodes import Nodes, ask, eventually_async, nodes, token
-from tests.servers import Proxy, Server, started
+from tests.servers import Proxy, Server
 from tests.support import Client, client
 
 
 @pytest.fixture(scope="module")
-def redis() -> Iterator[Server]:
-    with started():
-        server = Server()
-    with server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def three(redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+def three(standalone_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     """Three nodes of one app."""
     options = {"auth": True, "backend": {"prefix": "three", "lease": 3.0}}
-    with nodes(tmp_path_factory.mktemp("three"), [redis.url] * 3, options) as running:
+    with nodes(tmp_path_factory.mktemp("three"), [standalone_server.url] * 3, options) as running:
         yield running
 
 
@@ -100,8 +92,10 @@ async def test_a_revoked_user_is_closed_everywhere_within_a_second_and_may_not_r
         assert (await back.closed())[0] in (4001, 4005)
 
 
-async def test_a_node_without_members_of_a_room_receives_nothing_for_it(redis: Server, tmp_path: Path) -> None:
-    with Proxy(redis.port) as proxy, nodes(tmp_path, [redis.url, proxy.url]) as two:
+async def test_a_node_without_members_of_a_room_receives_nothing_for_it(
+    standalone_server: Server, tmp_path: Path
+) -> None:
+    with Proxy(standalone_server.port) as proxy, nodes(tmp_path, [standalone_server.url, proxy.url]) as two:
         async with two.client(0, "busy") as speaker, two.client(1, "quiet") as listener:
             await asyncio.sleep(1.0)  # what joining set off is over
             before = proxy.count("down")
@@ -115,10 +109,10 @@ async def test_a_node_without_members_of_a_room_receives_nothing_for_it(redis: S
 
 
 async def test_the_members_of_a_killed_node_are_gone_from_every_room_within_the_lease(
-    redis: Server, tmp_path: Path
+    standalone_server: Server, tmp_path: Path
 ) -> None:
     options = {"auth": True, "backend": {"prefix": "killed"}}
-    with nodes(tmp_path, [redis.url] * 3, options) as three:
+    with nodes(tmp_path, [standalone_server.url] * 3, options) as three:
         async with (
             three.client(0, "hall", user="a") as a,
             three.client(1, "hall", user="b"),
@@ -142,10 +136,10 @@ async def test_the_members_of_a_killed_node_are_gone_from_every_room_within_the_
             ]
 
 
-async def test_a_user_on_three_nodes_has_one_bucket(redis: Server, tmp_path: Path) -> None:
+async def test_a_user_on_three_nodes_has_one_bucket(standalone_server: Server, tmp_path: Path) -> None:
     rate, capacity = 10, 20
     options = {"auth": True, "rate_limit": (rate, capacity), "backend": {"prefix": "bucket"}}
-    with nodes(tmp_path, [redis.url] * 3, options) as three:
+    with nodes(tmp_path, [standalone_server.url] * 3, options) as three:
         async with (
             three.client(0, user="u") as a,
             three.client(1, user="u") as b,
@@ -167,9 +161,11 @@ async def test_a_user_on_three_nodes_has_one_bucket(redis: Server, tmp_path: Pat
             assert abs(passed - (capacity + rate * took)) <= 1 + rate * 0.05, (passed, took)
 
 
-async def test_a_session_ends_counted_from_its_first_connect_wherever_it_returns(redis: Server, tmp_path: Path) -> None:
+async def test_a_session_ends_counted_from_its_first_connect_wherever_it_returns(
+    standalone_server: Server, tmp_path: Path
+) -> None:
     options = {"auth": True, "session": {"max_duration": 3.0}, "backend": {"prefix": "session"}}
-    with nodes(tmp_path, [redis.url] * 2, options) as two:
+    with nodes(tmp_path, [standalone_server.url] * 2, options) as two:
         url = [f"{node.url('/ws')}?token=" for node in two.servers]
         same = token("s", sid="one-session")
         began = time.monotonic()
@@ -189,14 +185,16 @@ async def test_a_session_ends_counted_from_its_first_connect_wherever_it_returns
 
 
 @pytest.mark.parametrize("policy", ["reject", "evict_oldest"])
-async def test_connections_per_user_are_limited_across_nodes(redis: Server, tmp_path: Path, policy: str) -> None:
+async def test_connections_per_user_are_limited_across_nodes(
+    standalone_server: Server, tmp_path: Path, policy: str
+) -> None:
     options = {
         "auth": True,
         "max_connections_per_user": 2,
         "connection_limit_policy": policy,
         "backend": {"prefix": f"limit-{policy}"},
     }
-    with nodes(tmp_path, [redis.url] * 3, options) as three:
+    with nodes(tmp_path, [standalone_server.url] * 3, options) as three:
         async with (
             three.client(0, user="u") as a,
             three.client(1, user="u") as b,
@@ -212,17 +210,17 @@ async def test_connections_per_user_are_limited_across_nodes(redis: Server, tmp_
             assert await b.call("echo", {"n": 2}) == {"n": 2}
 
 
-async def test_after_everybody_left_the_prefix_holds_no_key(redis: Server, tmp_path: Path) -> None:
+async def test_after_everybody_left_the_prefix_holds_no_key(standalone_server: Server, tmp_path: Path) -> None:
     options = {"auth": True, "rate_limit": (50, 50), "backend": {"prefix": "tidy", "lease": 3.0}}
-    with nodes(tmp_path, [redis.url] * 2, options) as two:
+    with nodes(tmp_path, [standalone_server.url] * 2, options) as two:
         async with two.client(0, "x", "y", user="a") as a, two.client(1, "x", user="b"):
             await a.call("say", {"room": "z", "n": 1})
-            assert redis.ask("KEYS", "tidy:*")
+            assert standalone_server.ask("KEYS", "tidy:*")
         for server in two.servers:
             server.stop()
 
     async def keys() -> object:
-        return redis.ask("KEYS", "tidy:*")
+        return standalone_server.ask("KEYS", "tidy:*")
 
     await eventually_async(keys, [], 5, "no key is left")
 
