@@ -172,13 +172,25 @@ class Shard:
         }
         if self._tls is None:
             return Connection(**settings)
-        return SSLConnection(
+        return _TlsConnection(
             **settings,
             ssl_ca_certs=self._tls.ca_certs,
             ssl_certfile=self._tls.certfile,
             ssl_keyfile=self._tls.keyfile,
             ssl_check_hostname=self._tls.check_hostname,
         )
+
+
+class _TlsConnection(SSLConnection):
+    """Is gone at once when it is told not to wait.
+
+    A polite end of TLS waits for the server's, for up to 30 s: long after the event loop is closed.
+    """
+
+    async def disconnect(self, nowait: bool = False, *args: Any, **kwargs: Any) -> None:
+        if nowait and self._writer is not None:
+            self._writer.transport.abort()
+        await super().disconnect(nowait, *args, **kwargs)
 
 
 async def _read(connection: Connection) -> Any:

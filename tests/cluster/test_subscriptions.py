@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from socketspec.cluster.subscriptions import Subscriptions
 from socketspec.cluster.topology import make_topology
 from socketspec.errors import BackendError
 from socketspec.tasks import Tasks
+from tests.cluster.watching import open_sockets, until
 from tests.servers import Cluster, Proxy, Sentinels, Server
 
 FOUND_WITHIN = 6.0
@@ -97,15 +97,6 @@ async def running(url: str, publish_url: str | None = None, **options: Any) -> A
         assert not node.failures
     finally:
         await node.stop()
-
-
-async def until(check: Callable[[], object], within: float = 10.0) -> float:
-    """Wait for `check`; the seconds it took."""
-    began = time.monotonic()
-    while not check():
-        assert time.monotonic() < began + within, f"not within {within:g} s"
-        await asyncio.sleep(0.01)
-    return time.monotonic() - began
 
 
 def subscribers(server: Server, channel: bytes) -> int:
@@ -255,25 +246,13 @@ async def _open(gate: asyncio.Event) -> None:
 
 
 async def test_stop_leaves_no_task_and_no_socket(standalone_server: Server) -> None:
-    tasks, sockets = asyncio.all_tasks(), _sockets()
+    tasks, sockets = asyncio.all_tasks(), open_sockets()
     async with running(standalone_server.url, client_name="stops") as node:
         await asyncio.gather(*map(node.subscriptions.subscribe, CHANNELS))
         assert "name=stops" in standalone_server.ask("CLIENT", "LIST")
-    await until(lambda: _sockets() <= sockets)
+    await until(lambda: open_sockets() <= sockets)
     assert asyncio.all_tasks() <= tasks
     await until(lambda: "name=stops" not in standalone_server.ask("CLIENT", "LIST"))
-
-
-def _sockets() -> set[str]:
-    found = set()
-    for entry in Path("/proc/self/fd").iterdir():
-        try:
-            target = str(entry.readlink())
-        except OSError:
-            continue
-        if target.startswith("socket:"):
-            found.add(target)
-    return found
 
 
 async def test_the_link_speaks_tls(tls_server: Server) -> None:

@@ -17,6 +17,7 @@ from socketspec.cluster.runner import Runner
 from socketspec.cluster.topology import NotSentError, RefusedError, Topology, make_topology
 from socketspec.errors import BackendError, ConfigurationError
 from socketspec.tasks import Tasks
+from tests.cluster.watching import open_sockets, until
 from tests.servers import Certificates, Cluster, Proxy, Sentinels, Server, free_port
 
 HOST = "127.0.0.1"
@@ -140,6 +141,19 @@ async def test_a_call_that_was_cancelled_leaves_no_reply_behind_for_the_next(sta
         assert await topology.execute([["ECHO", "mine"]]) == [b"mine"]
 
 
+async def test_a_call_that_is_cancelled_at_any_moment_leaves_no_connection_open(standalone_server: Server) -> None:
+    name = "name=cancelled-at-any-moment"
+    async with started_topology(standalone_server.url, client_name="cancelled-at-any-moment") as topology:
+        for turns in range(12):
+            await topology.execute([("PING",)])  # so that there is a connection to be taken up
+            call = asyncio.create_task(topology.execute([("PING",)]))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+    await until(lambda: name not in standalone_server.ask("CLIENT", "LIST"))
+
+
 async def test_a_server_that_is_away_is_an_error_that_says_so() -> None:
     port = free_port()
     assert f"Cannot connect to {HOST}:{port}: connection refused. Is the server running" in await failure(
@@ -238,6 +252,19 @@ async def test_tls_with_an_authority_that_we_trust_works(tls_server: Server, cer
     async with started_topology(url, ca_certs=str(certificates.ca)) as topology:
         assert await topology.execute([["PING"]]) == [b"PONG"]
         assert topology.link.ssl is not None
+
+
+async def test_tls_connections_are_gone_as_soon_as_the_topology_has_stopped(
+    tls_server: Server, certificates: Certificates
+) -> None:
+    before = open_sockets()
+    async with started_topology(tls_server.url, ca_certs=str(certificates.ca)) as topology:
+        await asyncio.gather(*(topology.execute([("PING",)]) for _ in range(10)))
+        assert len(open_sockets() - before) >= 10
+        tls_server.stop_for(0.5)
+    for _ in range(3):  # the event loop closes what was aborted in its next turns, without a word from the server
+        await asyncio.sleep(0)
+    assert open_sockets() <= before
 
 
 async def test_tls_that_cannot_work_is_an_error_that_says_why(

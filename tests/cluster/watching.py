@@ -1,0 +1,30 @@
+"""Waiting for what must come to be, and counting what must not be left."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def open_sockets() -> set[str]:
+    """The kernel's names of the sockets that this process has open; a name is not used again soon."""
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            target = str(entry.readlink())
+        except OSError:
+            continue
+        if target.startswith("socket:"):
+            found.add(target)
+    return found
+
+
+async def until(check: Callable[[], object], within: float = 10.0) -> float:
+    """Wait for `check`; the seconds it took."""
+    began = time.monotonic()
+    while not check():
+        assert time.monotonic() < began + within, f"not within {within:g} s"
+        await asyncio.sleep(0.01)
+    return time.monotonic() - began
