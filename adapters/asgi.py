@@ -15,6 +15,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMa
 from types import CoroutineType
 from typing import Any, Final, cast
 
+from socketspec.adapters.direct import take_over
+from socketspec.adapters.handover import EXTENSION, HandOver
 from socketspec.app import SocketApp
 from socketspec.connection import Connection
 from socketspec.engine import Admission, Engine
@@ -70,7 +72,11 @@ class ASGIApp:
             await _refuse(scope, send, *admission.refusal)
             return
         await send({"type": "websocket.accept", "subprotocol": admission.subprotocol, "headers": []})
-        await _Session(engine, admission, handshake, receive, send).run()
+        hand_over: HandOver | None = (scope.get("extensions") or {}).get(EXTENSION)
+        if hand_over is None:
+            await _Session(engine, admission, handshake, receive, send).run()
+        else:
+            await take_over(hand_over, engine, admission, handshake)
 
     async def _http(self, scope: Scope, send: Send) -> None:
         path: str = scope["path"]

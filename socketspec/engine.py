@@ -170,13 +170,18 @@ class Engine:
         """Take one message; await what it returns before reading on."""
         return self.dispatcher.receive(conn, data, binary=binary)
 
-    async def closed(self, conn: Connection, code: int) -> None:
-        """The transport is gone. Returns when the connection has been cleaned up after."""
+    def lost(self, conn: Connection, code: int) -> None:
+        """The transport is gone. The clean-up after the connection has begun when this returns."""
         if conn.state is not State.CLOSED:
             if conn.state is not State.CLOSING:
                 conn.close_code = code
                 conn.close_reason = CLIENT_REASONS.get(code, f"client:{code}")
             conn.move(State.CLOSED)
+        self.finish(conn)
+
+    async def closed(self, conn: Connection, code: int) -> None:
+        """As `lost`, and wait until the connection has been cleaned up after."""
+        self.lost(conn, code)
         await asyncio.shield(self.finish(conn))
 
     def finish(self, conn: Connection) -> asyncio.Task[None]:

@@ -306,6 +306,7 @@ class Message:
         "event",
         "exclude",
         "id",
+        "joined",
         "payload",
         "position",
         "room",
@@ -332,6 +333,8 @@ class Message:
         """Ids of connections that do not get it."""
         self.shared: Any = None
         """For a transport to keep what it has made of the message, for the next recipient of the same format."""
+        self.joined: Any = None
+        """The same, of this message and the ones that were written with it."""
         self._plain: bytes | None = None
         self._json: bytes | None = None
         self._packed: bytes | None = None
@@ -364,11 +367,6 @@ class Message:
         if self._plain_text is None:
             self._plain_text = self.data(Format.PLAIN).decode()
         return self._plain_text
-
-    def frame(self, format: Format) -> bytes:
-        """A finished server frame, ready for the transport."""
-        data = self.data(format)
-        return frame_header(2 if format is Format.MSGPACK else 1, len(data)) + data
 
     def _to_json(self, *, with_position: bool = False) -> bytes:
         parts = [_event_prefix(self.event), self.payload]

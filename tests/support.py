@@ -28,6 +28,8 @@ from websockets.typing import Origin, Subprotocol
 __all__ = ("Client", "Reply", "Server", "client", "fetch", "jwt", "refused", "serving")
 
 ROOT = Path(__file__).resolve().parents[1]
+UVICORN_OPTIONS = tuple(os.environ.get("SOCKETSPEC_TEST_UVICORN", "").split())
+"""Further options for every uvicorn that a test starts: how the suite runs on the fast protocol as well."""
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 15.0
 
@@ -99,7 +101,7 @@ class Server:
     ) -> Server:
         """Begin `uvicorn main:app`, with `source` as main.py and `others` as further files; does not wait for it."""
         port = free_port()
-        command = ["uvicorn", "main:app", "--host", "127.0.0.1", "--port", str(port), *options]
+        command = ["uvicorn", "main:app", "--host", "127.0.0.1", "--port", str(port), *UVICORN_OPTIONS, *options]
         return cls(folder, {"main.py": source, **(others or {})}, command, port, environment)
 
     @property

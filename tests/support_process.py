@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.support import UVICORN_OPTIONS
+
 __all__ = ("Closed", "Frame", "RawClient", "ServerProcess", "frame", "serve")
 
 TEXT, BINARY, CLOSE = 1, 2, 8
@@ -49,7 +51,8 @@ def serve(source: str, folder: Path, *options: str) -> Iterator[ServerProcess]:
     """Run ``app`` of the module `source` on a free port of 127.0.0.1; stopped at the end."""
     (folder / "served.py").write_text(source)
     log = folder / "server.log"
-    command = [sys.executable, "-m", "uvicorn", "served:app", "--host", "127.0.0.1", "--port", "0", *options]
+    command = [sys.executable, "-m", "uvicorn", "served:app", "--host", "127.0.0.1", "--port", "0"]
+    command += [*UVICORN_OPTIONS, *options]
     with log.open("wb") as out:
         process = subprocess.Popen(  # it may hang: stopped below
             command, cwd=folder, stdout=out, stderr=out, env={**os.environ, "PYTHONUNBUFFERED": "1"}

@@ -1,0 +1,81 @@
+"""The opening handshake: an upgrade request read, answered, and told to an ASGI application."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import unquote
+
+from websockets.http11 import Request, Response
+from websockets.server import ServerProtocol
+
+__all__ = ("Pairs", "read", "refusal", "scope_of")
+
+logger: logging.Logger = logging.getLogger("uvicorn.error")
+
+Pairs = Iterable[tuple[bytes, bytes]]
+"""HTTP headers."""
+
+
+def read(data: bytes) -> tuple[Request | None, Response]:
+    """An upgrade request and the answer it calls for; None where it is to be refused with that answer."""
+    handshake = ServerProtocol(logger=logger)
+    handshake.receive_data(data)
+    request = next((event for event in handshake.events_received() if isinstance(event, Request)), None)
+    if request is None:
+        return None, handshake.reject(HTTPStatus.BAD_REQUEST, "This is no request that can be answered.\n")
+    response = handshake.accept(request)
+    if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
+        return None, response
+    del response.headers["Date"]
+    return request, response
+
+
+def scope_of(
+    request: Request,
+    *,
+    asgi_version: str,
+    scheme: str,
+    server: tuple[str, int | None] | None,
+    client: tuple[str, int] | None,
+    root_path: str,
+    state: dict[str, Any],
+) -> dict[str, Any]:
+    """The ASGI scope of an upgrade request."""
+    path, _, query = request.path.partition("?")
+    offered = request.headers.get_all("Sec-WebSocket-Protocol")
+    return {
+        "type": "websocket",
+        "asgi": {"version": asgi_version, "spec_version": "2.4"},
+        "http_version": "1.1",
+        "scheme": scheme,
+        "server": server,
+        "client": client,
+        "root_path": root_path,
+        "path": root_path + unquote(path),
+        "raw_path": (root_path + path).encode("ascii"),
+        "query_string": query.encode("ascii"),
+        # websockets 17 decodes values as ISO-8859-1, older ones as ASCII with surrogates: this undoes both.
+        "headers": [
+            (name.lower().encode("ascii"), value.encode("latin-1", "surrogateescape"))
+            for name, value in request.headers.raw_items()
+        ],
+        "subprotocols": [token.strip() for value in offered for token in value.split(",")],
+        "state": state,
+        "extensions": {"websocket.http.response": {}},
+    }
+
+
+def refusal(status: int, headers: Pairs, body: bytes) -> bytes:
+    """An HTTP response that ends the connection."""
+    try:
+        phrase = HTTPStatus(status).phrase
+    except ValueError:
+        phrase = ""
+    lines = [f"HTTP/1.1 {status} {phrase}".encode()]
+    given = [(name.lower(), value) for name, value in headers]
+    lines += [name + b": " + value for name, value in given if name not in (b"content-length", b"connection")]
+    lines += [b"content-length: %d" % len(body), b"connection: close"]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
