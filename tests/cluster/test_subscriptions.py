@@ -20,8 +20,8 @@ from socketspec.cluster.subscriptions import Subscriptions
 from socketspec.cluster.topology import make_topology
 from socketspec.errors import BackendError
 from socketspec.tasks import Tasks
-from tests.cluster.watching import open_sockets, until
 from tests.servers import Cluster, Proxy, Sentinels, Server
+from tests.watching import open_sockets, until
 
 FOUND_WITHIN = 6.0
 """What the product promises, with default options."""

@@ -17,8 +17,8 @@ from socketspec.cluster.runner import Runner
 from socketspec.cluster.topology import NotSentError, RefusedError, Topology, make_topology
 from socketspec.errors import BackendError, ConfigurationError
 from socketspec.tasks import Tasks
-from tests.cluster.watching import open_sockets, until
 from tests.servers import Certificates, Cluster, Proxy, Sentinels, Server, free_port
+from tests.watching import open_sockets, until
 
 HOST = "127.0.0.1"
 
