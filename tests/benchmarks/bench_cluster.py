@@ -127,7 +127,9 @@ def serve(name: str, url: str) -> None:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     say_port(listener)
-    config = uvicorn.Config(APPS[name](url), log_level="critical", ws_ping_interval=None, backlog=4096)
+    # Ours is served as `socketspec serve` does it; the peers as their documentation says.
+    protocol = "socketspec.adapters.uvicorn:WebSocketProtocol" if name == "socketspec" else "auto"
+    config = uvicorn.Config(APPS[name](url), ws=protocol, log_level="critical", ws_ping_interval=None, backlog=4096)
     asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
 
 
