@@ -9,6 +9,10 @@ DEMO_ARGS = $(if $(PORT),--port $(PORT)) $(if $(NODES),--nodes $(NODES))
 ARGS ?=
 BENCH ?= tests/benchmarks
 
+# What runs a second time on our own WebSocket protocol: everything that starts a plain uvicorn.
+FAST := --ws socketspec.adapters.uvicorn:WebSocketProtocol
+ON_FAST := $(addprefix tests/e2e/test_,bad_input.py slow_client.py how_to_page.py mounting.py sessions.py)
+
 # An environment whose Python is gone, or whose folder was moved, is made anew.
 ifneq ($(shell test -x $(BIN)/python && grep -qsF "$(CURDIR)/.venv" $(BIN)/activate && echo usable),usable)
 .PHONY: $(RUN) $(DEV)
@@ -36,6 +40,7 @@ run: $(RUN) ## Set up, then run the demo chat on 127.0.0.1:8000 (PORT=9000 NODES
 
 test: $(DEV) ## Set up, then run the tests (ARGS="-k rooms -x")
 	$(BIN)/python -m pytest -q --durations=10 $(ARGS)
+	$(if $(ARGS),,SOCKETSPEC_TEST_UVICORN="$(FAST)" $(BIN)/python -m pytest -q -m "not asgi_only" $(ON_FAST))
 
 lint: ruff-check ruff-format ## Check style and formatting
 

@@ -300,6 +300,7 @@ async def test_every_origin_passes_by_default(servers: dict[str, Server]) -> Non
         assert (await ada.call("whoami"))["id"]
 
 
+@pytest.mark.asgi_only
 async def test_the_session_options_of_the_page_apply(servers: dict[str, Server]) -> None:
     async with client(servers["session"].url("/ws"), subprotocols=["socketspec.v1.json"]) as ada:
         hello = await ada.receive()
@@ -322,6 +323,7 @@ async def _answer_pings(ada: Client, seen: list[str]) -> None:
             await ada.send("__pong__")
 
 
+@pytest.mark.asgi_only
 async def test_a_client_that_answers_pings_stays(servers: dict[str, Server]) -> None:
     async with client(servers["scaled"].url("/heartbeat")) as ada:
         began = time.monotonic()
@@ -332,6 +334,7 @@ async def test_a_client_that_answers_pings_stays(servers: dict[str, Server]) -> 
         assert (await ada.call("whoami"))["id"]
 
 
+@pytest.mark.asgi_only
 async def test_a_client_that_does_not_answer_pings_gets_4004(servers: dict[str, Server]) -> None:
     async with client(servers["scaled"].url("/heartbeat")) as ada:
         id = (await ada.call("whoami"))["id"]
@@ -390,6 +393,7 @@ async def test_a_refreshed_token_keeps_the_connection(servers: dict[str, Server]
         assert (await ada.call("whoami"))["user"] == "ada"
 
 
+@pytest.mark.asgi_only
 async def test_all_session_options_work_together(servers: dict[str, Server]) -> None:
     seen: list[str] = []
     async with client(servers["scaled"].url("/all")) as ada:

@@ -178,6 +178,7 @@ async def test_the_apps_own_lifespan_runs_inside_the_sockets_and_its_state_reach
     assert (await fetch(servers["everywhere"], "/state")).json() == {"greeting": "hello"}
 
 
+@pytest.mark.asgi_only
 async def test_middleware_of_the_app_stays_in_place(servers: dict[str, Server]) -> None:
     server = servers["everywhere"]
     answer = await fetch(server, "/state", {"Origin": "https://myapp.com"})

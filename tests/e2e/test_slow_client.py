@@ -123,7 +123,7 @@ def test_a_policy_that_drops_keeps_the_stalled_one_connected(server: ServerProce
         assert (state["reason"], state["members"], state["connections"]) == (None, 3, 4)
         buffered = state["buffered"]
         assert isinstance(buffered, int)
-        assert SIZE <= buffered <= (200_000 if policy == "drop_oldest" else 21_000)
+        assert SIZE <= buffered <= (200_000 if policy == "drop_oldest" else 41_000)  # the rest of one written before
         assert server.memory < before + 64 * 1024 * 1024
         seen: list[int] = []
         while not seen or seen[-1] != COUNT - 1:
