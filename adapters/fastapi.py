@@ -12,7 +12,8 @@ try:
 except ImportError as _error:
     raise ImportError("SocketSpec's FastAPI adapter needs FastAPI: pip install 'socketspec[fastapi]'") from _error
 
-from socketspec.adapters.asgi import ASGIApp, Receive, Scope, Send, answer, send_response
+from socketspec.adapters.asgi import ASGIApp, Receive, Scope, answer, send_response
+from socketspec.adapters.asgi_transport import Send
 from socketspec.app import SocketApp
 from socketspec.errors import ConfigurationError
 from socketspec.pages import Response

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socketspec.adapters.asgi import ASGITransport, Event
+from socketspec.adapters.asgi_transport import ASGITransport, Event
 from socketspec.errors import ConfigurationError
 from socketspec.tasks import Tasks
 from socketspec.transport import OVERHEAD, Backpressure, Outbox, Overflow, Policy
