@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import difflib
 import inspect
-import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from socketspec import options
 from socketspec._plans import check_hook, compile_handler
 from socketspec._signatures import enclosing_locals
 from socketspec.backend import Backend
@@ -64,6 +63,11 @@ class SocketApp:
         auth_timeout: seconds a client has for its first message where `first_message` is on.
         strict: check what handlers send against their `Emits` and `Broadcasts`. None: only with `debug`.
         health_url: path of the health report; None: not served.
+        drain_window: seconds over which connections leave when the node stops, evenly. 0: all at once.
+        drain_grace: seconds that handlers have to finish after that.
+        drain_url: path that begins to drain the app and answers when it is done, for Kubernetes' preStop where the
+            server cannot do it at SIGTERM. Needs `drain_token`. None: not served.
+        drain_token: what the path wants as ``Authorization: Bearer``.
 
     Raises `ConfigurationError` for options that cannot work, saying what to change.
     """
@@ -108,41 +112,52 @@ class SocketApp:
         auth_timeout: float = 10.0,
         strict: bool | None = None,
         health_url: str | None = "/socket-health",
+        drain_window: float = 10.0,
+        drain_grace: float = 10.0,
+        drain_url: str | None = None,
+        drain_token: str | None = None,
     ) -> None:
         self.title: str = title
         self.version: str = version
         self.description: str = description
         self.settings: Settings = Settings(
-            namespace=_checked(check_namespace, namespace),
-            auth=_auth_backends(auth),
+            namespace=options.checked(check_namespace, namespace),
+            auth=options.auth_backends(auth),
             origins=OriginPolicy(allowed_origins),
-            max_payload_size=_whole("max_payload_size", max_payload_size),
-            rate_limit=_of_type("rate_limit", rate_limit, RateLimit, "RateLimit(rate=10, capacity=20)"),
-            session=_of_type("session", session, SessionConfig, "SessionConfig(idle_timeout=300)") or SessionConfig(),
-            backpressure=_of_type("backpressure", backpressure, Backpressure, "Backpressure(max_buffer=1_048_576)")
+            max_payload_size=options.whole("max_payload_size", max_payload_size),
+            rate_limit=options.of_type("rate_limit", rate_limit, RateLimit, "RateLimit(rate=10, capacity=20)"),
+            session=options.of_type("session", session, SessionConfig, "SessionConfig(idle_timeout=300)")
+            or SessionConfig(),
+            backpressure=options.of_type(
+                "backpressure", backpressure, Backpressure, "Backpressure(max_buffer=1_048_576)"
+            )
             or Backpressure(),
-            max_in_flight=_whole("max_in_flight", max_in_flight),
-            max_rooms_per_connection=_whole("max_rooms_per_connection", max_rooms_per_connection),
+            max_in_flight=options.whole("max_in_flight", max_in_flight),
+            max_rooms_per_connection=options.whole("max_rooms_per_connection", max_rooms_per_connection),
             max_connections_per_user=None
             if max_connections_per_user is None
-            else _whole("max_connections_per_user", max_connections_per_user),
-            connection_limit_policy=_policy(connection_limit_policy),
-            auth_timeout=_positive("auth_timeout", auth_timeout),
+            else options.whole("max_connections_per_user", max_connections_per_user),
+            connection_limit_policy=options.policy(connection_limit_policy),
+            auth_timeout=options.positive("auth_timeout", auth_timeout),
+            drain_window=options.not_negative("drain_window", drain_window),
+            drain_grace=options.not_negative("drain_grace", drain_grace),
             strict=debug if strict is None else strict,
             debug=debug,
         )
         self.registry: Registry = Registry()
-        self.rooms: Rooms = Rooms(_rooms(rooms), self.ensure_started)
+        self.rooms: Rooms = Rooms(options.rooms(rooms), self.ensure_started)
         self.users: Users = Users(self.ensure_started)
         self.sessions: Sessions = Sessions(self.ensure_started)
         self.pages: Pages = Pages(
             self,
-            docs_url=_path("docs_url", docs_url) if docs else None,
-            debug_url=_path("debug_url", debug_url) if debug else None,
-            health_url=_path("health_url", health_url) if health_url is not None else None,
+            docs_url=options.path("docs_url", docs_url) if docs else None,
+            debug_url=options.path("debug_url", debug_url) if debug else None,
+            health_url=options.path("health_url", health_url) if health_url is not None else None,
             token=docs_access_token,
+            drain_url=options.path("drain_url", drain_url) if drain_url is not None else None,
+            drain_token=drain_token,
         )
-        self._backend: Backend = resolve_backend(backend)
+        self._backend: Backend = options.resolve_backend(backend)
         self._engine: Engine | None = None
         self._starting: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
@@ -169,7 +184,7 @@ class SocketApp:
 
         Raises `ConfigurationError` for a name that is taken or reserved, and for a signature that cannot work.
         """
-        _checked(check_event_name, event)
+        options.checked(check_event_name, event)
         if is_reserved(event):
             raise ConfigurationError(
                 f"Event {event!r} is reserved for the protocol; choose a name without __ around it."
@@ -286,13 +301,23 @@ class SocketApp:
         if engine is not None and engine.loop.is_closed():
             await self._backend.stop(self.settings.namespace, engine.deliver)
 
-    async def stop(self, *, grace: float = 10.0) -> None:
-        """Say goodbye to clients, let handlers finish for up to `grace` seconds, and close everything."""
+    async def drain(self, *, window: float | None = None, grace: float | None = None) -> int:
+        """Let every connection go, announced and evenly over `window` seconds, without cutting a handler off.
+
+        New connections are refused with 503 and the health report says "stopping". `stop` does this by itself. Returns
+        how many connections there were, when the last has left or `grace` seconds after the window. None: as the app's
+        options say. Calls after the first wait for the same drain.
+        """
         engine = self._engine
-        if engine is None or engine.stopping:
+        return 0 if engine is None else await asyncio.shield(engine.begin_drain(window, grace))
+
+    async def stop(self, *, grace: float | None = None, window: float | None = None) -> None:
+        """Drain (see `drain`), then cancel what does not finish within `grace` seconds, and close everything."""
+        engine = self._engine
+        if engine is None:
             return
         try:
-            await engine.stop(grace=grace)
+            await engine.stop(grace=grace, window=window)
         finally:
             # Not earlier: a hook that broadcasts while the app stops would start another engine.
             if self._engine is engine:
@@ -310,90 +335,3 @@ class SocketApp:
     def schema(self) -> dict[str, Any]:
         """The app's events, errors and close codes as a JSON-ready dict: what ``{docs_url}/schema`` serves."""
         return build_schema(self)
-
-
-def resolve_backend(backend: str | Backend | None) -> Backend:
-    """The backend for a URL, by the entry-point group ``socketspec.backends``; a `Backend` as it is.
-
-    None: the URL in the environment variable ``SOCKETSPEC_BACKEND``, else ``"memory"``.
-    """
-    source = ""
-    if backend is None:
-        backend = os.environ.get("SOCKETSPEC_BACKEND") or "memory"
-        source = " The environment variable SOCKETSPEC_BACKEND says so."
-    if not isinstance(backend, str):
-        if not callable(getattr(backend, "start", None)):
-            raise ConfigurationError(f'SocketApp(backend={backend!r}) must be "memory", a URL or a Backend object.')
-        return backend
-    scheme = backend.partition(":")[0]
-    found = {entry.name: entry for entry in entry_points(group="socketspec.backends")}
-    if scheme not in found:
-        hint = (
-            "pip install 'socketspec[redis]'" if scheme.startswith(("redis", "rediss", "valkey")) else "check the URL"
-        )
-        raise ConfigurationError(
-            f"No backend is installed for {scheme!r} (found: {', '.join(sorted(found)) or 'none'}); {hint}.{source}"
-        )
-    factory: Callable[[str], Backend] = found[scheme].load()
-    return factory(backend)
-
-
-def _auth_backends(auth: AuthBackend | Sequence[AuthBackend] | None) -> tuple[AuthBackend, ...]:
-    if auth is None:
-        return ()
-    backends = tuple(auth) if isinstance(auth, Sequence) else (auth,)
-    if not backends:
-        raise ConfigurationError(
-            "auth=[] names no auth backend, so everybody could connect; pass one, or auth=None if that is meant."
-        )
-    for backend in backends:
-        if isinstance(backend, type) or not callable(getattr(backend, "authenticate", None)):
-            raise ConfigurationError(
-                f"auth={backend!r} is not an auth backend; pass JWTAuth(…), APIKeyAuth(…) or an object with "
-                "async def authenticate(self, handshake)."
-            )
-    return backends
-
-
-def _checked(check: Callable[[str], str], value: str) -> str:
-    try:
-        return check(value)
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from None
-
-
-def _positive(name: str, value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**63:
-        raise ConfigurationError(f"SocketApp({name}={value!r}) must be a number greater than 0.")
-    return value
-
-
-def _whole(name: str, value: Any) -> Any:
-    if type(value) is not int or not 0 < value < 2**63:
-        raise ConfigurationError(f"SocketApp({name}={value!r}) must be a whole number greater than 0.")
-    return value
-
-
-def _policy(value: Any) -> Any:
-    if value not in ("reject", "evict_oldest"):
-        raise ConfigurationError(f'SocketApp(connection_limit_policy={value!r}) must be "reject" or "evict_oldest".')
-    return value
-
-
-def _rooms(declared: Sequence[Any]) -> list[Room]:
-    if isinstance(declared, str) or not all(isinstance(room, str | Room) for room in declared):
-        raise ConfigurationError(f'SocketApp(rooms={declared!r}) must be a list such as [Room("chat:{{name}}")].')
-    return [Room(room) if isinstance(room, str) else room for room in declared]
-
-
-def _of_type(name: str, value: Any, wanted: type[Any], example: str) -> Any:
-    if value is not None and not isinstance(value, wanted):
-        raise ConfigurationError(f"SocketApp({name}={value!r}) must be {example} or None.")
-    return value
-
-
-def _path(name: str, value: Any) -> str:
-    if not isinstance(value, str) or not value.startswith("/") or value == "/":
-        raise ConfigurationError(f"SocketApp({name}={value!r}) must be a path that begins with / and is not / alone.")
-    path: str = value.rstrip("/")
-    return path

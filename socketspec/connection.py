@@ -48,6 +48,7 @@ class Connection:
         "id",
         "identity",
         "in_flight",
+        "leaving",
         "order",
         "session",
         "slots",
@@ -94,6 +95,7 @@ class Connection:
         self.bucket: TokenBucket | None = None
         self.violations: TokenBucket | None = None
         self.in_flight: int = 0
+        self.leaving: bool = False
         self.slots: asyncio.Event | None = None
         self.order: asyncio.Lock | None = None
         self.close_code: int = 0
@@ -202,6 +204,12 @@ class Connection:
         self.close_code, self.close_reason = code, reason
         self.transport.close(code, reason)
         self.engine.finish(self)
+
+    def leave(self) -> None:
+        """Close because the node stops: now, or as soon as no handler of this connection is under way."""
+        self.leaving = True
+        if self.in_flight == 0:
+            self.close(CloseCode.SERVICE_RESTART)
 
     def due(self, now: float) -> float | None:
         """Called by the timing wheel when one of the clock's deadlines has come."""

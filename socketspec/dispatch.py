@@ -192,6 +192,8 @@ class Dispatcher:
             if conn.slots is not None:
                 conn.slots.set()
                 conn.slots = None
+            if conn.leaving:
+                conn.leave()
 
     async def _call(self, conn: Connection, spec: EventSpec, payload: Any) -> Any:
         handler = self._engine.registry.handler(spec)

@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import random
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from socketspec import users
+from socketspec import running, users
 from socketspec.backend import Backend, Member, Publication, Topic
 from socketspec.client_events import ClientEvents
 from socketspec.connection import Connection
@@ -23,7 +22,8 @@ from socketspec.contracts import Contracts
 from socketspec.control import Control
 from socketspec.debug import DebugFeed
 from socketspec.dispatch import Dispatcher
-from socketspec.errors import BackendError, CloseCode
+from socketspec.drain import Drain
+from socketspec.errors import BackendError
 from socketspec.handshake import Handshake
 from socketspec.hub import Hub
 from socketspec.keeper import Keeper
@@ -41,7 +41,6 @@ from socketspec.session import SessionConfig
 from socketspec.tasks import Tasks, unless_cancelled
 from socketspec.timing import TimingWheel
 from socketspec.transport import Backpressure, Transport
-from socketspec.wire import Message, encode_payload
 
 __all__ = ("Admission", "Engine", "Settings")
 
@@ -51,8 +50,6 @@ LEAVE_TIMEOUT: Final = 10.0
 """Seconds that leaving its rooms may take a connection, all together."""
 HOOK_TIMEOUT: Final = 30.0
 """Seconds a hook that cleans up after a connection may take."""
-RECONNECT_SPREAD: Final = 5.0
-"""Clients of a stopping node are told to reconnect after a random time of at most this many seconds."""
 
 CLIENT_REASONS: Final = {
     1000: "client_closed",
@@ -80,6 +77,8 @@ class Settings:
     max_connections_per_user: int | None
     connection_limit_policy: Literal["reject", "evict_oldest"]
     auth_timeout: float
+    drain_window: float
+    drain_grace: float
     strict: bool
     debug: bool
 
@@ -114,6 +113,10 @@ class Engine:
         self.dispatcher: Dispatcher = Dispatcher(self)
         self.feed: DebugFeed | None = DebugFeed() if settings.debug else None
         self.stopping: bool = False
+        self.emptied: asyncio.Event = asyncio.Event()
+        """Set when the last connection has been cleaned up after."""
+        self._drain = Drain(self)
+        self._ending: asyncio.Task[None] | None = None
         self.limiter: Limiter | None = (
             Limiter(settings.rate_limit, backend.limits, shared=backend.shared) if settings.rate_limit else None
         )
@@ -129,6 +132,7 @@ class Engine:
         except BaseException:
             await self.backend.stop(self.settings.namespace, self.deliver)
             raise
+        running.add(self)
 
     def deliver(self, topic: Topic, publications: Sequence[Publication]) -> Awaitable[None] | None:
         """Take what the backend heard: orders are carried out, the rest goes to the topic's members."""
@@ -142,20 +146,31 @@ class Engine:
         logger.info("%d members of %s %r are gone with their node", len(members), topic.kind, topic.name)
         self.lost_members.take(topic, members)
 
-    async def stop(self, *, grace: float = 10.0) -> None:
-        """Say goodbye, let handlers finish, close what is left with 1012. Takes at most about twice `grace` seconds."""
-        self.stopping = True
-        for conn in list(self.connections.values()):
-            delay = round(random.uniform(0.1, RECONNECT_SPREAD), 3)  # noqa: S311 - spreads load, hides nothing
-            conn.send(Message("__server_shutdown__", encode_payload({"reconnect_in": delay})))
-        await self.handlers.close(grace)
-        for conn in list(self.connections.values()):
-            conn.close(CloseCode.SERVICE_RESTART)
-        await self.handlers.close(0)  # those that began meanwhile
-        await self.tasks.close(grace)
+    def begin_drain(self, window: float | None = None, grace: float | None = None) -> asyncio.Task[int]:
+        """Begin to let every connection go (see `socketspec.drain`), once; None: as the app's settings say."""
+        return self._drain.begin(
+            self.settings.drain_window if window is None else window,
+            self.settings.drain_grace if grace is None else grace,
+        )
+
+    async def stop(self, *, grace: float | None = None, window: float | None = None) -> None:
+        """Drain, and end everything: hooks and handlers that do not finish within `grace` seconds are cancelled.
+
+        Calls after the first wait for the same end.
+        """
+        if self._ending is None:
+            self._ending = self.loop.create_task(self._stop(grace, window), name="stop")
+        await asyncio.shield(self._ending)
+
+    async def _stop(self, grace: float | None, window: float | None) -> None:
+        await asyncio.shield(self.begin_drain(window, grace))
+        seconds = self.settings.drain_grace if grace is None else grace
+        await self.handlers.close(seconds)
+        await self.tasks.close(seconds)
         await self.hub.release(self.everybody)
         await self.hub.release(self.control.topic)
         self.wheel.close()
+        running.remove(self)
         await self.backend.stop(self.settings.namespace, self.deliver)
 
     async def admit(self, handshake: Handshake) -> Admission:
@@ -207,6 +222,8 @@ class Engine:
                 await self.run_final_hooks(self.registry.on_disconnect, conn, conn.close_reason)
         finally:
             self.connections.pop(conn.id, None)
+            if not self.connections:
+                self.emptied.set()
 
     async def _leave(self, deadline: float, conn: Connection, what: str, leaving: Coroutine[Any, Any, None]) -> None:
         try:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
 
-from socketspec.errors import BackendError
+from socketspec.errors import BackendError, ConfigurationError
 from socketspec.handshake import Headers, QueryParams
 
 if TYPE_CHECKING:
@@ -59,8 +59,16 @@ class Pages:
         debug_url: str | None,
         health_url: str | None,
         token: str | None,
+        drain_url: str | None = None,
+        drain_token: str | None = None,
     ) -> None:
+        if drain_url is not None and not drain_token:
+            raise ConfigurationError(
+                f"SocketApp(drain_url={drain_url!r}) needs drain_token=…: without one, anybody could stop this node."
+            )
         self._app = app
+        self._drain_url = drain_url
+        self._drain_token = _digest(drain_token) if drain_token else None
         self.health_url: str | None = health_url
         self._token = _digest(token) if token is not None else None
         self._open: dict[str, Page] = {}
@@ -84,10 +92,12 @@ class Pages:
     @property
     def paths(self) -> tuple[str, ...]:
         """Every path that is answered."""
-        return (*self._open, *self._guarded)
+        return (*self._open, *self._guarded, *((self._drain_url,) if self._drain_url is not None else ()))
 
     async def respond(self, method: str, path: str, headers: Headers, query: QueryParams) -> Response | None:
         """The answer to a request; None where the path is not one of `paths`."""
+        if path == self._drain_url:
+            return await self._drain(method, headers)
         page = self._open.get(path)
         if page is None:
             page = self._guarded.get(path)
@@ -102,13 +112,16 @@ class Pages:
     def _may_see(self, headers: Headers, query: QueryParams) -> bool:
         if self._token is None:
             return True
-        scheme, _, bearer = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
-            # Headers are bytes, handed on as Latin-1: a token beyond ASCII is sent in UTF-8.
-            given = bearer.strip().encode("latin-1", "replace").decode(errors="replace")
-        else:
-            given = query.get("token", "")
-        return hmac.compare_digest(_digest(given), self._token)
+        given = _bearer(headers)
+        return hmac.compare_digest(_digest(query.get("token", "") if given is None else given), self._token)
+
+    async def _drain(self, method: str, headers: Headers) -> Response:
+        """Drain the app; the answer comes when it is done."""
+        if self._drain_token is None or not hmac.compare_digest(_digest(_bearer(headers) or ""), self._drain_token):
+            return _json({"detail": "Send the drain token as Authorization: Bearer."}, 401)
+        if method not in ("GET", "POST"):  # Kubernetes' httpGet can only GET
+            return Response(405, b'{"detail":"GET or POST."}', extra={"allow": "GET, POST"})
+        return _json({"drained": await self._app.drain()})
 
     async def _schema(self, query: QueryParams) -> Response:
         return _json(self._app.schema())
@@ -147,6 +160,14 @@ class Pages:
         since = query.get("since", "0")
         number = int(since) if since.isascii() and since.isdigit() and len(since) < 16 else 0
         return _json({"events": engine.feed.since(number) if engine is not None and engine.feed is not None else []})
+
+
+def _bearer(headers: Headers) -> str | None:
+    scheme, _, bearer = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        return None
+    # Headers are bytes, handed on as Latin-1: a token beyond ASCII is sent in UTF-8.
+    return bearer.strip().encode("latin-1", "replace").decode(errors="replace")
 
 
 def _digest(secret: str) -> bytes:

@@ -173,7 +173,7 @@ class TestClient:
     ) -> None:
         for conn in self._connections:
             await conn.close()
-        await self._app.stop(grace=1.0)
+        await self._app.stop(grace=1.0, window=0)
 
     async def connect(
         self,

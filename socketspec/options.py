@@ -1,0 +1,108 @@
+"""Checks of what is given to `SocketApp`. Each raises `ConfigurationError` with a sentence that says what to change."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from typing import Any
+
+from socketspec.backend import Backend
+from socketspec.errors import ConfigurationError
+from socketspec.rooms import Room
+from socketspec.security.auth import AuthBackend
+
+__all__ = ("resolve_backend",)
+
+
+def resolve_backend(backend: str | Backend | None) -> Backend:
+    """The backend for a URL, by the entry-point group ``socketspec.backends``; a `Backend` as it is.
+
+    None: the URL in the environment variable ``SOCKETSPEC_BACKEND``, else ``"memory"``.
+    """
+    source = ""
+    if backend is None:
+        backend = os.environ.get("SOCKETSPEC_BACKEND") or "memory"
+        source = " The environment variable SOCKETSPEC_BACKEND says so."
+    if not isinstance(backend, str):
+        if not callable(getattr(backend, "start", None)):
+            raise ConfigurationError(f'SocketApp(backend={backend!r}) must be "memory", a URL or a Backend object.')
+        return backend
+    scheme = backend.partition(":")[0]
+    found = {entry.name: entry for entry in entry_points(group="socketspec.backends")}
+    if scheme not in found:
+        hint = (
+            "pip install 'socketspec[redis]'" if scheme.startswith(("redis", "rediss", "valkey")) else "check the URL"
+        )
+        raise ConfigurationError(
+            f"No backend is installed for {scheme!r} (found: {', '.join(sorted(found)) or 'none'}); {hint}.{source}"
+        )
+    factory: Callable[[str], Backend] = found[scheme].load()
+    return factory(backend)
+
+
+def auth_backends(auth: AuthBackend | Sequence[AuthBackend] | None) -> tuple[AuthBackend, ...]:
+    if auth is None:
+        return ()
+    backends = tuple(auth) if isinstance(auth, Sequence) else (auth,)
+    if not backends:
+        raise ConfigurationError(
+            "auth=[] names no auth backend, so everybody could connect; pass one, or auth=None if that is meant."
+        )
+    for backend in backends:
+        if isinstance(backend, type) or not callable(getattr(backend, "authenticate", None)):
+            raise ConfigurationError(
+                f"auth={backend!r} is not an auth backend; pass JWTAuth(…), APIKeyAuth(…) or an object with "
+                "async def authenticate(self, handshake)."
+            )
+    return backends
+
+
+def checked(check: Callable[[str], str], value: str) -> str:
+    try:
+        return check(value)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
+
+
+def positive(name: str, value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**63:
+        raise ConfigurationError(f"SocketApp({name}={value!r}) must be a number greater than 0.")
+    return value
+
+
+def not_negative(name: str, value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**31:
+        raise ConfigurationError(f"SocketApp({name}={value!r}) must be a number of seconds, 0 or more.")
+    return value
+
+
+def whole(name: str, value: Any) -> Any:
+    if type(value) is not int or not 0 < value < 2**63:
+        raise ConfigurationError(f"SocketApp({name}={value!r}) must be a whole number greater than 0.")
+    return value
+
+
+def policy(value: Any) -> Any:
+    if value not in ("reject", "evict_oldest"):
+        raise ConfigurationError(f'SocketApp(connection_limit_policy={value!r}) must be "reject" or "evict_oldest".')
+    return value
+
+
+def rooms(declared: Sequence[Any]) -> list[Room]:
+    if isinstance(declared, str) or not all(isinstance(room, str | Room) for room in declared):
+        raise ConfigurationError(f'SocketApp(rooms={declared!r}) must be a list such as [Room("chat:{{name}}")].')
+    return [Room(room) if isinstance(room, str) else room for room in declared]
+
+
+def of_type(name: str, value: Any, wanted: type[Any], example: str) -> Any:
+    if value is not None and not isinstance(value, wanted):
+        raise ConfigurationError(f"SocketApp({name}={value!r}) must be {example} or None.")
+    return value
+
+
+def path(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.startswith("/") or value == "/":
+        raise ConfigurationError(f"SocketApp({name}={value!r}) must be a path that begins with / and is not / alone.")
+    path: str = value.rstrip("/")
+    return path
