@@ -63,8 +63,9 @@ class SocketApp:
         auth_timeout: seconds a client has for its first message where `first_message` is on.
         strict: check what handlers send against their `Emits` and `Broadcasts`. None: only with `debug`.
         health_url: path of the health report; None: not served.
-        drain_window: seconds over which connections leave when the node stops, evenly. 0: all at once.
-        drain_grace: seconds that handlers have to finish after that.
+        drain_window: seconds over which connections leave when the node stops, evenly. 0: all at once. None: what the
+            environment variable ``SOCKETSPEC_DRAIN_WINDOW`` says, else 10.
+        drain_grace: seconds that handlers have to finish after that. None: ``SOCKETSPEC_DRAIN_GRACE``, else 10.
         drain_url: path that begins to drain the app and answers when it is done, for Kubernetes' preStop where the
             server cannot do it at SIGTERM. Needs `drain_token`. None: not served.
         drain_token: what the path wants as ``Authorization: Bearer``.
@@ -112,8 +113,8 @@ class SocketApp:
         auth_timeout: float = 10.0,
         strict: bool | None = None,
         health_url: str | None = "/socket-health",
-        drain_window: float = 10.0,
-        drain_grace: float = 10.0,
+        drain_window: float | None = None,
+        drain_grace: float | None = None,
         drain_url: str | None = None,
         drain_token: str | None = None,
     ) -> None:
@@ -139,8 +140,8 @@ class SocketApp:
             else options.whole("max_connections_per_user", max_connections_per_user),
             connection_limit_policy=options.policy(connection_limit_policy),
             auth_timeout=options.positive("auth_timeout", auth_timeout),
-            drain_window=options.not_negative("drain_window", drain_window),
-            drain_grace=options.not_negative("drain_grace", drain_grace),
+            drain_window=options.drain_seconds("drain_window", drain_window),
+            drain_grace=options.drain_seconds("drain_grace", drain_grace),
             strict=debug if strict is None else strict,
             debug=debug,
         )

@@ -71,10 +71,20 @@ def positive(name: str, value: Any) -> Any:
     return value
 
 
-def not_negative(name: str, value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**31:
-        raise ConfigurationError(f"SocketApp({name}={value!r}) must be a number of seconds, 0 or more.")
-    return value
+def drain_seconds(name: str, value: Any) -> float:
+    """A number of seconds, 0 or more. None: the environment variable's, else 10."""
+    what = f"SocketApp({name}={value!r})"
+    if value is None:
+        variable = f"SOCKETSPEC_{name.upper()}"
+        text = os.environ.get(variable) or "10"
+        what = f"The environment variable {variable}={text!r}"
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 86_400:
+        raise ConfigurationError(f"{what} must be a number of seconds, 0 or more and less than a day.")
+    return float(value)
 
 
 def whole(name: str, value: Any) -> Any:

@@ -20,17 +20,17 @@ COMMAND = (sys.executable, "-m", "socketspec.cli.main")
 TIMEOUT = 30.0
 
 
-def run(*arguments: str, backend: str = "", stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """Run the `socketspec` command to its end."""
+def run(*arguments: str, backend: str = "", stdin: str = "", folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run the `socketspec` command to its end, in `folder`."""
     return subprocess.run(
         [*COMMAND, *arguments],
         capture_output=True,
         text=True,
         timeout=30,
-        cwd=ROOT,
+        cwd=folder,
         check=False,
         input=stdin,
-        env={**os.environ, "SOCKETSPEC_BACKEND": backend},
+        env={**os.environ, "SOCKETSPEC_BACKEND": backend, "PYTHONPATH": str(ROOT)},
     )
 
 

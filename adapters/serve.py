@@ -1,0 +1,140 @@
+"""Run an ASGI application with everything that SocketSpec adds to uvicorn: what ``socketspec serve`` does.
+
+The fast WebSocket protocol, the guard before it, no secrets in the log, and a stop that hurts nobody. The application
+stays what it is: any ASGI application, with `SocketApp`s mounted or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+import math
+import socket
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Final
+
+import uvicorn
+from uvicorn.config import LOGGING_CONFIG
+from uvicorn.supervisors import Multiprocess
+
+from socketspec import running
+from socketspec.adapters.http import GuardedH11Protocol, listening_socket
+
+__all__ = ("DrainingServer", "Serving", "serve")
+
+logger: logging.Logger = logging.getLogger("uvicorn.error")
+
+BACKLOG: Final = 4096
+"""Connections that the kernel may keep until they are accepted."""
+LOOK: Final = 0.1
+"""Seconds after which a second signal is heeded while the drain is under way."""
+CLOSING: Final = 10.0
+"""Seconds that connections which are no `SocketApp`'s, and requests, have to end when everything else has."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """How to serve an application; the defaults are those of ``socketspec serve``."""
+
+    app: str
+    """``module:attribute``."""
+    host: str = "127.0.0.1"
+    port: int = 8000
+    workers: int = 1
+    deflate: bool = False
+    """Whether messages are compressed for clients that offer it."""
+    drain_window: float = 10.0
+    """Seconds over which connections leave when the node stops."""
+    drain_grace: float = 10.0
+    """Seconds that handlers have after that."""
+    root_path: str = ""
+    log_level: str = "info"
+    access_log: bool = True
+    proxy_headers: bool = True
+    forwarded_allow_ips: str | None = None
+    """Addresses of proxies whose ``X-Forwarded-*`` headers are believed; None: 127.0.0.1."""
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+
+
+class DrainingServer(uvicorn.Server):
+    """A uvicorn that lets every `SocketApp` drain before it stops listening.
+
+    Until then the health report answers, and says that the node is not ready. A second signal ends everything at once.
+    """
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called by the signals that ask the process to end."""
+        # uvicorn notes the signal to raise it again at the end; an orderly stop is no failure, so here it is not.
+        if self.should_exit:
+            self.force_exit = True
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain, then do what uvicorn does."""
+        draining = asyncio.create_task(running.drain(), name="drain of all apps")
+        while not draining.done() and not self.force_exit:
+            await asyncio.wait((draining,), timeout=LOOK)
+        if not draining.done():
+            draining.cancel()
+            await asyncio.wait((draining,))
+        elif draining.exception() is not None:
+            logger.error("Draining failed", exc_info=draining.exception())
+        await super().shutdown(sockets)
+
+
+def serve(serving: Serving) -> bool:
+    """Serve until the process is told to stop; whether it had started. Raises `OSError` where it cannot listen."""
+    listener = listening_socket(serving.host, serving.port, BACKLOG)
+    try:
+        config = _config(serving)
+        logger.info("Serving %s on %s (Ctrl-C to drain and stop)", serving.app, _url(serving, listener))
+        if serving.workers > 1:
+            # Each worker is a plain uvicorn: our WebSocket protocol begins the drain when that tells it to shut down.
+            Multiprocess(config, sockets=[listener]).run()
+            return True
+        server = DrainingServer(config)
+        server.run(sockets=[listener])
+        return server.started
+    finally:
+        listener.close()
+
+
+def _config(serving: Serving) -> uvicorn.Config:
+    protocol = "DeflateWebSocketProtocol" if serving.deflate else "WebSocketProtocol"
+    return uvicorn.Config(
+        serving.app,
+        host=serving.host,
+        port=serving.port,
+        workers=serving.workers,
+        ws=f"socketspec.adapters.uvicorn:{protocol}",
+        http=GuardedH11Protocol,
+        backlog=BACKLOG,
+        root_path=serving.root_path,
+        log_level=serving.log_level,
+        log_config=_logging("debug" if serving.log_level == "trace" else serving.log_level),
+        access_log=serving.access_log,
+        proxy_headers=serving.proxy_headers,
+        forwarded_allow_ips=serving.forwarded_allow_ips,
+        ssl_certfile=serving.ssl_certfile,
+        ssl_keyfile=serving.ssl_keyfile,
+        timeout_graceful_shutdown=math.ceil(serving.drain_window + serving.drain_grace + CLOSING),
+    )
+
+
+def _logging(level: str) -> dict[str, Any]:
+    """uvicorn's logging and ours, without what stands in queries: that is where tokens are."""
+    config: dict[str, Any] = copy.deepcopy(LOGGING_CONFIG)
+    config["filters"] = {"redact": {"()": "socketspec.adapters.http.RedactQuery"}}
+    for handler in config["handlers"].values():
+        handler["filters"] = ["redact"]
+    config["loggers"]["socketspec"] = {"handlers": ["default"], "level": level.upper(), "propagate": False}
+    return config
+
+
+def _url(serving: Serving, listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    scheme = "https" if serving.ssl_certfile else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

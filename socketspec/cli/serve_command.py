@@ -1,0 +1,133 @@
+"""``socketspec serve``: an application on the fast and hardened server, with a paced drain at its end."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from importlib.util import find_spec
+from pathlib import Path
+
+from socketspec.cli.output import FAILED, MISUSED, fail
+
+__all__ = ("add_to",)
+
+_EPILOG = """\
+examples:
+  socketspec serve main:app
+  socketspec serve shop.web:app --host 0.0.0.0 --port 80 --workers 4 --forwarded-allow-ips '*'
+
+SIGTERM or Ctrl-C drains: the node reports itself not ready, clients are told, and connections leave one after the other
+over the drain window. A second signal ends it at once.
+
+exit status: 0 stopped in order, 1 could not start, 2 misused
+"""
+
+
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = commands.add_parser(
+        "serve",
+        help="serve an application, fast and hardened",
+        description="Serve an ASGI application on uvicorn with SocketSpec's WebSocket protocol, guard and drain.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("app", metavar="MODULE:ATTRIBUTE", help="the application, such as main:app")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=_port, default=8000, help="0 picks a free one (default: %(default)s)")
+    parser.add_argument("--workers", type=_workers, default=1, help="processes that share the port (default: 1)")
+    parser.add_argument("--deflate", action="store_true", help="compress messages for clients that offer it")
+    parser.add_argument(
+        "--drain-window",
+        type=_seconds,
+        metavar="SECONDS",
+        help="over which connections leave at the end (default: as each SocketApp says: 10)",
+    )
+    parser.add_argument(
+        "--drain-grace",
+        type=_seconds,
+        metavar="SECONDS",
+        help="that handlers have after that (default: as each SocketApp says: 10)",
+    )
+    parser.add_argument("--root-path", default="", help="the path under which a proxy serves the application")
+    parser.add_argument(
+        "--log-level",
+        default="info",
+        choices=("critical", "error", "warning", "info", "debug", "trace"),
+        help="(default: %(default)s)",
+    )
+    parser.add_argument("--no-access-log", dest="access_log", action="store_false", help="do not log each request")
+    parser.add_argument(
+        "--no-proxy-headers", dest="proxy_headers", action="store_false", help="ignore X-Forwarded-* headers"
+    )
+    parser.add_argument("--forwarded-allow-ips", metavar="IPS", help="proxies whose X-Forwarded-* headers are believed")
+    parser.add_argument("--ssl-certfile", metavar="FILE", help="certificate for https and wss")
+    parser.add_argument("--ssl-keyfile", metavar="FILE", help="its key")
+    parser.set_defaults(run=_run)
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) <= 65_535):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port; use 0 to 65535")
+    return int(text)
+
+
+def _workers(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1024):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes; use 1 to 1024")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 86_400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds; use 0 to 86399")
+    return seconds
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    missing = [name for name in ("uvicorn", "websockets", "h11") if find_spec(name) is None]
+    if missing:
+        return fail(f"serve needs {' and '.join(missing)}: pip install 'socketspec[fastapi]'")
+    for name in ("drain_window", "drain_grace"):  # workers and apps read it there
+        seconds = getattr(arguments, name)
+        if seconds is not None:
+            os.environ[f"SOCKETSPEC_{name.upper()}"] = str(seconds)
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    problem = _problem(arguments.app)
+    if problem is not None:
+        return problem
+
+    from socketspec.adapters.serve import Serving, serve
+
+    options = {
+        name: value for name, value in vars(arguments).items() if name in Serving.__slots__ and value is not None
+    }
+    try:
+        return 0 if serve(Serving(**options)) else FAILED
+    except OSError as error:
+        return fail(f"cannot listen on {arguments.host}:{arguments.port}: {error.strerror or error}")
+
+
+def _problem(app: str) -> int | None:
+    """Say why the application cannot be loaded; None where it can."""
+    from uvicorn.importer import ImportFromStringError, import_from_string
+
+    if ":" not in app:
+        return fail(f"{app!r} does not say which object of the module to serve; write {app}:app", MISUSED)
+    try:
+        found = import_from_string(app)
+    except ImportFromStringError as error:
+        return fail(f"cannot load {app!r}: {error} (looked in {Path.cwd()})")
+    except Exception:
+        traceback.print_exc()
+        return fail(f"importing {app.partition(':')[0]!r} failed; the reason is above")
+    if not callable(found):
+        return fail(f"{app!r} is {type(found).__name__}, not an ASGI application")
+    return None

@@ -1,0 +1,219 @@
+"""``socketspec serve`` as a user runs it: a real process, real clients, real signals."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from tests.support import Server, client, fetch, free_port, serving
+from tests.support_demo import run
+
+APP = """
+import asyncio
+
+from fastapi import FastAPI, WebSocket
+from socketspec import Connection, SocketApp
+from socketspec.adapters.fastapi import mount
+
+app = FastAPI()
+socket = SocketApp(drain_url="/drain", drain_token="let me drain")
+nothing = "not an app"
+
+
+@socket.on("join")
+async def join(conn: Connection, payload: dict):
+    await socket.rooms.join(conn, payload["room"])
+
+
+@socket.on("work")
+async def work(conn: Connection, payload: dict):
+    print("works", flush=True)
+    await asyncio.sleep(payload["seconds"])
+    return {"work": "done"}
+
+
+@socket.on_disconnect
+async def gone(conn, reason):
+    print("gone", reason, flush=True)
+
+
+mount(socket, app)
+
+
+@app.websocket("/plain")
+async def plain(websocket: WebSocket):
+    await websocket.accept()
+    async for text in websocket.iter_text():
+        await websocket.send_text(text)
+"""
+
+
+@contextmanager
+def served(folder: Path, *options: str, expected: Sequence[str] = ()) -> Iterator[Server]:
+    port = free_port()
+    command = ["socketspec.cli.main", "serve", "main:app", "--port", str(port), *options]
+    server = Server(folder, {"main.py": APP}, command, port)
+    with serving(server, expected=expected):
+        yield server
+
+
+@asynccontextmanager
+async def many(server: Server, count: int) -> AsyncIterator[list[float]]:
+    """`count` clients; the list gets the time at which each was closed with 1012."""
+    closed: list[float] = []
+    ready = asyncio.Semaphore(0)
+
+    async def one() -> None:
+        async with client(server.url("/ws")) as each:
+            ready.release()
+            goodbye = await each.receive(within=30)
+            assert goodbye["event"] == "__server_shutdown__"
+            assert goodbye["payload"]["reconnect_in"] > 0
+            with pytest.raises(ConnectionClosed) as ended:
+                await each.receive(within=30)
+            assert ended.value.rcvd is not None
+            assert ended.value.rcvd.code == 1012
+            closed.append(time.monotonic())
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(count):
+            group.create_task(one())
+        for _ in range(count):
+            await ready.acquire()
+        yield closed
+
+
+async def ended(server: Server) -> int:
+    """The exit status of a server that was told to stop: another signal would end it at once."""
+    return await asyncio.to_thread(server.process.wait, 15)
+
+
+async def test_it_serves_pages_the_socket_and_other_routes_on_the_fast_protocol(tmp_path: Path) -> None:
+    with served(tmp_path / "serves") as server:
+        async with client(server.url("/ws?token=SECRET123"), subprotocols=["socketspec.v1.json"]) as ada:
+            assert (await ada.receive())["payload"]["heartbeat"]["frames"] is True
+            assert (await ada.call("work", {"seconds": 0})) == {"work": "done"}
+        async with client(server.url("/plain")) as plain:
+            await plain.connection.send("echo")
+            assert await plain.connection.recv() == "echo"
+        assert (await fetch(server, "/socket-health?token=SECRET123")).json()["ready"] is True
+        assert server.stop() == 0
+        assert "SECRET123" not in server.log
+        assert '"GET /socket-health' in server.log
+
+
+async def test_sigterm_lets_connections_leave_over_the_window_and_health_says_so(tmp_path: Path) -> None:
+    with served(tmp_path / "drains", "--drain-window", "2") as server:
+        async with many(server, 60) as closed:
+            server.process.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            await server.logged("Draining: 60 connections")
+            health = await fetch(server, "/socket-health")
+            assert (health.status, health.json()["status"]) == (503, "stopping")
+        times = sorted(moment - began for moment in closed)
+        assert times[0] < 0.5
+        assert 1.5 < times[-1] < 4
+        bins = [sum(0.25 * n <= moment < 0.25 * (n + 1) for moment in times) for n in range(8)]
+        assert max(bins) <= 2 * 60 / 8, bins
+        assert await ended(server) == 0
+        assert server.log.count("gone server_shutdown") == 60
+
+
+async def test_a_handler_under_way_finishes_and_its_reply_arrives(tmp_path: Path) -> None:
+    with served(tmp_path / "finishes", "--drain-window", "0.1") as server:
+        async with client(server.url("/ws")) as ada:
+            await ada.send("work", {"seconds": 1}, id=1)
+            await server.logged("works")
+            server.process.send_signal(signal.SIGTERM)
+            assert (await ada.receive())["event"] == "__server_shutdown__"
+            assert (await ada.receive())["payload"] == {"work": "done"}
+            assert (await ada.closed())[0] == 1012
+        assert await ended(server) == 0
+
+
+async def test_other_websocket_routes_are_closed_with_1012(tmp_path: Path) -> None:
+    with served(tmp_path / "plain") as server:
+        async with client(server.url("/plain")) as plain:
+            server.process.send_signal(signal.SIGTERM)
+            assert (await plain.closed())[0] == 1012
+        assert await ended(server) == 0
+
+
+async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    options = ("--drain-window", "60", "--drain-grace", "60")
+    # uvicorn cancels the application's lifespan then, and says so.
+    with served(tmp_path / "twice", *options, expected=["asyncio.exceptions.CancelledError"]) as server:
+        async with client(server.url("/ws")) as ada:
+            await ada.send("work", {"seconds": 50}, id=1)
+            await server.logged("works")
+            server.process.send_signal(signal.SIGTERM)
+            await server.logged("Draining: 1 connections")
+            server.process.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            await ended(server)
+            assert time.monotonic() - began < 5
+
+
+async def test_the_drain_url_drains_and_answers_when_it_is_done(tmp_path: Path) -> None:
+    with served(tmp_path / "url", "--drain-window", "1") as server:
+        assert (await fetch(server, "/drain")).status == 401
+        assert (await fetch(server, "/drain", {"Authorization": "Bearer guess"})).status == 401
+        async with many(server, 20) as closed:
+            began = time.monotonic()
+            answer = await fetch(server, "/drain", {"Authorization": "Bearer let me drain"})
+            assert answer.json() == {"drained": 20}
+            assert time.monotonic() - began > 0.5
+        assert len(closed) == 20
+        assert (await fetch(server, "/socket-health")).status == 503
+        began = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - began < 5
+
+
+async def test_workers_share_the_port_and_drain_as_well(tmp_path: Path) -> None:
+    with served(tmp_path / "workers", "--workers", "2", "--drain-window", "1") as server:
+        await server.logged("(?s)Application startup complete.*Application startup complete", within=20)
+        async with many(server, 40):
+            server.process.send_signal(signal.SIGTERM)
+        assert await ended(server) == 0
+        assert len(re.findall(r"Draining: \d+ connections", server.log)) == 2
+        assert server.log.count("gone server_shutdown") == 40
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["main"], 2, "write main:app"),
+        (["absent:app"], 1, "absent"),
+        (["main:absent"], 1, "absent"),
+        (["main:nothing"], 1, "is str, not an ASGI application"),
+        (["broken:app"], 1, "importing 'broken' failed"),
+        (["main:app", "--port", "99999"], 2, "'99999' is not a port"),
+        (["main:app", "--workers", "0"], 2, "use 1 to 1024"),
+        (["main:app", "--drain-window", "soon"], 2, "'soon' is not a number of seconds"),
+    ],
+)
+def test_what_cannot_be_served_is_said(tmp_path: Path, arguments: Sequence[str], status: int, said: str) -> None:
+    (tmp_path / "main.py").write_text(APP)
+    (tmp_path / "broken.py").write_text("1 / 0")
+    result = run("serve", *arguments, folder=tmp_path)
+    assert result.returncode == status
+    assert said in result.stderr
+
+
+def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(APP)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run("serve", "main:app", "--port", str(port), folder=tmp_path)
+    assert result.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in result.stderr
