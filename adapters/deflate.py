@@ -20,6 +20,8 @@ __all__ = ("Deflate", "Inflater", "deflate", "negotiate")
 
 WINDOW_BITS: Final = 12
 MEMORY_LEVEL: Final = 5
+MAX_STREAMS: Final = 16
+"""Streams that the payload of one frame may hold. Who uses more wants to cost time: clients use one, without an end."""
 _NAME: Final = "permessage-deflate"
 _TAIL: Final = b"\x00\x00\xff\xff"
 
@@ -52,15 +54,24 @@ class Inflater:
 
     def piece(self, data: bytes, *, is_last: bool, limit: int) -> bytes:
         """What one frame's payload holds. Raises `TooLargeError` beyond `limit` bytes, `ValueError` for nonsense."""
-        # A message that ended its deflate stream (RFC 7692 section 7.2.3.4) leaves nothing to continue.
-        if self._zlib.eof:
-            self._zlib = zlib.decompressobj(-self._bits)
-        try:
-            found = self._zlib.decompress(data + _TAIL if is_last else data, limit + 1)
-        except zlib.error as error:
-            raise ValueError(str(error)) from None
-        if len(found) > limit or self._zlib.unconsumed_tail:
-            raise TooLargeError
+        rest, found = data + _TAIL if is_last else data, b""
+        # A stream may end inside a message, and another one follow (RFC 7692 section 7.2.3.4).
+        for _ in range(MAX_STREAMS):
+            if self._zlib.eof:
+                if is_last and rest == _TAIL:  # the sender left out the first byte of the empty block: harmless
+                    break
+                self._zlib = zlib.decompressobj(-self._bits)
+            try:
+                found += self._zlib.decompress(rest, limit + 1 - len(found))
+            except zlib.error as error:
+                raise ValueError(str(error)) from None
+            if len(found) > limit:
+                raise TooLargeError
+            rest = self._zlib.unused_data
+            if not rest:
+                break
+        else:
+            raise ValueError("too many streams in one frame")
         if is_last and (self._resets or self._zlib.eof):
             self._zlib = zlib.decompressobj(-self._bits)
         return found

@@ -125,6 +125,9 @@ class FrameReader:
         """The next event; None where more bytes are needed."""
         data, at = self._data, self._at
         available = len(data) - at
+        if not available:
+            self._data, self._at = b"", 0  # an idle connection should not hold what it was sent last
+            return None
         if available >= 6 and not self._opcode:
             first = data[at]
             length = data[at + 1] - 0x80
@@ -136,17 +139,16 @@ class FrameReader:
                     start = at + 8
                     if length < 126:
                         length = -1  # not in its shortest form
-                if 0 <= length <= self.max_size and length != 127 and start + length <= len(data):
-                    payload = apply_mask(data[start : start + length], data[start - 4 : start])
-                    self._at = start + length
+                end = start + length
+                if 0 <= length <= self.max_size and length != 127 and end <= len(data):
+                    payload = apply_mask(data[start:end], data[start - 4 : start])
+                    self._at = end
                     if first == _FINAL_BINARY:
                         return BINARY, payload
                     try:
                         return TEXT, payload.decode()
                     except UnicodeDecodeError:
                         return self._fail(1007, "text is not UTF-8")
-        if available < 2 or self._is_over:
-            return None
         return self._next()
 
     def _fail(self, code: int, reason: str) -> Event:
