@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 import weakref
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -48,7 +49,8 @@ class RedisBackend:
         self._servers, configured = parse_url(url)
         self.options: RedisOptions = replace(configured, **options)
         self._keys = Keys(self.options.prefix)
-        self._uses = 0
+        self._apps: list[tuple[str, Deliver, Lost]] = []
+        """Those that were started and not stopped, by namespace."""
         self._turn = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._build()
@@ -75,7 +77,7 @@ class RedisBackend:
             receive=self.broker.received,
             probe=self._probe,
             probe_channel=lambda tag: self._keys.probe(self.node, tag),
-            restored=self.broker.restored,
+            restored=self._restored,
             options=self.options,
         )
         self.broker.connect(self._subscriptions)
@@ -83,33 +85,38 @@ class RedisBackend:
     async def _probe(self, channel: bytes, nonce: bytes) -> Any:
         return await self._runner.run(Command("SPUBLISH", None, (channel,), (nonce,)))
 
+    def _restored(self, channels: Sequence[bytes]) -> None:
+        """A server that lost its link may have lost its data, too: a room's members are where its channel is."""
+        self.broker.restored(channels)
+        self.presence.distrust(filter(None, map(self._keys.topic, channels)))
+
     async def start(self, namespace: str, deliver: Deliver, lost: Lost) -> None:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._forget_dead_loop()
             self._loop, self._turn = loop, asyncio.Lock()
         async with self._turn:
-            if self._uses == 0:
+            if not self._apps:
                 await self._connect()
             try:
                 self.presence.attach(namespace, lost)
                 await self.presence.start(namespace)
             except BaseException:
-                if self._uses == 0:
+                if not self._apps:
                     await self._disconnect()
                 raise
-            self._uses += 1
+            self._apps.append((namespace, deliver, lost))
             self.broker.listeners.attach(namespace, deliver)
 
     def _forget_dead_loop(self) -> None:
         """Start anew when the loop we ran in has ended without `stop`; its sockets went with it."""
-        if self._loop is not None and self._uses and not self._loop.is_closed():
+        if self._loop is not None and self._apps and not self._loop.is_closed():
             raise RuntimeError(
                 f"{self!r} runs in another event loop already; give each event loop a RedisBackend of its own."
             )
         if self._loop is not None:
             self._build()
-        self._uses = 0
+        self._apps.clear()
 
     async def _connect(self) -> None:
         try:
@@ -131,16 +138,19 @@ class RedisBackend:
         if self._loop is not asyncio.get_running_loop():
             return  # that loop is gone, and all that ran in it
         async with self._turn:
+            app = next((app for app in self._apps if app[:2] == (namespace, deliver)), None)
+            if app is None:
+                return
             self.broker.listeners.detach(namespace, deliver)
-            await self.presence.stop(namespace)
-            self._uses -= 1
-            if self._uses == 0:
+            await self.presence.stop(namespace, app[2])
+            self._apps.remove(app)
+            if not self._apps:
                 await self._disconnect()
                 self._loop = None
                 self._build()
 
     async def health(self) -> Health:
-        if self._uses == 0:
+        if not self._apps:
             return Health(False, "the Redis backend is not started")
         return Health(*self._subscriptions.health())
 

@@ -16,8 +16,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
 from typing import Any, Final, NamedTuple, Protocol
 
+from socketspec.cluster.backoff import Backoff
 from socketspec.cluster.options import Address, RedisOptions
-from socketspec.cluster.patience import Backoff, Patience
+from socketspec.cluster.patience import Patience
 from socketspec.cluster.reader import Answer, Link, Message, Spawn
 from socketspec.cluster.topology import Topology
 from socketspec.errors import BackendError

@@ -1,34 +1,17 @@
-"""How long to wait: between tries, and for something that time alone does not disprove."""
+"""How long to wait for something that time alone does not disprove."""
 
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable
 from typing import Final
 
 from socketspec.cluster.reader import Link
 
-__all__ = ("Backoff", "Patience")
+__all__ = ("Patience",)
 
 SLICE: Final = 0.2
 """Seconds of waiting at once; of each, at most twice as much counts, however long the event loop was away."""
-
-
-class Backoff:
-    """Growing pauses: 50 ms, doubled up to a second, each up to a quarter longer by chance."""
-
-    def __init__(self) -> None:
-        self._next = 0.05
-
-    def next(self) -> float:
-        """The next pause in seconds."""
-        pause, self._next = self._next, min(2 * self._next, 1.0)
-        return pause * (1 + random.random() / 4)  # noqa: S311 # spreads nodes out, keeps no secret
-
-    def reset(self) -> None:
-        """Begin anew."""
-        self._next = 0.05
 
 
 class Patience:

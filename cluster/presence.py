@@ -16,7 +16,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import count, islice
 from typing import Final
 
@@ -95,11 +95,13 @@ class RedisPresence(Presence):
         space.next_round = self._clock() + self._ttl / 3
         space.keeper = self._tasks.spawn(self._keep(space), name=f"presence of {namespace!r}")
 
-    async def stop(self, namespace: str) -> None:
-        """Undo one `start`; the last takes this node's members out and gives the lease back."""
+    async def stop(self, namespace: str, lost: Lost) -> None:
+        """Undo one `attach` and its `start`; the last takes this node's members out and gives the lease back."""
         space = self._namespaces.get(namespace)
         if space is None:
             return
+        if lost in space.lost:
+            space.lost.remove(lost)
         space.uses -= 1
         if space.uses > 0:
             return
@@ -125,11 +127,17 @@ class RedisPresence(Presence):
             await self._runner.run_all(reaps[start : start + BATCH])
         await self._runner.run_all([command for node in names for command in self._commands.resign(space.name, node)])
 
-    def distrust(self) -> None:
-        """Compare every topic of this node with Redis soon: something happened that may have cost Redis a write."""
+    def distrust(self, topics: Iterable[Topic] | None = None) -> None:
+        """Compare `topics` with Redis soon, or all of this node's: something may have cost Redis what it held of them.
+
+        Further calls before a topic's turn has come add nothing, and `BATCH` topics are compared at a time.
+        """
+        wanted = None if topics is None else set(topics)
         for space in self._namespaces.values():
-            space.doubted |= space.topics()
-            space.wake.set()
+            doubted = space.topics() if wanted is None else wanted & space.members.keys()
+            if doubted or wanted is None:
+                space.doubted |= doubted
+                space.wake.set()
 
     # Members
 

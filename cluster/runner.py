@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -18,6 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from redis import exceptions as replied
 
+from socketspec.cluster.backoff import Backoff
 from socketspec.cluster.commands import Argument, Command
 from socketspec.cluster.options import Address, RedisOptions
 from socketspec.cluster.shard import NotSentError
@@ -33,9 +33,6 @@ MAX_BATCH: Final = 512
 """Commands in one pipeline."""
 MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
 """Bytes of arguments at which a pipeline is sent though it has fewer commands."""
-FIRST_PAUSE: Final = 0.05
-LONGEST_PAUSE: Final = 1.0
-"""Seconds between tries of what was not carried out; doubled each time, less up to half by chance."""
 STOP_GRACE: Final = 1.0
 """Seconds that commands under way get when the runner stops."""
 _EARLY_WAKE_RETRY: Final = 0.001
@@ -83,14 +80,14 @@ class _Waiting:
 
 
 class _Lane:
-    __slots__ = ("failures", "key", "queue", "task", "timer", "under_way")
+    __slots__ = ("backoff", "key", "queue", "task", "timer", "under_way")
 
     def __init__(self, key: _LaneKey) -> None:
         self.key = key
         self.queue: deque[_Waiting] = deque()
         self.under_way: Sequence[_Waiting] = ()
-        self.failures = 0
-        """Pipelines in a row of which something was not carried out."""
+        self.backoff = Backoff()
+        """Between tries of what was not carried out; begins anew with the next reply."""
         self.timer: asyncio.TimerHandle | None = None
         self.task: asyncio.Task[None] | None = None
 
@@ -269,12 +266,11 @@ class Runner:
     def _count(self, lane: _Lane, replies: Sequence[Any]) -> None:
         self.sent += sum(not isinstance(reply, NotSentError) for reply in replies)
         if not all(isinstance(reply, Exception) for reply in replies):
-            lane.failures = 0
+            lane.backoff.reset()
             self.last_success = asyncio.get_running_loop().time()
 
     async def _recover(self, lane: _Lane, again: Sequence[_Waiting]) -> None:
         """Find the servers anew, and wait a moment where that leads to the same one again."""
-        lane.failures += 1
         try:
             await self._topology.refresh()
         except BackendError as error:
@@ -283,8 +279,7 @@ class Runner:
                 waiting.problem = str(error)
             logger.debug("Finding the servers anew failed: %s", error)
         if any(self._lane_key(waiting.command) == lane.key for waiting in again):
-            pause = min(FIRST_PAUSE * 2 ** min(lane.failures - 1, 10), LONGEST_PAUSE)
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 # spreads the nodes; no secret
+            await asyncio.sleep(lane.backoff.next())
 
     def _reroute(self, lane: _Lane, again: list[_Waiting]) -> None:
         """Queue what is to be sent again before all that waits; some of it may belong to another primary now."""

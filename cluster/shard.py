@@ -168,6 +168,7 @@ class Shard:
             "client_name": self._link.client_name or None,
             "socket_timeout": None,  # every use has a timeout around it
             "socket_connect_timeout": self._link.connect_timeout,
+            "driver_info": None,  # saying which library this is takes a permission and a round trip
             "protocol": 2,  # the replies of scripts and of plain commands have the same shapes, and bytes only
         }
         if self._tls is None:

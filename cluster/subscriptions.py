@@ -13,10 +13,10 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final
 
+from socketspec.cluster.backoff import Backoff
 from socketspec.cluster.commands import PASSING_REFUSALS
 from socketspec.cluster.lane import STABLE, Lane, Probing
 from socketspec.cluster.options import Address, RedisOptions
-from socketspec.cluster.patience import Backoff
 from socketspec.cluster.reader import Message
 from socketspec.cluster.topology import Topology
 from socketspec.errors import BackendError

@@ -6,13 +6,13 @@ Safe to use from several threads, and after a fork: the child has connections of
 from __future__ import annotations
 
 import os
-import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
+from socketspec.cluster.backoff import Backoff
 from socketspec.cluster.commands import PASSING_REFUSALS, Argument, Command
 from socketspec.cluster.layout import Layout
 from socketspec.cluster.options import Address, RedisOptions, Servers, tls_context
@@ -27,8 +27,6 @@ MAX_IDLE: Final = 16
 """Connections that are kept open for the next command."""
 MAX_EVALS: Final = 100
 """Scripts that are sent with their text at once."""
-BACKOFF: Final = (0.05, 1.0)
-"""Seconds before another try: the first time, and at most."""
 
 
 class _Place(NamedTuple):
@@ -95,16 +93,15 @@ class Executor:
     def _run(self, commands: Sequence[Command], deadline: float) -> list[Any]:
         replies: list[Any] = [None] * len(commands)
         waiting = [_Waiting(index, "no server was found") for index in range(len(commands))]
-        pause = BACKOFF[0]
+        backoff = Backoff()
         while waiting:
             waiting = self._attempt(commands, waiting, replies, deadline)
             if not waiting or all(item.place is not None for item in waiting):
                 continue  # those know where to go
-            pause_now = pause * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
-            if time.monotonic() + pause_now >= deadline:
+            pause = backoff.next()
+            if time.monotonic() + pause >= deadline:
                 raise self._failure(commands, waiting, replies)
-            time.sleep(pause_now)
-            pause = min(pause * 2, BACKOFF[1])
+            time.sleep(pause)
             self._forget_places()
         for reply in replies:
             if isinstance(reply, BackendError):

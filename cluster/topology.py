@@ -9,10 +9,11 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from itertools import count
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from redis.exceptions import AskError
 
+from socketspec.cluster.backoff import Backoff
 from socketspec.cluster.discovery import Connector, Find, finder_for
 from socketspec.cluster.layout import NOBODY, Layout
 from socketspec.cluster.options import Address, RedisOptions, Servers
@@ -22,9 +23,6 @@ from socketspec.errors import BackendError
 __all__ = ("Address", "LinkOptions", "NotSentError", "RefusedError", "Topology", "make_topology")
 
 logger: logging.Logger = logging.getLogger("socketspec.cluster")
-
-FIRST_PAUSE: Final = 0.1
-LONGEST_PAUSE: Final = 2.0
 
 
 class Topology(Protocol):
@@ -87,7 +85,7 @@ class _Found:
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._connector.options.start_timeout
-        pause = FIRST_PAUSE
+        backoff = Backoff()
         while True:
             try:
                 await self.refresh()
@@ -96,11 +94,11 @@ class _Found:
             except RefusedError:
                 raise
             except BackendError as error:
+                pause = backoff.next()
                 if loop.time() + pause > deadline:
                     raise
                 logger.warning("%s Trying again in %.1f s.", error, pause)
             await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
 
     async def _greet(self) -> None:
         """Log in to every primary: one that is announced by an address that we cannot reach is found here."""

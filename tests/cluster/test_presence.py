@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import sys
 import time
@@ -13,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from socketspec.backend import Member, Topic
+from socketspec.backend import Member, Publication, Topic
+from socketspec.cluster.backend import RedisBackend
 from socketspec.cluster.commands import Command
 from socketspec.cluster.keys import Keys
 from socketspec.cluster.options import parse_url
@@ -22,7 +24,7 @@ from socketspec.cluster.runner import Runner
 from socketspec.cluster.topology import make_topology
 from socketspec.errors import BackendError
 from socketspec.tasks import Tasks
-from tests.servers import Cluster, Server
+from tests.servers import Cluster, Server, started
 
 PREFIX = "presence"
 KEYS = Keys(PREFIX)
@@ -113,7 +115,7 @@ async def node(url: str, name: str, *, ttl: float = 600.0, **options: Any) -> As
         yield made
     finally:
         freezer.wake()
-        await made.presence.stop("/")
+        await made.presence.stop("/", made.lost)
         await runner.stop()
         await tasks.close(1)
         await topology.stop()
@@ -478,3 +480,96 @@ async def test_in_a_cluster_a_shard_that_lost_its_data_gets_it_back(healthy_clus
             await until(all_are_back, "everybody counts once")
         assert [one.told, other.told] == [[], []]
     assert [key for primary in healthy_cluster.primaries for key in keys_of(primary)] == []
+
+
+@asynccontextmanager
+async def backend(url: str) -> AsyncIterator[RedisBackend]:
+    """A whole node's backend."""
+
+    told: list[str] = []
+    app = App(told)
+    made = RedisBackend(url, prefix=PREFIX, start_timeout=10.0)
+    await made.start("/", app.deliver, app.lost)
+    try:
+        yield made
+    finally:
+        await made.stop("/", app.deliver)
+    assert told == []
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+async def test_of_two_apps_on_one_backend_the_one_that_did_not_stop_is_told(flushed: Server, stopped: int) -> None:
+    told: list[list[str]] = [[], []]
+    shared = RedisBackend(flushed.url, prefix=PREFIX, lease=LEASE)
+    apps = [App(told[number]) for number in range(2)]
+    for app in apps:
+        await shared.start("/", app.deliver, app.lost)
+    await shared.stop("/", apps[stopped].deliver)
+    await shared.stop("/", apps[stopped].deliver)  # and once more, which is nothing
+    assert (await shared.health()).ready
+    async with node(flushed.url, "dead") as dead:
+        await enter_all(dead, [ROOM], "x")
+        dead.runner.freeze()
+        await until(lambda: any(told), "the lost member is told", 2 * LEASE + 1.0)
+        await shared.stop("/", apps[1 - stopped].deliver)
+    assert told == ([[], ["x"]] if stopped == 0 else [["x"], []])
+    assert not (await shared.health()).ready
+
+
+class App:
+    """What a `SocketApp` gives to its backend."""
+
+    def __init__(self, told: list[str]) -> None:
+        self.told = told
+
+    def deliver(self, _topic: Topic, _publications: Sequence[Publication]) -> None:
+        pass
+
+    def lost(self, _topic: Topic, members: Sequence[Member]) -> None:
+        self.told += [item.connection_id for item in members]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["restarted", "flushed"])
+async def test_in_a_cluster_members_are_back_soon_after_a_shard_lost_its_links_and_data(loss: str) -> None:
+    many = [Topic("/", "room", f"many{number}") for number in range(150)]
+    with started():
+        made = Cluster()
+    with made as cluster:
+        async with backend(cluster.url) as one, backend(cluster.url) as other:
+            for number, node in enumerate((one, other)):
+                await asyncio.gather(*(node.broker.subscribe(topic) for topic in many))
+                await asyncio.gather(*(node.presence.enter(topic, member(f"m{number}")) for topic in many))
+            leases = cluster.owner_of(KEYS.leases("/"))
+            shard = next(server for server in cluster.primaries if server is not leases)
+            hurt = [topic for topic in many if cluster.owner_of(KEYS.nodes(topic)) is shard]
+            assert 20 < len(hurt) < 100
+            for server in cluster.primaries:
+                server.ask("CONFIG", "RESETSTAT")
+            lose = shard.restart if loss == "restarted" else lambda: lose_all(shard)
+            await asyncio.to_thread(lose)
+
+            async def all_are_back() -> bool:
+                try:
+                    counts = await asyncio.gather(*(one.presence.count(topic) for topic in many))
+                except BackendError:  # the cluster has not agreed yet that the shard is back
+                    return False
+                return set(counts) == {2}
+
+            await until(all_are_back, "everybody counts", 10.0)
+            for topic in hurt[:3]:
+                assert [item.connection_id for item in await other.presence.members(topic)] == ["m0", "m1"]
+            assert comparisons(shard) - 3 <= 3 * len(hurt), "each node compares a topic once, or has to try again"
+            assert [comparisons(server) for server in cluster.primaries if server is not shard] == [0, 0]
+
+
+def lose_all(server: Server) -> None:
+    server.ask("FLUSHALL")
+    assert server.drop_clients("TYPE", "pubsub") > 0
+
+
+def comparisons(server: Server) -> int:
+    """How often a node has asked for the ids of its members in a topic."""
+    found = re.search(r"calls=(\d+)", server.info("commandstats").get("cmdstat_hkeys", "calls=0"))
+    assert found is not None
+    return int(found[1])

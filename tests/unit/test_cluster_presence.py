@@ -204,12 +204,13 @@ async def started(
     tasks = Tasks()
     options = RedisOptions(lease=lease, command_timeout=patience)
     presence = RedisPresence(redis, KEYS, node, tasks, options, clock=redis.clock)
-    presence.attach("/", lost or Told())
+    told = lost or Told()
+    presence.attach("/", told)
     await presence.start("/")
     try:
         yield presence
     finally:
-        await presence.stop("/")
+        await presence.stop("/", told)
         await tasks.close(1)
 
 
@@ -630,25 +631,57 @@ async def test_a_start_that_failed_can_be_tried_again_and_tells_once() -> None:
     await presence.start("/")
     presence.distrust()
     await until(lambda: bool(told.by_topic), "the dead node is found")
-    await presence.stop("/")
+    await presence.stop("/", told)
     await tasks.close(1)
     assert told.by_topic == {ROOM: ["x"]}
 
 
 async def test_two_apps_of_one_namespace_share_a_lease_and_a_new_start_has_a_new_name() -> None:
-    redis = FakeRedis()
-    async with started(redis) as presence:
-        presence.attach("/", Told())
+    redis, first, second = FakeRedis(), Told(), Told()
+    async with started(redis, lost=first) as presence:
+        presence.attach("/", second)
         await presence.start("/")
         assert list(redis.leases) == [b"n-0"]
         await presence.enter(ROOM, member("a"))
-        await presence.stop("/")
+        await presence.stop("/", second)
         assert redis.inside(ROOM) == {"a"}
-        await presence.stop("/")
+        await presence.stop("/", first)
         assert redis.is_empty
-        presence.attach("/", Told())
+        presence.attach("/", first)
         await presence.start("/")
         assert list(redis.leases) == [b"n-1"]
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+async def test_of_two_apps_the_one_that_did_not_stop_is_told_of_lost_members(stopped: int) -> None:
+    redis, apps = FakeRedis(), (Told(), Told())
+    async with started(redis, lost=apps[0]) as presence:
+        presence.attach("/", apps[1])
+        await presence.start("/")
+        await presence.stop("/", apps[stopped])
+        leave_behind(redis, ROOM)
+        presence.distrust()
+        await until(lambda: any(app.by_topic for app in apps), "the dead node is found")
+        assert [app.by_topic for app in apps] == [{ROOM: ["x"]} if number != stopped else {} for number in range(2)]
+        presence.attach("/", apps[stopped])
+        await presence.start("/")
+        await presence.stop("/", apps[1 - stopped])
+
+
+async def test_only_the_distrusted_topics_are_compared_each_once_however_often_it_is_said() -> None:
+    redis = FakeRedis()
+    many = [Topic("/", "room", f"room{number}") for number in range(module.BATCH + 50)]
+    async with started(redis) as presence:
+        for topic in many:
+            await presence.enter(topic, member("a"))
+        await settled()
+        redis.hashes.clear()  # the lease is on another shard
+        redis.asked.clear()
+        for topic in many[10:]:
+            presence.distrust([topic, Topic("/", "room", "nobody-is-in"), Topic("/unknown", "room", "x")])
+        await until(lambda: all(redis.inside(topic) for topic in many[10:]), "all of them are back")
+        await settled()
+        assert redis.asked.count("HKEYS") == len(many) - 10
 
 
 async def test_a_stop_while_redis_is_away_ends_and_says_what_that_means(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import hiredis
 import pytest
 
+from socketspec.cluster.backoff import Backoff
 from socketspec.cluster.options import Address, RedisOptions
-from socketspec.cluster.patience import Backoff
 from socketspec.cluster.reader import Answer, Link
 from socketspec.cluster.subscriptions import Subscriptions
 from socketspec.cluster.topology import LinkOptions
