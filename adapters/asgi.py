@@ -145,7 +145,7 @@ class _Session:
         self._handshake = handshake
         self._receive = receive
         limits = engine.settings.backpressure
-        self._transport = ASGITransport(send, admission.format, limits, engine.tasks)
+        self._transport = ASGITransport(send, admission.format, limits, engine.tasks, engine.counters)
         self._stopped = False
         self._waiting = False
         self._ahead: asyncio.Future[Event] | None = None

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMa
 from types import CoroutineType
 from typing import Any
 
+from socketspec.counters import Counters
 from socketspec.tasks import Tasks
 from socketspec.transport import Backpressure, Outbox, Overflow
 from socketspec.wire import Format, Message
@@ -59,8 +60,11 @@ class ASGITransport:
 
     can_ping: bool = False
 
-    def __init__(self, send: Send, format: Format, limits: Backpressure, tasks: Tasks) -> None:
+    def __init__(
+        self, send: Send, format: Format, limits: Backpressure, tasks: Tasks, counters: Counters | None = None
+    ) -> None:
         self._send = send
+        self._counters = counters or Counters()
         self._format = format
         self._binary = format is Format.MSGPACK
         self._limits = limits
@@ -92,6 +96,7 @@ class ASGITransport:
             shared = message.shared
             if shared is None or shared[0] is not self._format:
                 shared = message.shared = (self._format, self._event(message))
+            self._counters.sent_bytes += len(message.data(self._format))
             awaitable = self._send(shared[1])
             if type(awaitable) is not CoroutineType:
                 self._start_writer(awaitable)  # some servers return an awaitable of their own
@@ -106,9 +111,14 @@ class ASGITransport:
                 self._start_writer(_Suspended(awaitable, waits_for))
 
     def _queue(self, message: Message) -> None:
-        if self._close is None and not self._gone and self._outbox.push(message) is Overflow.FULL:
+        if self._close is not None or self._gone:
+            return
+        pushed = self._outbox.push(message)
+        if pushed is Overflow.FULL:
             self._outbox.clear()
             self.on_slow()
+        elif pushed is Overflow.DROPPED:
+            self._counters.dropped += 1
 
     def _event(self, message: Message) -> Event:
         if self._binary:
@@ -127,7 +137,9 @@ class ASGITransport:
             if first is not None:
                 await self._timed(first)
             while self._outbox and not self._gone:
-                await self._timed(self._send(self._event(self._outbox.pop())))
+                message = self._outbox.pop()
+                await self._timed(self._send(self._event(message)))
+                self._counters.sent_bytes += len(message.data(self._format))
             if self._close is not None and not self._gone:
                 code, reason = self._close
                 await self._timed(self._send({"type": "websocket.close", "code": code, "reason": _cut(reason)}))

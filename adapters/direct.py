@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from socketspec.adapters.handover import HandOver, Line
 from socketspec.connection import Connection
+from socketspec.counters import Counters
 from socketspec.engine import Admission, Engine
 from socketspec.handshake import Handshake
 from socketspec.running import drain_soon
@@ -52,7 +53,9 @@ class _Session:
         self.line: Line = hand_over(self)
         self.line.max_size = max(LEAST_LIMIT, LARGEST * engine.settings.max_payload_size)
         self.line.stall_timeout = engine.settings.backpressure.send_timeout
-        self.transport: DirectTransport = DirectTransport(self.line, format, engine.settings.backpressure)
+        self.transport: DirectTransport = DirectTransport(
+            self.line, format, engine.settings.backpressure, engine.counters
+        )
 
     def begin(self) -> None:
         """The connection is made: its messages may come, and so may its end, which may have come already."""
@@ -114,6 +117,7 @@ class DirectTransport:
 
     __slots__ = (
         "_closing",
+        "_counters",
         "_direct",
         "_drained",
         "_format",
@@ -130,8 +134,9 @@ class DirectTransport:
 
     can_ping: bool = True
 
-    def __init__(self, line: Line, format: Format, limits: Backpressure) -> None:
+    def __init__(self, line: Line, format: Format, limits: Backpressure, counters: Counters | None = None) -> None:
         self._line = line
+        self._counters = counters or Counters()
         self._write = line.write
         self._format = format
         self._key = _key(format, line.deflate_bits)
@@ -162,6 +167,7 @@ class DirectTransport:
             if shared is None or shared[0] is not self._key:
                 shared = message.shared = (self._key, self._frame(message))
             self._write(shared[1])
+            self._counters.sent_bytes += len(shared[1])
         else:
             first, last = messages[0], messages[-1]
             joined = first.joined
@@ -169,6 +175,7 @@ class DirectTransport:
                 data = b"".join([self._frame(message) for message in messages])
                 joined = first.joined = (self._key, len(messages), last, data)
             self._write(joined[3])
+            self._counters.sent_bytes += len(joined[3])
 
     def _frame(self, message: Message) -> bytes:
         return self._line.encode(message.data(self._format), binary=self._format is Format.MSGPACK)
@@ -179,10 +186,13 @@ class DirectTransport:
         if self._outbox is None:
             self._outbox = Outbox(self._limits, self._format)
         for message in messages:
-            if self._outbox.push(message) is Overflow.FULL:
+            pushed = self._outbox.push(message)
+            if pushed is Overflow.FULL:
                 self._outbox = None
                 self.on_slow()
                 return
+            if pushed is Overflow.DROPPED:
+                self._counters.dropped += 1
 
     def full(self) -> None:
         """The client does not keep up: from now on messages wait."""
@@ -199,6 +209,7 @@ class DirectTransport:
                 frames.append(self._frame(self._outbox.pop()))
                 size += len(frames[-1])
             self._write(b"".join(frames))
+            self._counters.sent_bytes += size
         if self._is_full or self._is_gone:
             return
         self._outbox = None

@@ -199,6 +199,7 @@ class Connection:
             self.send_error(error, event=None)
         if reason is None:
             reason = CLOSE_CODES[CloseCode(code)].reason
+        self.engine.counters.count_closing(reason)
         self.engine.hub.settle()
         self.move(State.CLOSING)
         self.close_code, self.close_reason = code, reason

@@ -46,6 +46,7 @@ class Dispatcher:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._settings = engine.settings
+        self._counters = engine.counters
 
     def receive(self, conn: Connection, data: str | bytes, *, binary: bool) -> Pending | None:
         """Take one message. Where this returns a coroutine, await it before reading the next message.
@@ -54,6 +55,7 @@ class Dispatcher:
         """
         now = self._engine.now()
         conn.clock.last_heard = now
+        self._counters.received_bytes += len(data)
         if conn.state is not State.OPEN and conn.state is not State.AUTHENTICATING:
             return None
         if binary is not (conn.format is Format.MSGPACK):
@@ -63,6 +65,7 @@ class Dispatcher:
             return None
         if self._is_too_large(data):
             limit = self._settings.max_payload_size
+            self._counters.count_event("unknown", "too_large")
             conn.send_error(
                 PayloadTooLarge(f"A message may have {limit} bytes.", details={"max_payload_size": limit}), event=None
             )
@@ -103,6 +106,8 @@ class Dispatcher:
     def _refuse(self, conn: Connection, wait: float, now: float) -> None:
         error = RateLimited("Too many events.", details={"retry_after": round(wait, 3)})
         limiter = self._engine.limiter
+        self._counters.rate_limited += 1
+        self._counters.count_event("unknown", "rate_limited")
         if limiter is not None and limiter.is_abuse(conn, now):
             conn.close(CloseCode.RATE_LIMITED, error=error)
         else:
@@ -112,6 +117,7 @@ class Dispatcher:
         try:
             envelope = decode(data, conn.format)
         except ValidationFailed as error:
+            self._counters.count_event("unknown", "malformed")
             conn.send_error(error, event=None)
             return None
         spec = self._engine.registry.events.get(envelope.event)
@@ -124,8 +130,10 @@ class Dispatcher:
         try:
             payload = spec.plan.payload.validate(envelope.payload) if spec.plan.payload is not None else None
         except EventError as error:
+            self._counters.count_event(spec.name, "invalid")
             return self._refused(conn, envelope.event, envelope.id, error)
         except Exception as error:
+            self._counters.count_event(spec.name, "error")
             # A validator of the user's raised something that Pydantic does not take for a refusal.
             return self._failed(conn, envelope.event, envelope.id, error)
         self._engine.observe("in", conn, envelope.event, data)
@@ -137,12 +145,14 @@ class Dispatcher:
     def _other(self, conn: Connection, envelope: Envelope, now: float) -> Pending | None:
         """An event without a handler: one of the protocol's, or unknown."""
         if envelope.event in CLIENT_EVENTS:
+            self._counters.count_event(envelope.event, "ok")
             pending = self._engine.client_events.handle(conn, envelope)
             return None if pending is None else self._guarded(conn, envelope, pending)
         if conn.state is not State.OPEN:
             self._engine.client_events.refuse_unauthenticated(conn)
             return None
         conn.clock.last_active = now
+        self._counters.count_event("unknown", "unknown")
         if is_reserved(envelope.event):
             error = UnknownEvent(
                 f"{envelope.event[:80]!r} is reserved; a client may send {', '.join(sorted(CLIENT_EVENTS))}."
@@ -171,6 +181,8 @@ class Dispatcher:
         self._engine.handlers.spawn(self._handle(conn, spec, payload, id), name=f"event {spec.name!r} of {conn.id}")
 
     async def _handle(self, conn: Connection, spec: EventSpec, payload: Any, id: str | int | None) -> None:
+        began = self._engine.now()
+        outcome = "ok"
         try:
             if spec.ordered:
                 if conn.order is None:
@@ -182,12 +194,15 @@ class Dispatcher:
             if id is not None or result is not None:
                 conn.send(Message("__ack__", encode_payload(result), id=id))
         except EventError as error:
+            outcome = "refused"
             failed = self._refused(conn, spec.name, id, error)
             if failed is not None:
                 await failed
         except Exception as error:
+            outcome = "error"
             await self._failed(conn, spec.name, id, error)
         finally:
+            self._counters.count_handled(spec.name, outcome, self._engine.now() - began)
             conn.in_flight -= 1
             if conn.slots is not None:
                 conn.slots.set()

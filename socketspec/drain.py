@@ -54,7 +54,6 @@ class Drain:
         connections = list(self._engine.connections.values())
         if not connections:
             return 0
-        self._engine.emptied.clear()
         random.shuffle(connections)
         span = min(window, len(connections) / SLOWEST)
         logger.info("Draining: %d connections leave within %.1f s", len(connections), span)

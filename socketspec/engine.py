@@ -20,6 +20,7 @@ from socketspec.client_events import ClientEvents
 from socketspec.connection import Connection
 from socketspec.contracts import Contracts
 from socketspec.control import Control
+from socketspec.counters import Counters
 from socketspec.debug import DebugFeed
 from socketspec.dispatch import Dispatcher
 from socketspec.drain import Drain
@@ -99,11 +100,12 @@ class Engine:
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self.now: Callable[[], float] = self.loop.time
         self.connections: dict[str, Connection] = {}
+        self.counters: Counters = Counters()
         self.contracts: Contracts = Contracts(strict=settings.strict)
         self.tasks: Tasks = Tasks()
         self.handlers: Tasks = Tasks()
         self.wheel: TimingWheel = TimingWheel()
-        self.hub: Hub = Hub(backend.broker, self.tasks)
+        self.hub: Hub = Hub(backend.broker, self.tasks, self.counters)
         self.everybody: Topic = Topic(settings.namespace, "all", "")
         self.control: Control = Control(self)
         self.opening: Opening = Opening(self)
@@ -114,7 +116,7 @@ class Engine:
         self.feed: DebugFeed | None = DebugFeed() if settings.debug else None
         self.stopping: bool = False
         self.emptied: asyncio.Event = asyncio.Event()
-        """Set when the last connection has been cleaned up after."""
+        """Set from when the last connection has been cleaned up after until there is another one."""
         self._drain = Drain(self)
         self._ending: asyncio.Task[None] | None = None
         self.limiter: Limiter | None = (
@@ -175,10 +177,14 @@ class Engine:
 
     async def admit(self, handshake: Handshake) -> Admission:
         """Decide about an opening handshake."""
-        return await self.opening.admit(handshake)
+        admission = await self.opening.admit(handshake)
+        if admission.refusal is not None:
+            self.counters.count_refused(admission.refusal[0])
+        return admission
 
     async def open(self, admission: Admission, handshake: Handshake, transport: Transport) -> Connection:
         """Make the connection of an accepted handshake and run the `on_connect` hooks."""
+        self.counters.opened += 1
         return await self.opening.open(admission, handshake, transport)
 
     def receive(self, conn: Connection, data: str | bytes, *, binary: bool) -> Coroutine[Any, Any, None] | None:
@@ -222,6 +228,7 @@ class Engine:
                 await self.run_final_hooks(self.registry.on_disconnect, conn, conn.close_reason)
         finally:
             self.connections.pop(conn.id, None)
+            self.counters.count_closed(conn.close_reason)
             if not self.connections:
                 self.emptied.set()
 

@@ -13,10 +13,12 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Sequence
+from time import perf_counter
 from typing import Final
 
 from socketspec.backend import Broker, Publication, Topic
 from socketspec.connection import Connection
+from socketspec.counters import Counters
 from socketspec.tasks import Tasks
 from socketspec.transport import OVERHEAD, Write
 from socketspec.wire import Message
@@ -107,8 +109,9 @@ def _current(channel: Channel, snapshot: Recipients, part: Recipients) -> Recipi
 class Hub:
     """The local members of every topic."""
 
-    def __init__(self, broker: Broker, tasks: Tasks) -> None:
+    def __init__(self, broker: Broker, tasks: Tasks, counters: Counters | None = None) -> None:
         self._broker = broker
+        self._counters = counters or Counters()
         self._tasks = tasks
         self._channels: dict[Topic, Channel] = {}
         self._waiting: dict[Topic, Channel] = {}
@@ -196,7 +199,9 @@ class Hub:
         channel = self._channels.get(topic)
         if channel is None or not channel.members:
             return None
+        members = len(channel.members)
         for publication in publications:
+            self._counters.fanout_recipients.observe(members)
             message = Message(
                 publication.event,
                 publication.payload,
@@ -208,7 +213,7 @@ class Hub:
                 logger.error("Fan-out of %r is %d messages behind: dropped %r", topic.name, MAX_QUEUED, message)
             else:
                 channel.queue.append(message)
-                self._pending += len(channel.members)
+                self._pending += members
         if channel.drained is None:
             if not self._waiting:
                 asyncio.get_running_loop().call_soon(self._flush)
@@ -220,6 +225,7 @@ class Hub:
 
         So a handler that broadcasts and then answers is seen to do it in this order.
         """
+        self._counters.sent += 1
         if not self._waiting and not self._after:
             write(message)
             return
@@ -281,6 +287,7 @@ class Hub:
             channel.has_caught_up()
 
     def _write(self, recipients: Recipients, messages: tuple[Message, ...]) -> None:
+        began = perf_counter()
         excluded: set[str] = set()
         for message in messages:
             if message.exclude:
@@ -293,6 +300,8 @@ class Hub:
                     write(*theirs)
             except Exception:
                 logger.exception("Writing %r to connection %s failed", messages, id)
+        self._counters.sent += len(recipients) * len(messages)
+        self._counters.fanout_seconds.observe(perf_counter() - began)
 
     async def breathe(self, topic: Topic) -> None:
         """Let the event loop turn after much was published, and wait while `topic`'s fan-out is behind.

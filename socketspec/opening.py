@@ -114,6 +114,7 @@ class Opening:
             state=State.AUTHENTICATING if waiting else State.OPENING,
         )
         engine.connections[conn.id] = conn
+        engine.emptied.clear()
         transport.on_slow = partial(conn.close, CloseCode.SLOW_CONSUMER)
         if engine.stopping:
             conn.close(CloseCode.SERVICE_RESTART)

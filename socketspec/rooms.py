@@ -146,6 +146,7 @@ class Rooms:
             raise
         engine.hub.add(topic, conn, write)
         conn.topics[room] = topic
+        engine.counters.joins += 1
 
     async def leave(self, conn: Connection, room: str) -> None:
         """Take `conn` out of `room`; nothing happens if it is not in it."""
@@ -159,6 +160,7 @@ class Rooms:
 
     async def exit(self, engine: Engine, conn: Connection, topic: Topic) -> None:
         """Undo what joining did, without hooks. For the engine."""
+        engine.counters.leaves += 1
         engine.hub.remove(topic, conn)
         try:
             await engine.backend.presence.leave(topic, conn.id)
@@ -211,6 +213,7 @@ class Rooms:
         encoded = encode_payload(payload)
         publication = Publication(event=event, payload=encoded, exclude=_ids(exclude))
         engine.observe("broadcast", None, event, encoded, room=topic.name)
+        engine.counters.broadcasts += 1
         receipt = await engine.backend.broker.publish(
             topic, publication, history=history, idempotency_key=idempotency_key
         )
