@@ -9,7 +9,10 @@ from __future__ import annotations
 import codecs
 from typing import Any, Final, Protocol
 
-from websockets.speedups import apply_mask
+try:
+    from websockets.speedups import apply_mask
+except ImportError:  # a websockets without its C part, on PyPy for example
+    from websockets.utils import apply_mask
 
 __all__ = ("BINARY", "CLOSE", "FAIL", "PING", "PONG", "TEXT", "Event", "FrameReader", "Inflate", "TooLargeError")
 

@@ -10,14 +10,18 @@ import asyncio
 import copy
 import logging
 import math
+import os
+import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Final
 
 import uvicorn
 from uvicorn.config import LOGGING_CONFIG
-from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors import Multiprocess, multiprocess
 
 from socketspec import running
 from socketspec.adapters.http import GuardedH11Protocol, listening_socket
@@ -73,16 +77,75 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Drain, then do what uvicorn does."""
-        draining = asyncio.create_task(running.drain(), name="drain of all apps")
-        while not draining.done() and not self.force_exit:
-            await asyncio.wait((draining,), timeout=LOOK)
-        if not draining.done():
-            draining.cancel()
-            await asyncio.wait((draining,))
-        elif draining.exception() is not None:
-            logger.error("Draining failed", exc_info=draining.exception())
+        """Drain, then do what uvicorn does; after a second signal, neither."""
+        ending = asyncio.create_task(self._end(sockets), name="drain and shut down")
+        while not ending.done() and not self.force_exit:
+            await asyncio.wait((ending,), timeout=LOOK)
+        if not ending.done():
+            ending.cancel()
+            await asyncio.wait((ending,))
+            self._give_up()
+        elif ending.exception() is not None:
+            logger.error("Shutting down failed", exc_info=ending.exception())
+
+    async def _end(self, sockets: list[socket.socket] | None) -> None:
+        try:
+            await running.drain()
+        except Exception:
+            logger.exception("Draining failed")
         await super().shutdown(sockets)
+
+    def _give_up(self) -> None:
+        logger.warning("Told twice to stop: ending at once")
+        # What is cut off now is cancelled when the event loop ends, and would say so with tracebacks of its own.
+        logger.setLevel(logging.CRITICAL)
+        for server in self.servers:
+            server.close()
+
+
+class _WorkerServer(DrainingServer):
+    """One of several processes. Ctrl-C reaches it directly, and the supervisor then tells it as well, by SIGTERM."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if sig == signal.SIGINT or not self.should_exit:
+            super().handle_exit(sig, frame)
+
+
+class _Worker(multiprocess.Process):
+    @property
+    def server(self) -> uvicorn.Server:
+        if self._server is None:
+            self._server = _WorkerServer(self.config)
+        return self._server
+
+
+class _Supervisor(Multiprocess):
+    """Starts the workers, and hands signals on."""
+
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
+        super().__init__(config, sockets)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._signalled)
+
+    def _signalled(self, sig: int, frame: FrameType | None) -> None:
+        # uvicorn looks at its queue no more once it waits for the workers to end.
+        if not self.should_exit.is_set():
+            self.signal_queue.append(sig)
+            return
+        for worker in self.processes:
+            if worker.pid is not None and worker.exitcode is None:
+                os.kill(worker.pid, signal.SIGINT)
+
+
+@contextmanager
+def _draining_workers() -> Iterator[None]:
+    """uvicorn's supervisor makes its processes from a name in its module, and offers no other way to choose them."""
+    original = multiprocess.Process
+    multiprocess.Process = _Worker  # type: ignore[misc] # a class, taken for a type by the checker
+    try:
+        yield
+    finally:
+        multiprocess.Process = original  # type: ignore[misc] # as above
 
 
 def serve(serving: Serving) -> bool:
@@ -92,8 +155,8 @@ def serve(serving: Serving) -> bool:
         config = _config(serving)
         logger.info("Serving %s on %s (Ctrl-C to drain and stop)", serving.app, _url(serving, listener))
         if serving.workers > 1:
-            # Each worker is a plain uvicorn: our WebSocket protocol begins the drain when that tells it to shut down.
-            Multiprocess(config, sockets=[listener]).run()
+            with _draining_workers():
+                _Supervisor(config, sockets=[listener]).run()
             return True
         server = DrainingServer(config)
         server.run(sockets=[listener])

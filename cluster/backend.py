@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from socketspec.backend import Deliver, Health, HistoryStore, Limits, Lost, Sessions
+from socketspec.backend import BackendFigures, Deliver, Health, HistoryStore, Limits, Lost, Sessions
 from socketspec.cluster.broker import RedisBroker
 from socketspec.cluster.commands import Command
 from socketspec.cluster.history import RedisHistory
@@ -153,6 +153,15 @@ class RedisBackend:
         if not self._apps:
             return Health(False, "the Redis backend is not started")
         return Health(*self._subscriptions.health())
+
+    def figures(self) -> BackendFigures:
+        return BackendFigures(
+            ready=bool(self._apps) and self._subscriptions.health()[0],
+            failures=self._runner.failed,
+            restored=self._subscriptions.losses,
+            seconds=self._runner.seconds,
+            lag=self._subscriptions.lag,
+        )
 
 
 _by_url: weakref.WeakValueDictionary[str, RedisBackend] = weakref.WeakValueDictionary()

@@ -21,6 +21,7 @@ from socketspec.cluster.options import Address, RedisOptions
 from socketspec.cluster.patience import Patience
 from socketspec.cluster.reader import Answer, Link, Message, Spawn
 from socketspec.cluster.topology import Topology
+from socketspec.counters import Histogram
 from socketspec.errors import BackendError
 from socketspec.tasks import unless_cancelled
 
@@ -75,6 +76,8 @@ class Probing(NamedTuple):
     """Sends a nonce to a channel, the way everything is published."""
     channel: Callable[[str], bytes]
     """The channel for a hash tag."""
+    lag: Histogram
+    """Seconds from publishing a nonce to hearing it."""
 
 
 class _State(Enum):
@@ -115,6 +118,7 @@ class Lane:
         self._probe: bytes | None = None
         self._refusal = ""
         self._nonce: bytes | None = None
+        self._published_at = 0.0
         self._news = asyncio.Event()
         self._heard_at: float | None = None
         self._lost_at = self._loop.time()
@@ -179,6 +183,7 @@ class Lane:
     def probed(self, nonce: bytes) -> None:
         if nonce == self._nonce:
             self._nonce = None
+            self._probing.lag.observe(self._loop.time() - self._published_at)
             self._heard_at = self._loop.time()
             self._news.set()
 
@@ -324,6 +329,7 @@ class Lane:
         if not self.stands(channel):
             return "the probe's subscription was not confirmed"
         nonce = self._nonce = secrets.token_hex(8).encode()
+        self._published_at = self._loop.time()
         publishing = _Publishing()
         task = self._spawn(self._publish(channel, nonce, publishing), f"probe of {self.address}")
         try:

@@ -22,6 +22,7 @@ from socketspec.cluster.commands import Argument, Command
 from socketspec.cluster.options import Address, RedisOptions
 from socketspec.cluster.shard import NotSentError
 from socketspec.cluster.topology import Topology
+from socketspec.counters import SECONDS, Histogram
 from socketspec.errors import BackendError
 from socketspec.tasks import Tasks
 
@@ -108,6 +109,8 @@ class Runner:
         """Commands written to a server, tries included."""
         self.failed: int = 0
         """Commands that ended in a `BackendError`."""
+        self.seconds: Histogram = Histogram(SECONDS)
+        """How long each pipeline took, from sending it to its last reply."""
         self.last_error: str | None = None
         self.last_success: float | None = None
         """The loop's time of the newest reply; None before the first."""
@@ -254,6 +257,7 @@ class Runner:
         for waiting in batch:
             waiting.sent = True
         problem: Exception
+        began = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout_at(batch[-1].deadline):
                 return await self._topology.execute([waiting.words() for waiting in batch])
@@ -261,6 +265,8 @@ class Runner:
             problem = replied.TimeoutError("no answer in time")
         except (replied.RedisError, OSError) as error:
             problem = error
+        finally:
+            self.seconds.observe(asyncio.get_running_loop().time() - began)
         return [problem] * len(batch)
 
     def _count(self, lane: _Lane, replies: Sequence[Any]) -> None:

@@ -19,6 +19,7 @@ from socketspec.cluster.lane import STABLE, Lane, Probing
 from socketspec.cluster.options import Address, RedisOptions
 from socketspec.cluster.reader import Message
 from socketspec.cluster.topology import Topology
+from socketspec.counters import SECONDS, Histogram
 from socketspec.errors import BackendError
 from socketspec.tasks import Tasks
 
@@ -75,7 +76,9 @@ class Subscriptions:
         self.received: Callable[[Sequence[Message]], Awaitable[None] | None] = receive
         self._topology = topology
         self._tasks = tasks
-        self._probing = Probing(probe, probe_channel)
+        self.lag: Histogram = Histogram(SECONDS)
+        """Seconds from publishing to hearing it, as the probes of each connection measure it."""
+        self._probing = Probing(probe, probe_channel, self.lag)
         self._restored = restored
         self._options = options
         self._own: set[asyncio.Task[Any]] = set()

@@ -15,6 +15,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+from socketspec.adapters.prometheus import NAMES
 from socketspec.errors import CLOSE_CODES, ERROR_CODES
 from socketspec.lifecycle import TRANSITIONS
 
@@ -62,10 +63,16 @@ def connection_states() -> str:
     )
 
 
+def metrics() -> str:
+    """Every Prometheus metric."""
+    return table(("metric", "what it says"), ((f"`{name}`", text) for name, text in NAMES.items()))
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "close-codes": close_codes,
     "connection-states": connection_states,
     "error-codes": error_codes,
+    "metrics": metrics,
 }
 
 

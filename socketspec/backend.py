@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
+from socketspec.counters import Histogram
 from socketspec.errors import ConfigurationError
 
 __all__ = (
     "Backend",
+    "BackendFigures",
     "Broker",
     "Deliver",
     "Health",
@@ -22,6 +24,7 @@ __all__ = (
     "HistoryStore",
     "Limits",
     "Lost",
+    "Measured",
     "Member",
     "Position",
     "Presence",
@@ -97,6 +100,29 @@ class Health(NamedTuple):
 
     ready: bool
     detail: str
+
+
+class BackendFigures(NamedTuple):
+    """What a backend measures of itself, for metrics."""
+
+    ready: bool
+    failures: int
+    """Requests that ended in a `BackendError`."""
+    restored: int
+    """Subscriptions that were lost and stood again, or will."""
+    seconds: Histogram
+    """How long requests took."""
+    lag: Histogram
+    """Seconds from publishing to hearing it on this node."""
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A backend that can be asked for figures; it need not be able to."""
+
+    def figures(self) -> BackendFigures:
+        """The figures since its start. The histograms are the live ones: read, do not write."""
+        ...
 
 
 Deliver = Callable[[Topic, Sequence[Publication]], Awaitable[None] | None]

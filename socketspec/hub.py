@@ -124,6 +124,11 @@ class Hub:
     def __len__(self) -> int:
         return len(self._channels)
 
+    @property
+    def rooms(self) -> int:
+        """How many rooms have a member on this node."""
+        return sum(topic.kind == "room" for topic in list(self._channels))
+
     async def acquire(self, topic: Topic) -> None:
         """Have `topic` delivered to this node: returns when the subscription stands. Raises what the broker raises."""
         channel = self._channels.get(topic)

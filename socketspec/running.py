@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-__all__ = ("Drains", "add", "drain", "drain_soon", "engines", "remove")
+__all__ = ("Drains", "add", "drain", "drain_soon", "engines", "everywhere", "remove")
 
 
 class Drains(Protocol):
@@ -38,6 +38,11 @@ def engines() -> tuple[Drains, ...]:
     """The engines that run in the current event loop."""
     loop = asyncio.get_running_loop()
     return tuple(engine for engine in _engines.values() if engine.loop is loop)
+
+
+def everywhere() -> tuple[Drains, ...]:
+    """The engines of the process, of whatever event loop. For reading figures, from any thread."""
+    return tuple(_engines.values())
 
 
 def drain_soon() -> None:

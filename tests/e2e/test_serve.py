@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import signal
 import socket
@@ -58,11 +59,11 @@ async def plain(websocket: WebSocket):
 
 
 @contextmanager
-def served(folder: Path, *options: str, expected: Sequence[str] = ()) -> Iterator[Server]:
+def served(folder: Path, *options: str) -> Iterator[Server]:
     port = free_port()
     command = ["socketspec.cli.main", "serve", "main:app", "--port", str(port), *options]
     server = Server(folder, {"main.py": APP}, command, port)
-    with serving(server, expected=expected):
+    with serving(server):
         yield server
 
 
@@ -148,10 +149,10 @@ async def test_other_websocket_routes_are_closed_with_1012(tmp_path: Path) -> No
         assert await ended(server) == 0
 
 
-async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
-    options = ("--drain-window", "60", "--drain-grace", "60")
-    # uvicorn cancels the application's lifespan then, and says so.
-    with served(tmp_path / "twice", *options, expected=["asyncio.exceptions.CancelledError"]) as server:
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_second_signal_ends_it_at_once(tmp_path: Path, workers: int) -> None:
+    options = ("--drain-window", "60", "--drain-grace", "60", "--workers", str(workers))
+    with served(tmp_path / "twice", *options) as server:
         async with client(server.url("/ws")) as ada:
             await ada.send("work", {"seconds": 50}, id=1)
             await server.logged("works")
@@ -159,8 +160,24 @@ async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
             await server.logged("Draining: 1 connections")
             server.process.send_signal(signal.SIGTERM)
             began = time.monotonic()
-            await ended(server)
+            assert await ended(server) == 0
             assert time.monotonic() - began < 5
+        assert "Told twice to stop" in server.log
+
+
+async def test_one_ctrl_c_drains_the_workers(tmp_path: Path) -> None:
+    with served(tmp_path / "interrupted", "--workers", "2", "--drain-window", "0.1") as server:
+        await server.logged("(?s)Application startup complete.*Application startup complete", within=20)
+        workers = re.findall(r"Started server process \[(\d+)\]", server.log)
+        async with client(server.url("/ws")) as ada:
+            await ada.send("work", {"seconds": 2}, id=1)
+            await server.logged("works")
+            for pid in (server.process.pid, *map(int, workers)):  # as a terminal does
+                os.kill(pid, signal.SIGINT)
+            assert (await ada.receive())["event"] == "__server_shutdown__"
+            assert (await ada.receive())["payload"] == {"work": "done"}
+            assert (await ada.closed())[0] == 1012
+        assert await ended(server) == 0
 
 
 async def test_the_drain_url_drains_and_answers_when_it_is_done(tmp_path: Path) -> None:
@@ -184,6 +201,8 @@ async def test_workers_share_the_port_and_drain_as_well(tmp_path: Path) -> None:
         await server.logged("(?s)Application startup complete.*Application startup complete", within=20)
         async with many(server, 40):
             server.process.send_signal(signal.SIGTERM)
+            await server.logged("(?s)Draining: .*Draining: ")
+            assert (await fetch(server, "/socket-health")).status == 503
         assert await ended(server) == 0
         assert len(re.findall(r"Draining: \d+ connections", server.log)) == 2
         assert server.log.count("gone server_shutdown") == 40

@@ -1,0 +1,232 @@
+"""Prometheus metrics of every `SocketApp` in the process.
+
+    mount_metrics(app)                                # GET /metrics of a FastAPI or Starlette application
+    REGISTRY.register(SocketSpecCollector())          # beside metrics of your own
+
+Counting costs an addition; the rest happens when somebody asks, in a thread. Labels are bounded: events are those the
+app registered, reasons those of the close-code table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+try:
+    from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
+    from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+    from prometheus_client.metrics_core import Metric
+    from prometheus_client.registry import Collector
+except ImportError as _error:
+    raise ImportError("Metrics need prometheus-client: pip install 'socketspec[metrics]'") from _error
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route, Router
+
+from socketspec import __version__, running
+from socketspec.backend import BackendFigures, Measured
+from socketspec.counters import Histogram
+from socketspec.engine import Engine
+from socketspec.errors import ConfigurationError
+
+__all__ = ("NAMES", "SocketSpecCollector", "mount_metrics")
+
+NAMES: Final[Mapping[str, str]] = {
+    "socketspec_connections": "Open connections of this node.",
+    "socketspec_connections_opened_total": "Connections whose handshake was accepted.",
+    "socketspec_connections_closed_total": "Connections that ended, by reason.",
+    "socketspec_handshakes_refused_total": "Handshakes refused, by HTTP status.",
+    "socketspec_auth_failures_total": "Connections closed because their credentials were missing or refused.",
+    "socketspec_rooms": "Rooms with a member on this node.",
+    "socketspec_joins_total": "Rooms joined by connections of this node.",
+    "socketspec_leaves_total": "Rooms left by connections of this node.",
+    "socketspec_events_received_total": "Messages from clients, by event and outcome.",
+    "socketspec_handler_seconds": "How long handlers took, their dependencies and middleware included.",
+    "socketspec_broadcasts_total": "Messages published by this node's own code.",
+    "socketspec_messages_sent_total": "Messages written to connections or queued for them.",
+    "socketspec_fanout_recipients": "Members of this node that a published message went to.",
+    "socketspec_fanout_seconds": "How long writing to a topic's members took, a slice at a time.",
+    "socketspec_received_bytes_total": "Bytes of messages from clients.",
+    "socketspec_sent_bytes_total": "Bytes of messages to clients.",
+    "socketspec_buffered_bytes": "Bytes that wait because clients do not take them.",
+    "socketspec_slow_consumers_total": "Connections closed because they read too slowly.",
+    "socketspec_messages_dropped_total": "Messages dropped by a backpressure policy.",
+    "socketspec_rate_limited_total": "Messages refused by the rate limit.",
+    "socketspec_draining": "1 while connections are being let go.",
+    "socketspec_backend_ready": "1 while this node hears what is published, measured.",
+    "socketspec_backend_seconds": "How long requests to the backend took.",
+    "socketspec_backend_failures_total": "Requests to the backend that failed.",
+    "socketspec_publish_lag_seconds": "From publishing to hearing it on this node, measured by probes.",
+    "socketspec_resubscribed_total": "Subscriptions that were lost and had to be made again.",
+    "socketspec_node_info": "The node's name among the nodes, and the version it runs.",
+}
+"""Every metric and what it means; ``_total`` marks counters. Histograms add ``_bucket``, ``_sum`` and ``_count``."""
+
+
+class SocketSpecCollector(Collector):
+    """Reads the figures of `engines` (None: of all that run in the event loop that asks) at scrape time."""
+
+    def __init__(self, engines: Sequence[Engine] | None = None) -> None:
+        self._engines = engines
+
+    def collect(self) -> Iterator[Metric]:
+        """Called by prometheus-client for each scrape."""
+        engines = self._engines if self._engines is not None else _engines(running.everywhere())
+        for name, read in _COUNTERS.items():
+            yield _counters(name, engines, read)
+        for name, read in _GAUGES.items():
+            yield _gauges(name, engines, read)
+        yield from _labelled(engines)
+        yield from _histograms(engines)
+        yield from _backends(engines)
+
+
+def mount_metrics(app: Starlette | Router, path: str = "/metrics", *, token: str | None = None) -> None:
+    """Serve the metrics of every `SocketApp` of the process, and of the process itself, at ``GET {path}``.
+
+    With `token`, it has to be sent as ``Authorization: Bearer``. Raises `ConfigurationError` for a path that is taken.
+    """
+    router = app.router if isinstance(app, Starlette) else app
+    if any(isinstance(route, Route) and route.path == path for route in router.routes):
+        raise ConfigurationError(f"There is a route at {path!r} already; mount the metrics at another path.")
+    expected = None if token is None else _digest(f"Bearer {token}")
+
+    async def metrics(request: Request) -> Response:
+        if expected is not None and not hmac.compare_digest(
+            _digest(request.headers.get("authorization", "")), expected
+        ):
+            return PlainTextResponse("Send the token as Authorization: Bearer.\n", 401)
+        body = await asyncio.to_thread(_render, _engines(running.engines()))
+        return Response(body, media_type=CONTENT_TYPE_LATEST)
+
+    router.routes.append(Route(path, metrics, methods=["GET"], include_in_schema=False))
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def _engines(found: Iterable[object]) -> list[Engine]:
+    return [engine for engine in found if isinstance(engine, Engine)]
+
+
+def _render(engines: Sequence[Engine]) -> bytes:
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    registry.register(SocketSpecCollector(engines))
+    return generate_latest(registry)
+
+
+_COUNTERS: Final[Mapping[str, Any]] = {
+    "socketspec_connections_opened_total": lambda engine: engine.counters.opened,
+    "socketspec_auth_failures_total": lambda engine: engine.counters.auth_failures,
+    "socketspec_joins_total": lambda engine: engine.counters.joins,
+    "socketspec_leaves_total": lambda engine: engine.counters.leaves,
+    "socketspec_broadcasts_total": lambda engine: engine.counters.broadcasts,
+    "socketspec_messages_sent_total": lambda engine: engine.counters.sent,
+    "socketspec_received_bytes_total": lambda engine: engine.counters.received_bytes,
+    "socketspec_sent_bytes_total": lambda engine: engine.counters.sent_bytes,
+    "socketspec_slow_consumers_total": lambda engine: engine.counters.slow_consumers,
+    "socketspec_messages_dropped_total": lambda engine: engine.counters.dropped,
+    "socketspec_rate_limited_total": lambda engine: engine.counters.rate_limited,
+}
+_GAUGES: Final[Mapping[str, Any]] = {
+    "socketspec_connections": lambda engine: len(engine.connections),
+    "socketspec_rooms": lambda engine: engine.hub.rooms,
+    "socketspec_buffered_bytes": lambda engine: sum(
+        conn.transport.buffered for conn in list(engine.connections.values())
+    ),
+    "socketspec_draining": lambda engine: int(engine.stopping),
+}
+
+
+def _counters(name: str, engines: Sequence[Engine], read: Any) -> Metric:
+    family = CounterMetricFamily(name, NAMES[name], labels=["namespace"])
+    for engine in engines:
+        family.add_metric([engine.settings.namespace], read(engine))
+    return family
+
+
+def _gauges(name: str, engines: Sequence[Engine], read: Any) -> Metric:
+    family = GaugeMetricFamily(name, NAMES[name], labels=["namespace"])
+    for engine in engines:
+        family.add_metric([engine.settings.namespace], read(engine))
+    return family
+
+
+def _labelled(engines: Sequence[Engine]) -> Iterator[Metric]:
+    def family(name: str, *labels: str) -> CounterMetricFamily:
+        return CounterMetricFamily(name, NAMES[name], labels=["namespace", *labels])
+
+    closed = family("socketspec_connections_closed_total", "reason")
+    refused = family("socketspec_handshakes_refused_total", "status")
+    events = family("socketspec_events_received_total", "event", "outcome")
+    for engine in engines:
+        namespace = engine.settings.namespace
+        for reason, count in engine.counters.closed.copy().items():
+            closed.add_metric([namespace, reason], count)
+        for status, count in engine.counters.refused.copy().items():
+            refused.add_metric([namespace, str(status)], count)
+        for (event, outcome), count in engine.counters.events.copy().items():
+            events.add_metric([namespace, event, outcome], count)
+    yield from (closed, refused, events)
+
+
+def _histograms(engines: Sequence[Engine]) -> Iterator[Metric]:
+    recipients = _histogram("socketspec_fanout_recipients", "namespace")
+    seconds = _histogram("socketspec_fanout_seconds", "namespace")
+    handlers = _histogram("socketspec_handler_seconds", "namespace", "event")
+    for engine in engines:
+        namespace = engine.settings.namespace
+        _add(recipients, [namespace], engine.counters.fanout_recipients)
+        _add(seconds, [namespace], engine.counters.fanout_seconds)
+        for event, histogram in engine.counters.handler_seconds.copy().items():
+            _add(handlers, [namespace, event], histogram)
+    yield from (recipients, seconds, handlers)
+
+
+def _backends(engines: Sequence[Engine]) -> Iterator[Metric]:
+    """One of each backend: apps of the same URL share theirs."""
+    backends = {id(engine.backend): engine.backend for engine in engines}.values()
+    info = InfoMetricFamily("socketspec_node", NAMES["socketspec_node_info"], labels=["node"])
+    ready = GaugeMetricFamily("socketspec_backend_ready", NAMES["socketspec_backend_ready"], labels=["node"])
+    failures, resubscribed = (
+        CounterMetricFamily(name, NAMES[name], labels=["node"])
+        for name in ("socketspec_backend_failures_total", "socketspec_resubscribed_total")
+    )
+    seconds, lag = (_histogram(f"socketspec_{name}_seconds", "node") for name in ("backend", "publish_lag"))
+    for backend in backends:
+        node = [backend.node]
+        info.add_metric(node, {"version": __version__})
+        figures = backend.figures() if isinstance(backend, Measured) else _NOTHING
+        ready.add_metric(node, int(figures.ready))
+        failures.add_metric(node, figures.failures)
+        resubscribed.add_metric(node, figures.restored)
+        _add(seconds, node, figures.seconds)
+        _add(lag, node, figures.lag)
+    yield from (info, ready, failures, resubscribed, seconds, lag)
+
+
+_NOTHING: Final = BackendFigures(True, 0, 0, Histogram(()), Histogram(()))
+"""What a backend within the process has to say."""
+
+
+def _histogram(name: str, *labels: str) -> HistogramMetricFamily:
+    return HistogramMetricFamily(name, NAMES[name], labels=labels)
+
+
+def _add(family: HistogramMetricFamily, labels: Sequence[str], histogram: Histogram) -> None:
+    total = 0
+    buckets: list[tuple[str, float]] = []
+    for bound, count in zip((*histogram.bounds, float("inf")), list(histogram.counts), strict=True):
+        total += count
+        buckets.append(("+Inf" if bound == float("inf") else str(float(bound)), total))
+    family.add_metric(labels, buckets, histogram.sum)
