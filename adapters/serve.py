@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import uvicorn
 from uvicorn.config import LOGGING_CONFIG
@@ -55,6 +55,7 @@ class Serving:
     """Seconds that handlers have after that."""
     root_path: str = ""
     log_level: str = "info"
+    log_format: Literal["text", "json"] = "text"
     access_log: bool = True
     proxy_headers: bool = True
     forwarded_allow_ips: str | None = None
@@ -177,7 +178,7 @@ def _config(serving: Serving) -> uvicorn.Config:
         backlog=BACKLOG,
         root_path=serving.root_path,
         log_level=serving.log_level,
-        log_config=_logging("debug" if serving.log_level == "trace" else serving.log_level),
+        log_config=_logging(serving),
         access_log=serving.access_log,
         proxy_headers=serving.proxy_headers,
         forwarded_allow_ips=serving.forwarded_allow_ips,
@@ -187,12 +188,15 @@ def _config(serving: Serving) -> uvicorn.Config:
     )
 
 
-def _logging(level: str) -> dict[str, Any]:
+def _logging(serving: Serving) -> dict[str, Any]:
     """uvicorn's logging and ours, without what stands in queries: that is where tokens are."""
+    level = "debug" if serving.log_level == "trace" else serving.log_level
     config: dict[str, Any] = copy.deepcopy(LOGGING_CONFIG)
     config["filters"] = {"redact": {"()": "socketspec.adapters.http.RedactQuery"}}
     for handler in config["handlers"].values():
         handler["filters"] = ["redact"]
+    if serving.log_format == "json":
+        config["formatters"] = {name: {"()": "socketspec.logs.JsonFormatter"} for name in config["formatters"]}
     config["loggers"]["socketspec"] = {"handlers": ["default"], "level": level.upper(), "propagate": False}
     return config
 

@@ -25,6 +25,7 @@ from socketspec.errors import (
     ValidationFailed,
 )
 from socketspec.lifecycle import State
+from socketspec.logs import About, about
 from socketspec.names import CLIENT_EVENTS, is_reserved
 from socketspec.registry import EventSpec
 from socketspec.tasks import unless_cancelled
@@ -182,6 +183,7 @@ class Dispatcher:
 
     async def _handle(self, conn: Connection, spec: EventSpec, payload: Any, id: str | int | None) -> None:
         began = self._engine.now()
+        about.set(About(conn.id, self._settings.namespace, spec.name))  # ends with this task
         outcome = "ok"
         try:
             if spec.ordered:
@@ -228,10 +230,11 @@ class Dispatcher:
         """Log a handler's failure, tell the client a request id and nothing else, and call the `on_error` hooks."""
         request_id = self._engine.next_request_id()
         what = f"Handling {event!r} failed (request {request_id}, connection {conn.id})"
+        ids = {"request": request_id, "connection": conn.id}
         if isinstance(error, BackendError):
-            logger.error("%s: %s", what, error)  # nothing is wrong with the handler: its traceback helps nobody
+            logger.error("%s: %s", what, error, extra=ids)  # nothing is wrong with the handler: no traceback
         else:
-            logger.error("%s", what, exc_info=error)
+            logger.error("%s", what, exc_info=error, extra=ids)
         message = "The server failed to handle this event."
         details: dict[str, Any] = {}
         if self._settings.debug:

@@ -42,6 +42,8 @@ class Drain:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._task: asyncio.Task[int] | None = None
+        self.deadline: float = 0.0
+        """Until when handlers may finish, on the engine's clock. Known when the drain is done."""
 
     def begin(self, window: float, grace: float) -> asyncio.Task[int]:
         """Begin; the task's result is how many connections there were. Later calls give the same task."""
@@ -52,6 +54,7 @@ class Drain:
 
     async def _run(self, window: float, grace: float) -> int:
         connections = list(self._engine.connections.values())
+        self.deadline = self._engine.now() + grace
         if not connections:
             return 0
         random.shuffle(connections)
@@ -60,6 +63,7 @@ class Drain:
         began = self._engine.now()
         await self._say_goodbye(connections, span)
         await self._let_go(connections, began, span)
+        self.deadline = self._engine.now() + grace
         await self._until_empty(grace)
         for conn in list(self._engine.connections.values()):
             conn.close(CloseCode.SERVICE_RESTART)

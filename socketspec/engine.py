@@ -156,7 +156,8 @@ class Engine:
         )
 
     async def stop(self, *, grace: float | None = None, window: float | None = None) -> None:
-        """Drain, and end everything: hooks and handlers that do not finish within `grace` seconds are cancelled.
+        """Drain, and end everything. Handlers that do not finish within `grace` seconds after the window are cancelled,
+        and so are hooks that do not finish within another `grace`.
 
         Calls after the first wait for the same end.
         """
@@ -166,9 +167,8 @@ class Engine:
 
     async def _stop(self, grace: float | None, window: float | None) -> None:
         await asyncio.shield(self.begin_drain(window, grace))
-        seconds = self.settings.drain_grace if grace is None else grace
-        await self.handlers.close(seconds)
-        await self.tasks.close(seconds)
+        await self.handlers.close(max(self._drain.deadline - self.now(), 0.0))
+        await self.tasks.close(self.settings.drain_grace if grace is None else grace)
         await self.hub.release(self.everybody)
         await self.hub.release(self.control.topic)
         self.wheel.close()

@@ -164,7 +164,7 @@ class Server:
 
     def assert_clean(self, expected: Iterable[str] = ()) -> None:
         """Fail if the log has a traceback or error other than those that end in one of `expected`."""
-        tracebacks = self.log.count("Traceback (most recent call last)")
+        tracebacks = len(re.findall(r'(?<!")Traceback \(most recent call last\)', self.log))  # not those in JSON
         wanted = sum(self.log.count(f"\n{line}\n") for line in expected)
         assert tracebacks == wanted, f"{tracebacks} tracebacks, {wanted} expected:\n{self.log}"
         for sign in ("was never awaited", "was never retrieved", "ASGI callable", "unclosed"):

@@ -58,6 +58,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         choices=("critical", "error", "warning", "info", "debug", "trace"),
         help="(default: %(default)s)",
     )
+    parser.add_argument("--log-format", default="text", choices=("text", "json"), help="(default: %(default)s)")
     parser.add_argument("--no-access-log", dest="access_log", action="store_false", help="do not log each request")
     parser.add_argument(
         "--no-proxy-headers", dest="proxy_headers", action="store_false", help="ignore X-Forwarded-* headers"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -20,6 +21,8 @@ from tests.support_demo import run
 
 APP = """
 import asyncio
+import json
+import logging
 
 from fastapi import FastAPI, WebSocket
 from socketspec import Connection, SocketApp
@@ -40,6 +43,12 @@ async def work(conn: Connection, payload: dict):
     print("works", flush=True)
     await asyncio.sleep(payload["seconds"])
     return {"work": "done"}
+
+
+@socket.on("fail")
+async def fail(conn: Connection):
+    logging.getLogger("socketspec.mine").info("about to fail")
+    raise ValueError("broken")
 
 
 @socket.on_disconnect
@@ -194,6 +203,25 @@ async def test_the_drain_url_drains_and_answers_when_it_is_done(tmp_path: Path) 
         began = time.monotonic()
         assert server.stop() == 0
         assert time.monotonic() - began < 5
+
+
+async def test_json_logs_say_which_connection_event_and_request(tmp_path: Path) -> None:
+    with served(tmp_path / "json", "--log-format", "json") as server:
+        async with client(server.url("/ws?token=SECRET123")) as ada:
+            assert (await ada.call("work", {"seconds": 0})) == {"work": "done"}
+            await ada.send("fail", id=1)
+            error = await ada.error()
+        assert server.stop() == 0
+        lines = [json.loads(line) for line in server.log.splitlines() if line.startswith("{")]
+        failed = next(line for line in lines if line["level"] == "error")
+        assert failed["request"] == error["request_id"]
+        assert failed["event"] == "fail"
+        assert failed["namespace"] == "/"
+        assert "ValueError: broken" in failed["exception"]
+        told = next(line for line in lines if line["message"] == "about to fail")
+        assert told["connection"] == failed["connection"]
+        assert told["logger"] == "socketspec.mine"
+        assert "SECRET123" not in server.log
 
 
 async def test_workers_share_the_port_and_drain_as_well(tmp_path: Path) -> None:
