@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-import math
 import os
 import signal
 import socket
@@ -34,8 +33,8 @@ BACKLOG: Final = 4096
 """Connections that the kernel may keep until they are accepted."""
 LOOK: Final = 0.1
 """Seconds after which a second signal is heeded while the drain is under way."""
-CLOSING: Final = 10.0
-"""Seconds that connections which are no `SocketApp`'s, and requests, have to end when everything else has."""
+CLOSING: Final = 10
+"""Seconds that connections which are no `SocketApp`'s, and requests, have to end after the drain."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +48,6 @@ class Serving:
     workers: int = 1
     deflate: bool = False
     """Whether messages are compressed for clients that offer it."""
-    drain_window: float = 10.0
-    """Seconds over which connections leave when the node stops."""
-    drain_grace: float = 10.0
-    """Seconds that handlers have after that."""
     root_path: str = ""
     log_level: str = "info"
     log_format: Literal["text", "json"] = "text"
@@ -184,7 +179,7 @@ def _config(serving: Serving) -> uvicorn.Config:
         forwarded_allow_ips=serving.forwarded_allow_ips,
         ssl_certfile=serving.ssl_certfile,
         ssl_keyfile=serving.ssl_keyfile,
-        timeout_graceful_shutdown=math.ceil(serving.drain_window + serving.drain_grace + CLOSING),
+        timeout_graceful_shutdown=CLOSING,
     )
 
 

@@ -24,6 +24,8 @@ MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 _PLAIN: Final = 1
 _POSITIONED: Final = 2
 _HEADER_BYTES: Final = 256
+_MAX_TRACE: Final = 128
+"""Characters; a traceparent of version 00 has 55."""
 _MAX_OFFSET_DIGITS: Final = 16
 """Lua counts in floats: beyond 2**53 offsets would not be exact."""
 
@@ -35,8 +37,10 @@ _unpack: Callable[[bytes], Any] = partial(
 def encode_body(publication: Publication) -> bytes:
     """The body, without the position. Raises `BackendError` for one larger than `MAX_FRAME_BYTES`."""
     parts: list[object] = [publication.event, publication.payload]
-    if publication.exclude:
+    if publication.exclude or publication.trace:
         parts.append(publication.exclude)
+    if publication.trace:
+        parts.append(publication.trace)
     packed: Any = msgpack.packb(parts)
     body: bytes = packed
     if len(body) > MAX_FRAME_BYTES - _HEADER_BYTES:
@@ -75,7 +79,7 @@ def decode_body(body: bytes, position: Position | None = None) -> Publication | 
         parts = _unpack(body)
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException):
         return None
-    if type(parts) is not list or not 2 <= len(parts) <= 3:
+    if type(parts) is not list or not 2 <= len(parts) <= 4:
         return None
     event, payload = parts[0], parts[1]
     if type(event) is not str or type(payload) is not bytes:
@@ -85,7 +89,10 @@ def decode_body(body: bytes, position: Position | None = None) -> Publication | 
     exclude = parts[2]
     if type(exclude) is not list or not all(type(item) is str for item in exclude):
         return None
-    return Publication(event=event, payload=payload, exclude=tuple(exclude), position=position)
+    trace = parts[3] if len(parts) == 4 else ""
+    if type(trace) is not str or len(trace) > _MAX_TRACE:
+        return None
+    return Publication(event=event, payload=payload, exclude=tuple(exclude), position=position, trace=trace)
 
 
 def _decode_position(header: bytes) -> Position | None:

@@ -32,6 +32,7 @@ from socketspec.names import (
 from socketspec.payloads import PayloadType
 from socketspec.rooms import Room, RoomMessage
 from socketspec.sessions import MAX_TTL, revocation_subjects
+from socketspec.tracing import installed
 from socketspec.wire import encode_payload
 
 __all__ = ("MAX_BATCH", "Request", "Requests")
@@ -189,7 +190,9 @@ class Requests:
             given: object = item  # untyped code passes anything
             if not isinstance(given, str):
                 raise TypeError(f"exclude: pass ids of connections, not {type(given).__name__}")
-        return Publication(event=event, payload=encode_payload(payload), exclude=excluded)
+        tracing = installed()
+        trace = "" if tracing is None else tracing.carried()
+        return Publication(event=event, payload=encode_payload(payload), exclude=excluded, trace=trace)
 
     def _topic(self, kind: Any, name: str, namespace: str | None) -> Topic:
         return Topic(self._checked_namespace(namespace), kind, name)

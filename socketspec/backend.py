@@ -63,6 +63,8 @@ class Publication(NamedTuple):
     """Ids of connections that do not get it."""
     position: Position | None = None
     """Where it stands in the topic's history; None in topics without one."""
+    trace: str = ""
+    """The trace it belongs to, as a W3C ``traceparent``; empty for none. Not kept in histories."""
 
 
 @dataclass(frozen=True, slots=True)

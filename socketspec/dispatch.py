@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from socketspec.connection import Connection
@@ -29,6 +30,7 @@ from socketspec.logs import About, about
 from socketspec.names import CLIENT_EVENTS, is_reserved
 from socketspec.registry import EventSpec
 from socketspec.tasks import unless_cancelled
+from socketspec.tracing import installed
 from socketspec.wire import Envelope, Format, Message, decode, encode_payload
 
 if TYPE_CHECKING:
@@ -214,9 +216,14 @@ class Dispatcher:
 
     async def _call(self, conn: Connection, spec: EventSpec, payload: Any) -> Any:
         handler = self._engine.registry.handler(spec)
-        if not self._engine.contracts.strict:
+        tracing = installed()
+        if tracing is None and not self._engine.contracts.strict:
             return await unless_cancelled(handler(conn, payload))
-        with self._engine.contracts.handling(spec):
+        with ExitStack() as around:
+            if tracing is not None:
+                around.enter_context(tracing.handling(self._settings.namespace, spec.name, conn.id))
+            if self._engine.contracts.strict:
+                around.enter_context(self._engine.contracts.handling(spec))
             return await unless_cancelled(handler(conn, payload))
 
     def _refused(self, conn: Connection, event: str, id: str | int | None, error: EventError) -> Pending | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from socketspec import running, users
-from socketspec.backend import Backend, Member, Publication, Topic
+from socketspec.backend import Backend, History, Member, Publication, Receipt, Topic
 from socketspec.client_events import ClientEvents
 from socketspec.connection import Connection
 from socketspec.contracts import Contracts
@@ -41,6 +41,7 @@ from socketspec.security.ratelimit import RateLimit
 from socketspec.session import SessionConfig
 from socketspec.tasks import Tasks, unless_cancelled
 from socketspec.timing import TimingWheel
+from socketspec.tracing import installed
 from socketspec.transport import Backpressure, Transport
 
 __all__ = ("Admission", "Engine", "Settings")
@@ -186,6 +187,24 @@ class Engine:
         """Make the connection of an accepted handshake and run the `on_connect` hooks."""
         self.counters.opened += 1
         return await self.opening.open(admission, handshake, transport)
+
+    async def publish(
+        self,
+        topic: Topic,
+        publication: Publication,
+        *,
+        history: History | None = None,
+        idempotency_key: str | None = None,
+    ) -> Receipt:
+        """Publish for this node's own code, counted and traced. Raises as `Broker.publish` does."""
+        self.counters.broadcasts += 1
+        publish = self.backend.broker.publish
+        tracing = installed()
+        if tracing is None:
+            return await publish(topic, publication, history=history, idempotency_key=idempotency_key)
+        with tracing.publishing(topic, publication.event) as trace:
+            traced = publication._replace(trace=trace)
+            return await publish(topic, traced, history=history, idempotency_key=idempotency_key)
 
     def receive(self, conn: Connection, data: str | bytes, *, binary: bool) -> Coroutine[Any, Any, None] | None:
         """Take one message; await what it returns before reading on."""

@@ -20,6 +20,7 @@ from socketspec.backend import Broker, Publication, Topic
 from socketspec.connection import Connection
 from socketspec.counters import Counters
 from socketspec.tasks import Tasks
+from socketspec.tracing import installed
 from socketspec.transport import OVERHEAD, Write
 from socketspec.wire import Message
 
@@ -104,6 +105,12 @@ def _current(channel: Channel, snapshot: Recipients, part: Recipients) -> Recipi
     if channel.recipients() is snapshot:
         return part
     return tuple((id, channel.members[id]) for id, _ in part if id in channel.members)
+
+
+def _end_spans(messages: Sequence[Message]) -> None:
+    for message in messages:
+        if message.span is not None:
+            message.span.end()
 
 
 class Hub:
@@ -217,6 +224,8 @@ class Hub:
             if len(channel.queue) >= MAX_QUEUED:
                 logger.error("Fan-out of %r is %d messages behind: dropped %r", topic.name, MAX_QUEUED, message)
             else:
+                if publication.trace and (tracing := installed()) is not None:
+                    message.span = tracing.delivering(topic, publication.event, publication.trace, members)
                 channel.queue.append(message)
                 self._pending += members
         if channel.drained is None:
@@ -274,7 +283,9 @@ class Hub:
             self._tasks.spawn(serving, name=f"fan-out {channel.topic.name!r}")
             return
         while channel.queue:
-            self._write(recipients, channel.take())
+            batch = channel.take()
+            self._write(recipients, batch)
+            _end_spans(batch)
         channel.has_caught_up()
 
     async def _serve_in_slices(self, channel: Channel, recipients: Recipients, drained: asyncio.Event) -> None:
@@ -285,6 +296,7 @@ class Hub:
                 for start in range(0, len(recipients), step):
                     self._write(_current(channel, recipients, recipients[start : start + step]), batch)
                     await asyncio.sleep(0)
+                _end_spans(batch)
                 recipients = channel.recipients()
         finally:
             channel.drained = None

@@ -213,10 +213,7 @@ class Rooms:
         encoded = encode_payload(payload)
         publication = Publication(event=event, payload=encoded, exclude=_ids(exclude))
         engine.observe("broadcast", None, event, encoded, room=topic.name)
-        engine.counters.broadcasts += 1
-        receipt = await engine.backend.broker.publish(
-            topic, publication, history=history, idempotency_key=idempotency_key
-        )
+        receipt = await engine.publish(topic, publication, history=history, idempotency_key=idempotency_key)
         await engine.hub.breathe(topic)
         return receipt
 

@@ -25,7 +25,10 @@ _engines: dict[int, Drains] = {}
 
 
 def add(engine: Drains) -> None:
-    """`engine` has started."""
+    """`engine` has started. Those whose event loop ended without a stop are forgotten."""
+    for other in tuple(_engines.values()):
+        if other.loop.is_closed():
+            remove(other)
     _engines[id(engine)] = engine
 
 

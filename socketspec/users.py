@@ -40,7 +40,7 @@ class Users:
         engine.contracts.check_broadcast(None, event, payload, whom="a user")
         encoded = encode_payload(payload)
         engine.observe("broadcast", None, event, encoded, room=f"user {user_id}")
-        receipt = await engine.backend.broker.publish(topic, Publication(event=event, payload=encoded))
+        receipt = await engine.publish(topic, Publication(event=event, payload=encoded))
         await engine.hub.breathe(topic)
         return receipt
 

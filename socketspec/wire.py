@@ -22,6 +22,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from socketspec.backend import Position
 from socketspec.errors import ValidationFailed
+from socketspec.tracing import Span
 
 __all__ = (
     "MAX_DEPTH",
@@ -311,6 +312,7 @@ class Message:
         "position",
         "room",
         "shared",
+        "span",
     )
 
     def __init__(
@@ -335,6 +337,8 @@ class Message:
         """For a transport to keep what it has made of the message, for the next recipient of the same format."""
         self.joined: Any = None
         """The same, of this message and the ones that were written with it."""
+        self.span: Span | None = None
+        """What traces its fan-out on this node."""
         self._plain: bytes | None = None
         self._json: bytes | None = None
         self._packed: bytes | None = None

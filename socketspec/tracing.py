@@ -1,0 +1,55 @@
+"""The seam for distributed tracing: spans around handling, publishing and fan-out, and a context that travels along.
+
+Nothing is traced until a `Tracing` is installed: `socketspec.adapters.opentelemetry.instrument` does it.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from socketspec.backend import Topic
+
+__all__ = ("Span", "Tracing", "install", "installed")
+
+
+class Span(Protocol):
+    """Something that takes time."""
+
+    def end(self) -> None:
+        """It is over."""
+        ...
+
+
+class Tracing(Protocol):
+    """What a tracing library has to do for us. No call may raise or block."""
+
+    def handling(self, namespace: str, event: str, connection: str) -> AbstractContextManager[object]:
+        """Around a handler."""
+        ...
+
+    def publishing(self, topic: Topic, event: str) -> AbstractContextManager[str]:
+        """Around a publish. What it yields travels with the message: a W3C ``traceparent``, or ``""``."""
+        ...
+
+    def carried(self) -> str:
+        """The current context, to travel with a message that is published without `publishing`."""
+        ...
+
+    def delivering(self, topic: Topic, event: str, trace: str, members: int) -> Span:
+        """From when a message came to this node until it was written to its `members` here."""
+        ...
+
+
+_tracing: Tracing | None = None
+
+
+def install(tracing: Tracing | None) -> None:
+    """Trace with `tracing` from now on, in the whole process; None: not at all."""
+    global _tracing
+    _tracing = tracing
+
+
+def installed() -> Tracing | None:
+    """What was installed."""
+    return _tracing
