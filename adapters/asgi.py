@@ -192,7 +192,11 @@ class _Session:
             data = text if text is not None else event.get("bytes") or b""
             pending = self._engine.receive(conn, data, binary=text is None)
             if pending is not None:
-                await self._settle(pending)
+                conn.held = True
+                try:
+                    await self._settle(pending)
+                finally:
+                    conn.held = False
         return 1006
 
     async def _next_event(self, task: asyncio.Task[None]) -> Event | None:

@@ -26,6 +26,9 @@ Event = MutableMapping[str, Any]
 MAX_WAITING: Final = 32
 """Messages that wait for the application at which the connection is held."""
 MAX_WAITING_BYTES: Final = 65_536
+TURN: Final = 64
+"""Messages that an application may take before the event loop gets its turn."""
+TURN_BYTES: Final = 65_536
 
 
 class Door(Line, Protocol):
@@ -57,6 +60,7 @@ class Bridge:
         self._events: deque[Event] = deque(({"type": "websocket.connect"},))
         self._bytes = 0
         self._is_held = False
+        self._taken = self._taken_bytes = 0
         self._arrival: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self._response: tuple[int, list[tuple[bytes, bytes]], bytes] | None = None
@@ -96,12 +100,17 @@ class Bridge:
     # What the application calls
 
     async def receive(self) -> Event:
+        if self._taken >= TURN or self._taken_bytes >= TURN_BYTES:  # else an application that is quick never waits
+            self._taken = self._taken_bytes = 0
+            await asyncio.sleep(0)
+        self._taken += 1
         while not self._events:
             self._arrival = self._arrival or self._loop.create_future()
             await self._arrival
         event = self._events.popleft()
         if event["type"] == "websocket.receive":
             self._bytes -= _size(event)
+            self._taken_bytes += _size(event)
             if self._is_held and len(self._events) <= MAX_WAITING // 2 and self._bytes <= MAX_WAITING_BYTES // 2:
                 self._is_held = False
                 self._door.go_on()
@@ -235,7 +244,9 @@ class Bridge:
 
     def _unanswered(self) -> None:
         self._timer = None
-        if self._state == "open":
+        if self._is_held:  # the pong may have come: it is the application that does not read
+            self._ping_later()
+        elif self._state == "open":
             self._shut(1011, "keepalive ping timeout")
 
     def _stop_pinging(self) -> None:

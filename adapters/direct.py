@@ -70,12 +70,14 @@ class _Session:
         pending = self._engine.receive(conn, data, binary=type(data) is bytes)
         if pending is not None:
             self.line.hold()
-            self._engine.tasks.spawn(self._settle(pending), name=f"message of {conn.id}")
+            conn.held = True
+            self._engine.tasks.spawn(self._settle(conn, pending), name=f"message of {conn.id}")
 
-    async def _settle(self, pending: Coroutine[Any, Any, None]) -> None:
+    async def _settle(self, conn: Connection, pending: Coroutine[Any, Any, None]) -> None:
         try:
             await pending
         finally:
+            conn.held = False
             self.line.go_on()
 
     def heard(self) -> None:

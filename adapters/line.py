@@ -22,6 +22,8 @@ __all__ = ("CLOSING", "ENDING", "OPEN", "SHAKING", "FrameLine", "write_nothing")
 
 SLICE: Final = 64
 """Frames of one connection handled before the event loop gets its turn."""
+SLICE_BYTES: Final = 262_144
+"""Bytes of messages after which it gets its turn as well: compressed ones may be large."""
 UNSENDABLE: Final = frozenset({1005, 1006, 1015})
 """Close codes that stand for what happened, and are never sent (RFC 6455 section 7.4.1)."""
 
@@ -133,6 +135,7 @@ class FrameLine(asyncio.Protocol):
     def _pump(self) -> None:
         """Handle the frames that are complete, up to a slice of them."""
         take = self._reader.next
+        size = 0
         for _ in range(SLICE):
             event = take()
             if event is None:
@@ -145,8 +148,11 @@ class FrameLine(asyncio.Protocol):
                     self._cancel_deadline()
                 if self._state == OPEN and self._sink is not None:
                     self._sink.received(value)
-                    if self._is_held:
+                    if self._is_held or self._transport.is_closing():
                         return
+                    size += len(value)
+                    if size > SLICE_BYTES:
+                        break
             else:
                 self._take_other(kind, value)
                 if self._state == ENDING:
@@ -180,7 +186,8 @@ class FrameLine(asyncio.Protocol):
             if wanted:
                 self._transport.resume_reading()
             else:
-                self._cancel_deadline()  # it is us who are slow
+                if self._is_held:
+                    self._cancel_deadline()  # it is us who are slow
                 self._transport.pause_reading()
 
     def _control(self, kind: int, payload: bytes) -> None:

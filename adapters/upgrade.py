@@ -13,7 +13,9 @@ from websockets.server import ServerProtocol
 
 __all__ = ("Pairs", "read", "refusal", "scope_of")
 
-logger: logging.Logger = logging.getLogger("uvicorn.error")
+# At debug level, websockets logs every header: tokens and cookies among them.
+_silent: logging.Logger = logging.getLogger("socketspec.adapters.upgrade.silent")
+_silent.disabled = True
 
 Pairs = Iterable[tuple[bytes, bytes]]
 """HTTP headers."""
@@ -21,7 +23,7 @@ Pairs = Iterable[tuple[bytes, bytes]]
 
 def read(data: bytes) -> tuple[Request | None, Response]:
     """An upgrade request and the answer it calls for; None where it is to be refused with that answer."""
-    handshake = ServerProtocol(logger=logger)
+    handshake = ServerProtocol(logger=_silent)
     handshake.receive_data(data)
     request = next((event for event in handshake.events_received() if isinstance(event, Request)), None)
     if request is None:

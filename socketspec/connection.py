@@ -45,6 +45,7 @@ class Connection:
         "finished",
         "format",
         "handshake",
+        "held",
         "id",
         "identity",
         "in_flight",
@@ -96,6 +97,7 @@ class Connection:
         self.violations: TokenBucket | None = None
         self.in_flight: int = 0
         self.leaving: bool = False
+        self.held: bool = False
         self.slots: asyncio.Event | None = None
         self.order: asyncio.Lock | None = None
         self.close_code: int = 0
@@ -199,8 +201,11 @@ class Connection:
             self.send_error(error, event=None)
         if reason is None:
             reason = CLOSE_CODES[CloseCode(code)].reason
+        if code != CloseCode.SLOW_CONSUMER:  # nothing that waits is of use to it
+            self.engine.hub.finish(self)
+        if not self.is_open and self._state is not State.AUTHENTICATING:
+            return  # what was written just now was too much for it
         self.engine.counters.count_closing(reason)
-        self.engine.hub.settle()
         self.move(State.CLOSING)
         self.close_code, self.close_reason = code, reason
         self.transport.close(code, reason)

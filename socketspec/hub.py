@@ -44,10 +44,29 @@ MAX_QUEUED: Final = 10_000
 Recipients = tuple[tuple[str, Write], ...]
 
 
+class Slices:
+    """Joined publications that are written in slices, and how far that is."""
+
+    __slots__ = ("_places", "batch", "reached", "recipients")
+
+    def __init__(self, batch: tuple[Message, ...], recipients: Recipients) -> None:
+        self.batch = batch
+        self.recipients = recipients
+        self.reached = 0
+        """How many of the recipients have been written to."""
+        self._places: dict[str, int] | None = None
+
+    def is_due(self, id: str) -> bool:
+        """Whether a recipient still waits for the batch."""
+        if self._places is None:
+            self._places = {id: place for place, (id, _) in enumerate(self.recipients)}
+        return self._places.get(id, -1) >= self.reached
+
+
 class Channel:
     """One topic's local members."""
 
-    __slots__ = ("_recipients", "caught_up", "drained", "members", "queue", "ready", "references", "topic")
+    __slots__ = ("_recipients", "caught_up", "drained", "members", "queue", "ready", "references", "slices", "topic")
 
     def __init__(self, topic: Topic) -> None:
         self.topic: Topic = topic
@@ -59,6 +78,7 @@ class Channel:
         self.queue: deque[Message] = deque()
         self.drained: asyncio.Event | None = None
         """Set when the queue is empty; None while nothing is served in slices."""
+        self.slices: Slices | None = None
         self.caught_up: asyncio.Future[None] | None = None
         """Done when the queue is empty; None while it is not long."""
         self._recipients: Recipients | None = None
@@ -123,6 +143,8 @@ class Hub:
         self._channels: dict[Topic, Channel] = {}
         self._waiting: dict[Topic, Channel] = {}
         """Channels with something to write in the loop's next turn."""
+        self._sliced: set[Channel] = set()
+        """Channels that are served in slices."""
         self._after: list[tuple[Write, Message]] = []
         """What goes to single connections behind it."""
         self._after_size = 0
@@ -248,8 +270,25 @@ class Hub:
         if self._after_size >= HELD:
             self.settle()
 
+    def finish(self, conn: Connection) -> None:
+        """Write everything to `conn` that was published before now: it closes."""
+        self.settle()
+        for channel in tuple(self._sliced):
+            write = channel.members.get(conn.id)
+            if write is not None:
+                channel.remove(conn.id)  # first: what is written may close a slow client, which ends up here
+                self._write_rest(channel, ((conn.id, write),))
+
+    def _write_rest(self, channel: Channel, recipient: Recipients) -> None:
+        """Write what the recipient's turn has not come for."""
+        if channel.slices is not None and channel.slices.is_due(recipient[0][0]):
+            self._write(recipient, channel.slices.batch)
+        queued = tuple(channel.queue)
+        for start in range(0, len(queued), JOIN):
+            self._write(recipient, queued[start : start + JOIN])
+
     def settle(self) -> None:
-        """Write what is waiting now. For a connection that closes: what was published before it should reach it."""
+        """Write what is waiting now, but for what is written in slices."""
         while self._waiting:
             self._serve(self._waiting.pop(next(iter(self._waiting))))
         after, self._after, self._after_size = self._after, [], 0
@@ -279,6 +318,7 @@ class Hub:
         recipients = channel.recipients()
         if len(recipients) * len(channel.queue) > SLICE:
             channel.drained = asyncio.Event()
+            self._sliced.add(channel)
             serving = self._serve_in_slices(channel, recipients, channel.drained)
             self._tasks.spawn(serving, name=f"fan-out {channel.topic.name!r}")
             return
@@ -292,14 +332,17 @@ class Hub:
         try:
             while channel.queue:
                 batch = channel.take()
+                channel.slices = Slices(batch, recipients)
                 step = max(1, SLICE // len(batch))
                 for start in range(0, len(recipients), step):
+                    channel.slices.reached = start + step
                     self._write(_current(channel, recipients, recipients[start : start + step]), batch)
                     await asyncio.sleep(0)
                 _end_spans(batch)
                 recipients = channel.recipients()
         finally:
-            channel.drained = None
+            channel.drained = channel.slices = None
+            self._sliced.discard(channel)
             drained.set()
             channel.has_caught_up()
 

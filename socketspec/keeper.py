@@ -28,6 +28,8 @@ class Keeper:
             conn.close(CloseCode.AUTH_FAILED, error=AuthError("No credentials arrived in time."))
         if not conn.is_open:
             return None
+        if conn.held:  # its pongs may have come: it is us who do not read them
+            conn.clock.last_heard = now
         for action in conn.clock.due(now):
             self._do(conn, action, now)
         return conn.clock.next_deadline()

@@ -22,13 +22,18 @@ def resolve_backend(backend: str | Backend | None) -> Backend:
     """
     source = ""
     if backend is None:
-        backend = os.environ.get("SOCKETSPEC_BACKEND") or "memory"
+        backend = os.environ.get("SOCKETSPEC_BACKEND", "memory")
         source = " The environment variable SOCKETSPEC_BACKEND says so."
+        if not backend.strip():  # as from a secret that is empty: a node of a cluster must not start alone
+            raise ConfigurationError(
+                'The environment variable SOCKETSPEC_BACKEND is set but empty: give it a URL or "memory", or unset it.'
+            )
     if not isinstance(backend, str):
         if not callable(getattr(backend, "start", None)):
             raise ConfigurationError(f'SocketApp(backend={backend!r}) must be "memory", a URL or a Backend object.')
         return backend
-    scheme = backend.partition(":")[0]
+    backend = backend.strip()
+    scheme = backend.partition(":")[0].lower()
     found = {entry.name: entry for entry in entry_points(group="socketspec.backends")}
     if scheme not in found:
         hint = (

@@ -83,8 +83,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _publish(arguments: argparse.Namespace) -> Receipt:
     # Imported here, not above: the rest of the command works without the extra.
+    from socketspec.cluster.options import check_seconds
     from socketspec.cluster.publisher import Publisher
 
+    if arguments.timeout is not None:
+        check_seconds("command_timeout", arguments.timeout, "--timeout")
     room, event, text = _words(arguments)
     if room is None and arguments.idempotency_key is not None:
         raise _MisuseError("--idempotency-key is for rooms: only they have a history.")

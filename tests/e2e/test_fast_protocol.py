@@ -58,6 +58,12 @@ async def count(conn: Connection):
     return {"tasks": len(asyncio.all_tasks()), "connections": len(socket.engine.connections)}
 
 
+@beating.on("slow", ordered=True)
+async def slow(conn: Connection):
+    await asyncio.sleep(0.15)
+    return {}
+
+
 @beating.on("whoami")
 async def whoami(conn: Connection):
     return {"id": conn.id}
@@ -178,9 +184,9 @@ async def test_messagepack_goes_the_fast_path_as_well(server: Server) -> None:
         assert isinstance(await packed.recv(), bytes)  # __connect__
         await ada.call("join", {"room": "mixed"})
         await packed.send(b"\x83\xa5event\xa4join\xa7payload\x81\xa4room\xa5mixed\xa2id\x01")
-        assert b"__ack__" in await packed.recv()  # type: ignore[operator]  # binary
+        assert b"__ack__" in await packed.recv()
         await ada.send("say", {"room": "mixed", "count": 1})
-        assert b"\xa5event\xa4said" in await packed.recv()  # type: ignore[operator]  # binary
+        assert b"\xa5event\xa4said" in await packed.recv()
         assert (await ada.receive())["event"] == "said"
 
 
@@ -210,6 +216,14 @@ async def test_heartbeats_are_ping_frames_and_a_client_that_answers_stays(server
     async with client(server.url("/beating"), subprotocols=["socketspec.v1.json"]) as ada:
         assert (await ada.receive())["payload"]["heartbeat"]["frames"] is True
         await ada.silence(1.0)  # the client library answers by itself, and no event is in between
+        assert (await ada.call("whoami"))["id"]
+
+
+async def test_a_client_whose_answers_are_not_read_yet_is_alive(server: Server) -> None:
+    async with client(server.url("/beating")) as ada:
+        for number in range(30):  # more than may be in flight: reading pauses, and pongs wait behind events
+            await ada.send("slow", id=number)
+        assert [(await ada.receive())["id"] for _ in range(30)] == list(range(30))
         assert (await ada.call("whoami"))["id"]
 
 

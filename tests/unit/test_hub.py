@@ -497,3 +497,21 @@ def test_subscriptions_always_match_who_has_joined(steps: list[tuple[str, int]])
         assert (len(rig.hub), rig.broker.standing) == (0, {})
 
     asyncio.run(main())
+
+
+async def test_who_closes_while_a_room_is_served_in_slices_gets_the_rest_at_once_and_once() -> None:
+    rig = Rig()
+    members = await rig.fill(2 * SLICE)
+    rig.publish("a", "b", exclude=("m3",))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the first slice of the first batch is written, the last is not
+    rig.publish("c")
+    first, last, excluded = members[0], members[-1], members[3]
+    assert (rig.got[first.id], rig.got[last.id]) == (["a", "b"], [])
+    for member in (first, last, excluded):
+        rig.hub.finish(member)
+        rig.hub.finish(member)
+    assert [rig.got[member.id] for member in (first, last, excluded)] == [["a", "b", "c"], ["a", "b", "c"], ["c"]]
+    await rig.settle()
+    assert [rig.got[member.id] for member in (first, last, excluded)] == [["a", "b", "c"], ["a", "b", "c"], ["c"]]
+    assert all(rig.got[member.id] == ["a", "b", "c"] for member in members if member is not excluded)
