@@ -7,7 +7,7 @@ DEV := .venv/installed-dev
 # Arguments reach the demo only when they are set: its own defaults are the ones documented.
 DEMO_ARGS = $(if $(PORT),--port $(PORT)) $(if $(NODES),--nodes $(NODES))
 ARGS ?=
-BENCH ?= tests/benchmarks
+BENCH ?= tests/benchmarks/bench_all.py
 
 # What runs a second time on our own WebSocket protocol: everything that starts a plain uvicorn.
 FAST := --ws socketspec.adapters.uvicorn:WebSocketProtocol
@@ -80,10 +80,8 @@ docs-serve: $(DEV) ## Serve the documentation while you write it
 wheel: $(DEV) ## Build sdist and wheel into dist/, and try the wheel in a clean environment
 	$(BIN)/python scripts/wheel_smoke.py
 
-bench: $(DEV) ## Run the benchmarks (BENCH=tests/benchmarks/one.py ARGS="...")
-	@for script in $(if $(filter %.py,$(BENCH)),$(BENCH),$(BENCH)/bench_*.py); do \
-		echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; \
-	done
+bench: $(DEV) ## Measure against peers: one table (ARGS="--quick", ARGS="idle leak", BENCH=tests/benchmarks/bench_cluster.py)
+	@$(BIN)/python $(BENCH) $(ARGS)
 
 check: ## Everything CI runs
 	@.ci/run

@@ -124,7 +124,7 @@ def serve(name: str, url: str) -> None:
     import uvicorn
 
     signal.signal(signal.SIGUSR1, lambda *_: gc.collect())
-    listener = socket.socket()
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # or asyncio leaves Nagle on
     listener.bind(("127.0.0.1", 0))
     say_port(listener)
     # Ours is served as `socketspec serve` does it; the peers as their documentation says.

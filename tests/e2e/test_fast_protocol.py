@@ -12,6 +12,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from socketspec.adapters.line import FrameLine
 from tests.support import Server, client, fetch, serving
 from tests.support_process import Closed, RawClient, frame
 
@@ -373,3 +374,22 @@ def test_what_the_client_breaks_is_answered_with_its_code(server: Server) -> Non
             with pytest.raises(Closed) as closed:
                 rude.receive()
             assert closed.value.code == code
+
+
+async def test_small_messages_are_sent_at_once_whoever_made_the_listening_socket() -> None:
+    made: asyncio.Queue[bool] = asyncio.Queue()
+
+    class Looking(FrameLine):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            accepted = transport.get_extra_info("socket")
+            made.put_nowait(bool(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)))
+            self.abort()
+
+    loop = asyncio.get_running_loop()
+    listener = socket.create_server(("127.0.0.1", 0))  # as uvicorn makes it; asyncio leaves Nagle's algorithm on there
+    async with await loop.create_server(lambda: Looking(loop), sock=listener) as listening:
+        reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
+        assert await made.get()
+        writer.close()
+        await reader.read()
