@@ -13,7 +13,8 @@ from socketspec.cluster.options import RedisOptions, Servers
 from socketspec.cluster.publisher import configuration
 from socketspec.cluster.requests import Request, Requests
 from socketspec.cluster.runner import Runner
-from socketspec.cluster.topology import make_topology
+from socketspec.cluster.sync_link import CHECK_EVERY, SIGN_OF_LIFE
+from socketspec.cluster.topology import ReplicaError, make_topology
 from socketspec.contracts import Broadcasts
 from socketspec.errors import BackendError, CloseCode
 from socketspec.rooms import Room, RoomMessage
@@ -40,6 +41,7 @@ class AsyncPublisher:
         **options: Any,
     ) -> None:
         self._servers, self._options = configuration(url, prefix, timeout, options)
+        make_topology(self._servers, self._options)  # what cannot work is to be refused here, not by the first call
         self._requests = Requests(Keys(self._options.prefix), namespace=namespace, rooms=rooms, broadcasts=broadcasts)
         self._life: _Life | None = None
         self._is_closed = False
@@ -171,10 +173,14 @@ class _Life:
         self._runner = Runner(self._topology, options, self._tasks)
         self._starting = asyncio.Lock()
         self._is_started = False
+        self._has_roles = servers.mode != "cluster"  # there, a replica sends us on
+        self._check_at = 0.0
 
     async def started(self) -> Runner:
         """The runner, started by whoever comes first."""
         if self._is_started:
+            if self._has_roles and self.loop.time() >= self._check_at:
+                await self._check_role()
             return self._runner
         try:
             async with asyncio.timeout(self._timeout), self._starting:
@@ -192,6 +198,21 @@ class _Life:
             await self._topology.stop()
             raise
         self._is_started = True
+        self._check_at = self.loop.time() + CHECK_EVERY
+
+    async def _check_role(self) -> None:
+        """Raise `ReplicaError` where the server is no primary any more. Whoever comes meanwhile waits for it."""
+        async with self._starting:
+            if self.loop.time() < self._check_at:
+                return
+            try:
+                async with asyncio.timeout(SIGN_OF_LIFE):
+                    await self._topology.refresh()
+            except ReplicaError:
+                raise
+            except (BackendError, TimeoutError):
+                pass  # what is wrong concerns the command, too, which will say so
+            self._check_at = self.loop.time() + CHECK_EVERY
 
     async def stop(self) -> None:
         """End everything."""

@@ -7,7 +7,6 @@ import logging
 import secrets
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 from socketspec.backend import BackendFigures, Deliver, Health, HistoryStore, Limits, Lost, Sessions
@@ -16,7 +15,7 @@ from socketspec.cluster.commands import Command
 from socketspec.cluster.history import RedisHistory
 from socketspec.cluster.keys import Keys
 from socketspec.cluster.limits import RedisLimits
-from socketspec.cluster.options import RedisOptions, parse_url
+from socketspec.cluster.options import RedisOptions, configured
 from socketspec.cluster.presence import RedisPresence
 from socketspec.cluster.runner import Runner
 from socketspec.cluster.sessions import RedisSessions
@@ -44,10 +43,10 @@ class RedisBackend:
     """
 
     shared = True
+    options: RedisOptions
 
     def __init__(self, url: str, **options: Any) -> None:
-        self._servers, configured = parse_url(url)
-        self.options: RedisOptions = replace(configured, **options)
+        self._servers, self.options = configured("A RedisBackend", url, options)
         self._keys = Keys(self.options.prefix)
         self._apps: list[tuple[str, Deliver, Lost]] = []
         """Those that were started and not stopped, by namespace."""

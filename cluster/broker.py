@@ -11,7 +11,7 @@ import asyncio
 import logging
 import secrets
 from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from typing import Final
 
 from socketspec.backend import Broker, History, HistoryStore, Position, Publication, Receipt, Topic
@@ -32,6 +32,29 @@ CATCH_UPS: Final = 8
 """Histories read at once after a loss."""
 MAX_HELD: Final = 10_000
 """Live publications of one topic that wait while its history is read; beyond it the oldest are given up."""
+MAX_HELD_BYTES: Final = 32 * 2**20
+"""Bytes of them, likewise; a single one may have more."""
+
+
+class _Held:
+    """Publications that wait, within bounds."""
+
+    __slots__ = ("_bytes", "_items")
+
+    def __init__(self, items: Iterable[Publication]) -> None:
+        self._items: deque[Publication] = deque()
+        self._bytes = 0
+        self.add(items)
+
+    def __iter__(self) -> Iterator[Publication]:
+        return iter(self._items)
+
+    def add(self, items: Iterable[Publication]) -> None:
+        for item in items:
+            self._items.append(item)
+            self._bytes += _size(item)
+            while len(self._items) > MAX_HELD or (self._bytes > MAX_HELD_BYTES and len(self._items) > 1):
+                self._bytes -= _size(self._items.popleft())
 
 
 class _Heard:
@@ -46,7 +69,7 @@ class _Heard:
         self.lingering: asyncio.TimerHandle | None = None
         self.last: Position | None = None
         """The newest position heard; None in topics without history, or before the first."""
-        self.held: deque[Publication] | None = None
+        self.held: _Held | None = None
         """Live publications, while the history is read; None while it is not."""
         self.replayed: frozenset[Position] = frozenset()
         """What the last catch-up delivered: it may arrive live as well."""
@@ -170,7 +193,7 @@ class RedisBroker(Broker):
     def _in_order(self, topic: Topic, heard: _Heard, publications: list[Publication]) -> list[Publication]:
         """What can be delivered now. The rest is held while the history tells what was missed before it."""
         if heard.held is not None:
-            heard.held += publications
+            heard.held.add(publications)
             return []
         ready: list[Publication] = []
         for index, item in enumerate(publications):
@@ -195,7 +218,7 @@ class RedisBroker(Broker):
                 self._catch_up(topic, heard, [])
 
     def _catch_up(self, topic: Topic, heard: _Heard, live: list[Publication]) -> None:
-        heard.held = deque(live, maxlen=MAX_HELD)
+        heard.held = _Held(live)
         self._tasks.spawn(self._read_missed(topic, heard), name=f"catch-up with {topic.name!r}")
 
     async def _read_missed(self, topic: Topic, heard: _Heard) -> None:
@@ -223,6 +246,10 @@ class RedisBroker(Broker):
             self._deliver(topic, publications, behind)
             for waiting in behind:
                 await waiting
+
+
+def _size(item: Publication) -> int:
+    return len(item.payload) + sum(map(len, item.exclude))
 
 
 def _follows(last: Position | None, position: Position) -> bool:

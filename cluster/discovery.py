@@ -11,7 +11,7 @@ from redis.exceptions import ClusterDownError, ResponseError
 
 from socketspec.cluster.layout import Layout
 from socketspec.cluster.options import Address, Mode, RedisOptions, Servers, tls_context
-from socketspec.cluster.shard import Hello, LinkOptions, RefusedError, Shard, as_dict
+from socketspec.cluster.shard import Hello, LinkOptions, RefusedError, ReplicaError, Shard, as_dict
 from socketspec.errors import BackendError
 
 __all__ = ("Connector", "Find", "finder_for")
@@ -30,6 +30,7 @@ class Connector:
     def __init__(self, servers: Servers, options: RedisOptions) -> None:
         self.servers: Servers = servers
         self.options: RedisOptions = options
+        self._met: set[Address] = set()
         self.link: LinkOptions = LinkOptions(
             username=options.username or servers.username,
             password=options.password or servers.password,
@@ -54,7 +55,8 @@ class Connector:
         return self._make(address, link, 0, self.options.connect_timeout)
 
     def _make(self, address: Address, link: LinkOptions, db: int, timeout: float) -> Shard:
-        return Shard(address, link, db=db, tls=self.options if self.servers.tls else None, timeout=timeout)
+        tls = self.options if self.servers.tls else None
+        return Shard(address, link, db=db, tls=tls, timeout=timeout, met=self._met)
 
 
 Find = Callable[[Connector, Sequence[Address]], Awaitable[Layout]]
@@ -130,7 +132,7 @@ async def _ask_node(node: Shard) -> tuple[bool, int, Layout]:
 
 
 async def _check(shard: Shard, mode: str, *, close: bool = True) -> None:
-    """Raise `RefusedError` unless the server is of a kind that can be used as `mode`."""
+    """Raise `RefusedError` unless the server is of a kind that can be used as `mode`; `ReplicaError` for a replica."""
     try:
         hello = await shard.hello()
     finally:
@@ -145,10 +147,7 @@ async def _check(shard: Shard, mode: str, *, close: bool = True) -> None:
         hint = _MISMATCHES.get((hello.mode, mode), "{} is not a server of the kind that the URL speaks of.")
         raise RefusedError(hint.format(shard.address))
     if mode == "standalone" and hello.role != "master":
-        raise BackendError(
-            f"{shard.address} is a replica now, which takes no writes: give the primary's address, or let Sentinels "
-            "find it (redis+sentinel://hosts/name)."
-        )
+        raise ReplicaError(shard.address)
 
 
 def _name(hello: Hello) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import re
 import ssl
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from socketspec.errors import ConfigurationError
 
-__all__ = ("Address", "Mode", "RedisOptions", "Servers", "parse_url", "tls_context")
+__all__ = ("Address", "Mode", "RedisOptions", "Servers", "check_seconds", "configured", "parse_url", "tls_context")
 
 Mode = Literal["standalone", "sentinel", "cluster"]
 
@@ -35,6 +36,14 @@ _EXAMPLES: Final = {
     "sentinel": "redis+sentinel://[user:password@]host1[:26379],host2,host3/name[/db]",
     "cluster": "redis+cluster://[user:password@]host1[:6379],host2",
 }
+
+IS_REPLICA: Final = (
+    "is a replica now, which takes no writes: give the primary's address, or let Sentinels find it "
+    "(redis+sentinel://hosts/name)"
+)
+"""What is wrong with a server that should be the primary."""
+TLS_HINT: Final = {True: "If it does not speak TLS, use redis://.", False: "If it speaks TLS, use rediss://."}
+"""What may be wrong where a new connection ends in silence, by whether we use TLS."""
 
 
 class Address(NamedTuple):
@@ -121,10 +130,11 @@ class RedisOptions:
             raise ConfigurationError(
                 f"client_name={self.client_name!r} must be at most 64 printable ASCII characters without spaces."
             )
-        for name, least, most in _RANGES:
-            value = values[name]
-            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-                raise ConfigurationError(f"{name}={value!r} must be a number of seconds from {least:g} to {most:g}.")
+        for name in ("username", "password", "sentinel_username", "sentinel_password"):
+            if not isinstance(values[name], str | None):
+                raise ConfigurationError(f"{name} must be a str or None, not {type(values[name]).__name__}.")
+        for name in _RANGES:
+            check_seconds(name, values[name])
         pending = values["max_pending"]
         if isinstance(pending, bool) or not isinstance(pending, int) or not 1 <= pending <= 1_000_000:
             raise ConfigurationError(f"max_pending={pending!r} must be a whole number from 1 to 1,000,000.")
@@ -134,15 +144,34 @@ class RedisOptions:
             raise ConfigurationError("keyfile is given without certfile: pass the client's certificate as well.")
 
 
-_RANGES: Final = (
-    ("lease", 1.0, 3600.0),
-    ("linger", 0.0, 3600.0),
-    ("probe_interval", 0.05, 60.0),
-    ("probe_timeout", 0.05, 60.0),
-    ("connect_timeout", 0.05, 60.0),
-    ("command_timeout", 0.05, 60.0),
-    ("start_timeout", 0.0, 3600.0),
-)
+_RANGES: Final = {
+    "lease": (1.0, 3600.0),
+    "linger": (0.0, 3600.0),
+    "probe_interval": (0.05, 60.0),
+    "probe_timeout": (0.05, 60.0),
+    "connect_timeout": (0.05, 60.0),
+    "command_timeout": (0.05, 60.0),
+    "start_timeout": (0.0, 3600.0),
+}
+
+
+def check_seconds(field_name: str, value: object, shown: str = "") -> None:
+    """Raise `ConfigurationError` for what that field of `RedisOptions` cannot be; `shown` is its name to the user."""
+    least, most = _RANGES[field_name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise ConfigurationError(
+            f"{shown or field_name}={value!r} must be a number of seconds from {least:g} to {most:g}."
+        )
+
+
+def configured(owner: str, url: str, options: Mapping[str, Any]) -> tuple[Servers, RedisOptions]:
+    """What a URL says, and `options` on top of it. Raises `ConfigurationError`; `owner` is who was given them."""
+    known = {one.name for one in fields(RedisOptions)}
+    for name in options:
+        if name not in known:
+            raise ConfigurationError(f"{owner} has no option {name!r}; the options are: {', '.join(sorted(known))}.")
+    servers, defaults = parse_url(url)
+    return servers, replace(defaults, **options)
 
 
 def parse_url(url: str) -> tuple[Servers, RedisOptions]:
@@ -151,8 +180,13 @@ def parse_url(url: str) -> tuple[Servers, RedisOptions]:
     Schemes: ``redis``, ``rediss`` (TLS), ``valkey``, ``valkeys`` (TLS), each alone or with ``+sentinel`` or
     ``+cluster``. User and password are percent-encoded; the query string holds fields of `RedisOptions`.
     """
+    given: object = url  # untyped code passes anything
+    if not isinstance(given, str):
+        raise ConfigurationError(
+            f"The backend URL must be a str such as redis://host:6379, not {type(given).__name__}."
+        )
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(url.strip())
     except ValueError:
         raise ConfigurationError(
             "The backend URL cannot be read: check its brackets, and percent-encode the user and the password."
@@ -202,9 +236,9 @@ def _address(text: str, default_port: int) -> Address:
         host, port = parts.hostname, parts.port
     except ValueError:
         host = port = None
-    if not host or port == 0:
+    if not host or port == 0 or any(map(str.isspace, host)):
         raise ConfigurationError(
-            "A host in the backend URL is missing or its port is not a number from 1 to 65535: "
+            "A host in the backend URL is missing or holds a space, or its port is not a number from 1 to 65535: "
             "write host:port, and percent-encode '/', '@', ':', '?' and '#' in the user and the password."
         )
     return Address(host, default_port if port is None else port)
@@ -262,7 +296,7 @@ def tls_context(options: RedisOptions) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=options.ca_certs)
         if options.certfile is not None:
             context.load_cert_chain(options.certfile, options.keyfile)
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise ConfigurationError(f"ca_certs, certfile or keyfile cannot be used: {error}") from error
     context.check_hostname = options.check_hostname
     return context

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, replace
 from typing import Any, Self, TypeVar
 
 from socketspec.backend import Position, Receipt
 from socketspec.cluster.keys import Keys
-from socketspec.cluster.options import RedisOptions, Servers, parse_url
+from socketspec.cluster.options import RedisOptions, Servers, check_seconds, configured
 from socketspec.cluster.requests import Request, Requests
 from socketspec.cluster.sync_executor import Executor
 from socketspec.contracts import Broadcasts
@@ -172,26 +171,20 @@ def configuration(
     url: str | None, prefix: str | None, timeout: float | None, options: dict[str, Any]
 ) -> tuple[Servers, RedisOptions]:
     """What a publisher's arguments say. Raises `ConfigurationError`."""
-    given = url if url is not None else os.environ.get("SOCKETSPEC_BACKEND") or None
+    given: Any = url if url is not None else os.environ.get("SOCKETSPEC_BACKEND") or None
     if given is None:
         raise ConfigurationError(
             "A publisher needs the URL of the app's backend, such as redis://host:6379: pass it, or set "
             "SOCKETSPEC_BACKEND."
         )
-    if given.partition(":")[0] == "memory":
+    if isinstance(given, str) and given.strip().lower().partition(":")[0] == "memory":
         raise ConfigurationError(
             "A publisher needs a backend that the app's nodes share, such as redis://host:6379; the memory backend is "
             "inside one process."
         )
-    known = {field.name for field in fields(RedisOptions)}
-    for name in options:
-        if name not in known:
-            raise ConfigurationError(
-                f"A publisher has no option {name!r}; the options are: {', '.join(sorted(known))}."
-            )
     if prefix is not None:
         options["prefix"] = prefix
     if timeout is not None:
+        check_seconds("command_timeout", timeout, "timeout")
         options["command_timeout"] = timeout
-    servers, configured = parse_url(given)
-    return servers, replace(configured, **options)
+    return configured("A publisher", given, options)

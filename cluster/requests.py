@@ -98,7 +98,11 @@ class Requests:
         """To many rooms, in as many requests as it takes."""
         commands: list[Command] = []
         size = 0
-        for room, event, payload in messages:
+        for number, message in enumerate(messages, 1):
+            given: object = message  # untyped code passes anything
+            if not isinstance(given, tuple | list) or len(given) != 3:
+                raise ValueError(f"broadcast_many: message {number} must be (room, event, payload), not {given!r:.100}")
+            room, event, payload = message
             topic = self._topic("room", check_room_name(room), namespace)
             publication = self._publication(room, event, payload)
             commands.append(self._publish(topic, publication, None))
@@ -155,6 +159,7 @@ class Requests:
     ) -> Request[list[RoomMessage]]:
         """What a room keeps."""
         topic = self._topic("room", check_room_name(room), namespace)
+        _check_range(limit, since)
         declared = self._declaration(room)
         if declared is not None and declared.history is None:
             raise ValueError(f"room {room!r} keeps no history; declare Room({room!r}, history=History(…))")
@@ -185,9 +190,12 @@ class Requests:
             raise ValueError(f"event {event!r} is reserved for the protocol; names of your own do not begin with __")
         check_event_name(event)
         self._contract.check(room, event, payload)
+        some: object = exclude  # untyped code passes anything
+        if not isinstance(some, Iterable):
+            raise TypeError(f"exclude: pass ids of connections, not {type(some).__name__}")
         excluded = (exclude,) if isinstance(exclude, str) else tuple(exclude)
         for item in excluded:
-            given: object = item  # untyped code passes anything
+            given: object = item
             if not isinstance(given, str):
                 raise TypeError(f"exclude: pass ids of connections, not {type(given).__name__}")
         tracing = installed()
@@ -272,6 +280,13 @@ def _check_key(key: str | None) -> str | None:
     if given is not None and not (isinstance(given, str) and given):
         raise ValueError(f"idempotency_key={given!r} must be a non-empty str or None")
     return key
+
+
+def _check_range(limit: object, since: object) -> None:
+    if limit is not None and (type(limit) is not int or limit < 0):
+        raise ValueError(f"history(limit={limit!r}) must be a whole number, 0 or more, or None")
+    if not isinstance(since, Position | None):
+        raise TypeError(f"history(since={since!r}) must be a Position or None")
 
 
 def _first_receipt(replies: list[Any]) -> Receipt:

@@ -18,10 +18,10 @@ import hiredis
 from redis import exceptions as replied
 from redis.asyncio import Connection, SSLConnection
 
-from socketspec.cluster.options import Address, RedisOptions
+from socketspec.cluster.options import IS_REPLICA, TLS_HINT, Address, RedisOptions
 from socketspec.errors import BackendError
 
-__all__ = ("Hello", "LinkOptions", "NotSentError", "RefusedError", "Shard", "as_dict", "explain")
+__all__ = ("Hello", "LinkOptions", "NotSentError", "RefusedError", "ReplicaError", "Shard", "as_dict", "explain")
 
 REPLIES: Final = (
     replied.ResponseError,
@@ -42,6 +42,14 @@ class NotSentError(replied.ConnectionError):
 
 class RefusedError(BackendError):
     """The servers are there, but not as the URL and the options say: trying again does not help."""
+
+
+class ReplicaError(BackendError):
+    """The server at `address` is a replica: what is published there reaches nobody elsewhere."""
+
+    def __init__(self, address: Address) -> None:
+        super().__init__(f"{address} {IS_REPLICA}.")
+        self.address: Address = address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,10 +80,21 @@ class Shard:
 
     Args:
         timeout: seconds that a call of `execute` may take once it is connected.
+        met: servers that have answered, for all shards: nothing is wrong with the URL.
     """
 
-    def __init__(self, address: Address, link: LinkOptions, *, db: int = 0, tls: RedisOptions | None, timeout: float):
+    def __init__(
+        self,
+        address: Address,
+        link: LinkOptions,
+        *,
+        db: int = 0,
+        tls: RedisOptions | None,
+        timeout: float,
+        met: set[Address],
+    ) -> None:
         self.address: Address = address
+        self._met = met
         self._link = link
         self._db = db
         self._tls = tls
@@ -104,6 +123,8 @@ class Shard:
         except (replied.RedisError, OSError) as error:
             problem = error
         finally:
+            if replies:
+                self._met.add(self.address)
             if len(replies) == len(commands) and generation == self._generation:
                 self._idle.append(connection)
             else:
@@ -124,7 +145,7 @@ class Shard:
 
     def explain(self, error: Exception) -> BackendError:
         """An error of a connection in words. A `RefusedError` where trying again does not help."""
-        return explain(self.address, error, self._link)
+        return explain(self.address, error, self._link, is_known=self.address in self._met)
 
     def renew(self) -> None:
         """Connect anew for whatever comes next: the address may have become another server."""
@@ -207,8 +228,11 @@ def as_dict(flat: Sequence[Any]) -> dict[str, str]:
     return {name: value for name, value in zip(texts[::2], texts[1::2], strict=True) if isinstance(value, str)}
 
 
-def explain(address: Address, error: Exception, link: LinkOptions) -> BackendError:
-    """An error of connecting to `address` in words. A `RefusedError` where trying again does not help."""
+def explain(address: Address, error: Exception, link: LinkOptions, *, is_known: bool = False) -> BackendError:
+    """An error of connecting to `address` in words. A `RefusedError` where trying again does not help.
+
+    `is_known`: it has answered before.
+    """
     if isinstance(error, BackendError):
         return error
     if isinstance(error, replied.BusyLoadingError):
@@ -225,8 +249,11 @@ def explain(address: Address, error: Exception, link: LinkOptions) -> BackendErr
             "authority that signed it, or connect by a name that the certificate holds."
         )
     if isinstance(cause, ssl.SSLError):
-        return RefusedError(f"TLS with {address} failed ({cause.reason}). If it does not speak TLS, use redis://.")
-    return BackendError(f"Cannot connect to {address}: {_connection_problem(error, cause, link)}")
+        return RefusedError(f"TLS with {address} failed ({cause.reason}). {TLS_HINT[True]}")
+    if "DB index" in text:
+        return RefusedError(f"{address} has no such database: correct the number at the end of the URL ({text}).")
+    hint = "" if is_known else f" {TLS_HINT[link.ssl is not None]}"
+    return BackendError(f"Cannot connect to {address}: {_connection_problem(error, cause, link, hint)}")
 
 
 def _login_problem(text: str, link: LinkOptions) -> str:
@@ -237,14 +264,13 @@ def _login_problem(text: str, link: LinkOptions) -> str:
     return "refuses the username or the password: check both, and that the user is on."
 
 
-def _connection_problem(error: Exception, cause: BaseException, link: LinkOptions) -> str:
-    other = "If it does not speak TLS, use redis://." if link.ssl else "If it speaks TLS, use rediss://."
+def _connection_problem(error: Exception, cause: BaseException, link: LinkOptions, hint: str) -> str:
     if isinstance(cause, ConnectionRefusedError):
         return "connection refused. Is the server running, and does it listen there?"
     if isinstance(cause, socket.gaierror):
         return f"the host name cannot be resolved ({cause.strerror})."
     if isinstance(error, replied.TimeoutError | TimeoutError):
-        return f"no answer within {link.connect_timeout:g} s. {other}"
+        return f"no answer within {link.connect_timeout:g} s.{hint}"
     if isinstance(cause, ConnectionResetError) or "closed by server" in str(error):
-        return f"the server closed the connection. {other}"
-    return str(error)
+        return f"the server closed the connection.{hint}"
+    return f"{str(error).rstrip('.')}."

@@ -18,7 +18,7 @@ from socketspec.cluster.commands import PASSING_REFUSALS
 from socketspec.cluster.lane import STABLE, Lane, Probing
 from socketspec.cluster.options import Address, RedisOptions
 from socketspec.cluster.reader import Message
-from socketspec.cluster.topology import Topology
+from socketspec.cluster.topology import ReplicaError, Topology
 from socketspec.counters import SECONDS, Histogram
 from socketspec.errors import BackendError
 from socketspec.tasks import Tasks
@@ -29,9 +29,9 @@ logger: logging.Logger = logging.getLogger("socketspec.cluster")
 
 OVERDUE: Final = 1.0
 """Seconds a wanted channel may be without its subscription before health says so."""
-LOOK_EVERY: float = 5.0
+LOOK_EVERY: float = 4.0
 """Seconds after which the servers are looked up even though nothing seems wrong: a primary that was replaced behind a
-partition still serves those who can reach it, probes included."""
+partition still serves those who can reach it, and a replica whoever is connected to it, probes included."""
 SWEEP: Final = 1000
 """Channels whose place is checked before the event loop gets its turn."""
 
@@ -91,6 +91,7 @@ class Subscriptions:
         self._news = asyncio.Event()
         self._next_look: asyncio.Future[None] | None = None
         self._lookup_trouble = ""
+        self._replica: Address | None = None  # by the last lookup
 
     async def start(self) -> None:
         """Connect to every primary and hear ourselves there. Raises `BackendError` after `command_timeout`."""
@@ -163,7 +164,8 @@ class Subscriptions:
         troubles = [lane.trouble for lane, _ in self._lanes.values() if lane.trouble]
         if not self._lanes:
             troubles.append("no server is known")
-        if troubles and self._lookup_trouble:
+        # A failed lookup alone says nothing about a link, whose probes come back; from a replica they do as well.
+        if self._lookup_trouble and (troubles or self._replica in self._lanes):
             troubles.append(f"looking up the servers failed: {self._lookup_trouble}")
         if self._waiting:
             waited = asyncio.get_running_loop().time() - next(iter(self._waiting.values()))
@@ -286,17 +288,20 @@ class Subscriptions:
             await asyncio.sleep(backoff.next())
 
     async def _look_up(self) -> None:
-        trouble = ""
+        trouble, replica = "", None
         try:
             async with asyncio.timeout(self._options.command_timeout):
                 await self._topology.refresh()
+        except ReplicaError as error:
+            trouble, replica = str(error), error.address
+            self.look()
         except TimeoutError:
             trouble = f"no answer within {self._options.command_timeout:g} s"
         except Exception as error:  # whatever a server or a name service comes up with: the next try is due anyway
             trouble = str(error) or repr(error)
         if trouble and trouble != self._lookup_trouble:
             logger.warning("Looking up the servers failed: %s", trouble)
-        self._lookup_trouble = trouble
+        self._lookup_trouble, self._replica = trouble, replica
         self._meet(self._topology.addresses())
         await self._sweep()
 

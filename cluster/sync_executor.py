@@ -15,8 +15,8 @@ from typing import Any, Final, NamedTuple
 from socketspec.cluster.backoff import Backoff
 from socketspec.cluster.commands import PASSING_REFUSALS, Argument, Command
 from socketspec.cluster.layout import Layout
-from socketspec.cluster.options import Address, RedisOptions, Servers, tls_context
-from socketspec.cluster.sync_link import Credentials, Link, LinkBroken, ServerRefusal
+from socketspec.cluster.options import IS_REPLICA, Address, RedisOptions, Servers, tls_context
+from socketspec.cluster.sync_link import Credentials, Link, LinkBroken, ServerRefusal, in_turn
 from socketspec.errors import BackendError
 
 __all__ = ("Executor",)
@@ -56,6 +56,8 @@ class _State:
         self.layout: Layout | None = None
         self.known: tuple[Address, ...] = ()
         """Nodes of the cluster, to be asked where those in the URL are gone."""
+        self.met: set[Address] = set()
+        """Servers that have let us in."""
 
 
 class Executor:
@@ -201,12 +203,11 @@ class Executor:
         state.primary = state.layout = None
 
     def _ask_sentinels(self, deadline: float) -> Address:
-        options = self._options
-        credentials = options.sentinel_username, options.sentinel_password
+        credentials = self._options.sentinel_username, self._options.sentinel_password
         reasons: list[str] = []
-        for asked, until in _in_turn(self._servers.hosts, deadline):
+        for asked, until in in_turn(self._servers.hosts, deadline):
             try:
-                link = Link(asked, credentials, 0, options, self._context, until)
+                link = self._connect(asked, credentials, 0, until)
                 try:
                     (said,) = link.exchange([["SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._servers.name]], until)
                 finally:
@@ -223,7 +224,7 @@ class Executor:
     def _ask_cluster(self, deadline: float) -> Layout:
         reasons: list[str] = []
         known = dict.fromkeys((*self._servers.hosts, *self._state().known))
-        for asked, until in _in_turn(tuple(known), deadline):
+        for asked, until in in_turn(tuple(known), deadline):
             try:
                 with self._link(asked, until) as link:
                     (said,) = link.exchange([["CLUSTER", "SLOTS"]], until)
@@ -272,17 +273,18 @@ class Executor:
 
     def _open(self, address: Address, deadline: float) -> Link:
         db = 0 if self._servers.mode == "cluster" else self._servers.db
-        link = Link(address, self._credentials, db, self._options, self._context, deadline)
-        if self._servers.mode != "sentinel":
-            return link
+        link = self._connect(address, self._credentials, db, deadline)
         # What a replica is told to publish, the primary's subscribers never hear; and it refuses only what it stores.
-        try:
-            (role,) = link.exchange([["ROLE"]], deadline)
-        except LinkBroken as error:
-            raise LinkBroken(str(error), is_sent=False) from error
-        if isinstance(role, list) and role[0] != b"master":
+        # In a cluster it sends us on.
+        if self._servers.mode != "cluster" and link.role == b"replica":
             link.close()
-            raise LinkBroken("it is a replica now", is_sent=False)
+            raise LinkBroken(f"it {IS_REPLICA}", is_sent=False)
+        return link
+
+    def _connect(self, address: Address, credentials: Credentials, db: int, deadline: float) -> Link:
+        met = self._state().met
+        link = Link(address, credentials, db, self._options, self._context, deadline, is_known=address in met)
+        met.add(address)
         return link
 
     def _failure(self, commands: Sequence[Command], waiting: Sequence[_Waiting], replies: list[Any]) -> BackendError:
@@ -327,15 +329,6 @@ def _exchange(link: Link, commands: Sequence[Command], is_asking: bool, deadline
         for index, answer in zip(part, again, strict=True):
             answers[index] = answer
     return answers
-
-
-def _in_turn(hosts: Sequence[Address], deadline: float) -> Iterator[tuple[Address, float]]:
-    """Every host with a deadline of its own: one that does not answer must not use up the others' time."""
-    for number, host in enumerate(hosts):
-        now = time.monotonic()
-        if now >= deadline:
-            return
-        yield host, now + (deadline - now) / min(len(hosts) - number, 3)
 
 
 def _what(command: Command) -> str:

@@ -10,22 +10,26 @@ import os
 import select
 import socket
 import ssl
+import threading
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final, TypeVar
 
 import hiredis
 
 from socketspec.cluster.commands import Argument
-from socketspec.cluster.options import Address, RedisOptions
+from socketspec.cluster.options import TLS_HINT, Address, RedisOptions
 from socketspec.errors import BackendError
 
-__all__ = ("Credentials", "Link", "LinkBroken", "ServerRefusal")
+__all__ = ("Credentials", "Link", "LinkBroken", "ServerRefusal", "in_turn")
 
-IDLE: Final = 20.0
-"""Seconds unused after which a connection is asked for a sign of life before it carries a command."""
+CHECK_EVERY: float = 5.0
+"""Seconds after which a server is asked for its role anew before it gets a command: a replica accepts what is
+published, and nobody elsewhere hears it."""
 SIGN_OF_LIFE: Final = 1.0
 """Seconds that may take."""
+
+T = TypeVar("T")
 
 ServerRefusal = hiredis.ReplyError
 """A reply that is an error; its text begins with the error's name."""
@@ -43,7 +47,10 @@ class LinkBroken(Exception):
 
 
 class Link:
-    """A connection that is logged in. Raises `LinkBroken`, and `BackendError` where trying again cannot help."""
+    """A connection that is logged in. Raises `LinkBroken`, and `BackendError` where trying again cannot help.
+
+    `is_known`: we have been connected to this server before, so that nothing is wrong with the URL.
+    """
 
     def __init__(
         self,
@@ -53,20 +60,25 @@ class Link:
         options: RedisOptions,
         context: ssl.SSLContext | None,
         deadline: float,
+        *,
+        is_known: bool = False,
     ) -> None:
         self.address: Address = address
+        self.role: bytes = b""
+        """``master`` or ``replica``, as the server said when it was last asked; empty for a very old one."""
+        self._checked_at = 0.0
         self._reader = hiredis.Reader(notEnoughData=Ellipsis)
-        self._used_at = time.monotonic()
-        deadline = min(deadline, self._used_at + options.connect_timeout)
+        deadline = min(deadline, time.monotonic() + options.connect_timeout)
+        hint = "" if is_known else f". {TLS_HINT[context is not None]}"
         try:
             self._socket: socket.socket = self._connect(context, deadline)
         except OSError as error:
-            raise LinkBroken(_reason(error), is_sent=False) from error
+            raise LinkBroken(_reason(error, hint), is_sent=False) from error
         try:
             self._log_in(credentials, db, options.client_name, deadline)
         except LinkBroken as error:
             self.close()
-            raise LinkBroken(str(error), is_sent=False) from error
+            raise LinkBroken(_reason(error.__cause__ or error, hint), is_sent=False) from error
         except BaseException:
             self.close()
             raise
@@ -78,7 +90,7 @@ class Link:
             connection.close()
 
     def _connect(self, context: ssl.SSLContext | None, deadline: float) -> socket.socket:
-        plain = socket.create_connection(self.address, timeout=_left(deadline))
+        plain = _open_socket(self.address, deadline)
         try:
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -92,8 +104,10 @@ class Link:
                 f"The certificate of {self.address} is not trusted ({error.verify_message}); pass ca_certs=, or for "
                 "another host name in it check_hostname=False."
             ) from error
-        except BaseException:
+        except BaseException as error:
             plain.close()
+            if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):  # which may pass
+                raise BackendError(f"TLS with {self.address} failed ({error.reason}). {TLS_HINT[True]}") from error
             raise
 
     def _log_in(self, credentials: Credentials, db: int, client_name: str, deadline: float) -> None:
@@ -105,15 +119,22 @@ class Link:
             commands.append(["CLIENT", "SETNAME", client_name])
         if db:
             commands.append(["SELECT", db])
-        replies = self.exchange(commands, deadline) if commands else []
+        commands.append(["HELLO"])
+        replies = self.exchange(commands, deadline)
+        self._take_role(replies[-1])
         for command, reply in zip(commands, replies, strict=True):
             if not isinstance(reply, ServerRefusal):
                 continue
             if str(reply).startswith(("LOADING", "MASTERDOWN")):
                 raise LinkBroken(str(reply), is_sent=False)
-            if command[0] == "CLIENT" and not str(reply).startswith("NOAUTH"):
-                continue  # a name is a convenience: an ACL may not allow it
+            if command[0] in ("CLIENT", "HELLO") and not str(reply).startswith("NOAUTH"):
+                continue  # a name is a convenience, which an ACL may not allow; who knows no HELLO is too old anyway
             raise BackendError(f"{self.address} refused to let us in: {_sentence(str(reply))}")
+
+    def _take_role(self, hello: Any) -> None:
+        self._checked_at = time.monotonic()
+        if isinstance(hello, list) and b"role" in hello:
+            self.role = hello[hello.index(b"role") + 1]
 
     def exchange(self, commands: Sequence[Sequence[Argument]], deadline: float) -> list[Any]:
         """Send `commands` at once; their replies, a refusal as a `ServerRefusal` in its place."""
@@ -131,7 +152,6 @@ class Link:
         except BaseException:  # such as Ctrl-C: the next reply would be another command's
             self.close()
             raise
-        self._used_at = time.monotonic()
         return replies
 
     def _reply(self, deadline: float) -> Any:
@@ -144,20 +164,80 @@ class Link:
         return reply
 
     def is_alive(self, deadline: float) -> bool:
-        """Whether it can be used again, as far as can be known without sending a command that changes something."""
+        """Whether it can be used again, as far as can be known without sending a command that changes something.
+
+        It cannot where the server's role has changed.
+        """
         try:
             # Nothing is expected, so what can be read is the end, or something that we do not understand.
             if _is_readable(self._socket):
                 return False
-            if time.monotonic() - self._used_at < IDLE:
+            if time.monotonic() - self._checked_at < CHECK_EVERY:
                 return True
-            return self.exchange([["PING"]], min(deadline, time.monotonic() + SIGN_OF_LIFE)) == [b"PONG"]
+            before = self.role
+            self._take_role(*self.exchange([["HELLO"]], min(deadline, time.monotonic() + SIGN_OF_LIFE)))
+            return self.role == before
         except (OSError, ValueError, LinkBroken):
             return False
 
     def close(self) -> None:
         """Close it; in a process that was forked, only its copy."""
         self._socket.close()
+
+
+def in_turn(choices: Sequence[T], deadline: float) -> Iterator[tuple[T, float]]:
+    """Each with a deadline of its own: one that does not answer must not use up the others' time."""
+    for number, choice in enumerate(choices):
+        now = time.monotonic()
+        if now >= deadline:
+            return
+        yield choice, now + (deadline - now) / min(len(choices) - number, 3)
+
+
+def _open_socket(address: Address, deadline: float) -> socket.socket:
+    """Connect to the first that answers of those that the name stands for."""
+    problem: OSError = TimeoutError("no answer in time")
+    for (family, kind, protocol, _, place), until in in_turn(_resolve(address, deadline), deadline):
+        try:
+            connection = socket.socket(family, kind, protocol)
+        except OSError as error:
+            problem = error
+            continue
+        try:
+            connection.settimeout(_left(until))
+            connection.connect(place)
+            return connection
+        except BaseException as error:
+            connection.close()
+            if not isinstance(error, OSError):
+                raise
+            problem = error
+    raise problem
+
+
+def _resolve(address: Address, deadline: float) -> Sequence[tuple[Any, ...]]:
+    """What the name stands for. The system's lookup knows no deadline, so it is left behind where it takes too long."""
+    found: list[Sequence[tuple[Any, ...]]] = []
+    problems: list[OSError] = []
+
+    def look_up() -> None:
+        try:
+            found.append(socket.getaddrinfo(*address, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as error:
+            problems.append(error if isinstance(error, OSError) else socket.gaierror(socket.EAI_NONAME, str(error)))
+
+    thread = threading.Thread(target=look_up, name=f"look up {address.host}", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # when the interpreter ends there are no new threads, but there may be farewells to send
+        look_up()
+    else:
+        thread.join(_left(deadline))
+    if problems:
+        raise problems[0]
+    if not found:
+        raise socket.gaierror(socket.EAI_AGAIN, "no answer in time")
+    return found[0]
 
 
 def _is_readable(connection: socket.socket) -> bool:
@@ -175,11 +255,16 @@ def _left(deadline: float) -> float:
     return left
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException, hint: str = "") -> str:
+    """What went wrong. `hint` is for what may have another cause than it seems."""
     if isinstance(error, TimeoutError):
-        return "no answer in time"
+        return f"no answer in time{hint}"
     if isinstance(error, socket.gaierror):
         return f"the host name is not known: {error.strerror}"
+    if isinstance(error, ConnectionResetError | BrokenPipeError | ssl.SSLEOFError):
+        return f"the server closed the connection{hint}"
+    if isinstance(error, hiredis.ProtocolError):
+        return f"what came is no answer of Redis{hint}"
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ssl.SSLError):
         return os.strerror(error.errno)
     return str(error) or type(error).__name__

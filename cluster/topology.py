@@ -17,10 +17,10 @@ from socketspec.cluster.backoff import Backoff
 from socketspec.cluster.discovery import Connector, Find, finder_for
 from socketspec.cluster.layout import NOBODY, Layout
 from socketspec.cluster.options import Address, RedisOptions, Servers
-from socketspec.cluster.shard import LinkOptions, NotSentError, RefusedError, Shard
+from socketspec.cluster.shard import LinkOptions, NotSentError, RefusedError, ReplicaError, Shard
 from socketspec.errors import BackendError
 
-__all__ = ("Address", "LinkOptions", "NotSentError", "RefusedError", "Topology", "make_topology")
+__all__ = ("Address", "LinkOptions", "NotSentError", "RefusedError", "ReplicaError", "Topology", "make_topology")
 
 logger: logging.Logger = logging.getLogger("socketspec.cluster")
 
@@ -42,7 +42,10 @@ class Topology(Protocol):
         ...
 
     async def refresh(self) -> None:
-        """Find out anew who owns what; callers at the same time share one search. Raises `BackendError`."""
+        """Find out anew who owns what; callers at the same time share one search. Raises `BackendError`.
+
+        A `ReplicaError` says that a server has lost its role; any other, that the search failed.
+        """
         ...
 
     def addresses(self) -> Sequence[Address]:

@@ -48,7 +48,7 @@ def recipe(heading: str) -> list[list[str]]:
 
 
 ON_EVERY_SERVER = recipe("On every server")
-SENTINEL_SERVERS, SENTINEL_ITSELF = recipe("With Sentinel, as well")
+(SENTINEL_ITSELF,) = recipe("With Sentinel, as well")
 IN_A_CLUSTER = recipe("In a cluster, as well")
 
 
@@ -76,7 +76,7 @@ def used(server: Server) -> set[str]:
 @pytest.fixture
 def own_sentinels(healthy_sentinels: Sentinels) -> Iterator[Sentinels]:
     """Sentinels that know the user, as their servers do."""
-    permit(healthy_sentinels.servers, *ON_EVERY_SERVER, SENTINEL_SERVERS)
+    permit(healthy_sentinels.servers, *ON_EVERY_SERVER)
     permit(healthy_sentinels.sentinels, SENTINEL_ITSELF)
     yield healthy_sentinels
     for server in (*healthy_sentinels.servers, *healthy_sentinels.sentinels):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -47,6 +48,20 @@ async def test_an_async_error_comes_in_time_where_nobody_listens() -> None:
         with pytest.raises(BackendError):
             await publisher.broadcast("r", "e")
     assert time.monotonic() - began < timeout + 0.5
+
+
+async def test_an_async_publisher_sends_nothing_to_a_replica(
+    new_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socketspec.cluster.async_publisher.CHECK_EVERY", 0.0)
+    server, primary = new_server(), new_server()
+    async with AsyncPublisher(server.url) as publisher:
+        assert (await publisher.broadcast("r", "e")).nodes == 0
+        server.ask("REPLICAOF", primary.host, primary.port)
+        answers = await asyncio.gather(*(publisher.broadcast("r", "e") for _ in range(5)), return_exceptions=True)
+        assert ["is a replica now" in str(answer) for answer in answers] == [True] * 5
+        server.ask("REPLICAOF", "NO", "ONE")
+        assert (await publisher.broadcast("r", "e")).nodes == 0
 
 
 async def test_another_event_loop_needs_a_publisher_of_its_own(standalone_server: Server, prefix: str) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -246,6 +248,108 @@ def test_a_password_is_used_and_a_wrong_one_is_an_error_at_once(new_server: Call
             publisher.broadcast("r", "e")
         assert "wrong@" not in str(caught.value)
         assert time.monotonic() - began < 2
+
+
+def test_a_replica_is_sent_nothing_whether_it_was_one_before_or_has_become_one(
+    new_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, primary = new_server(), new_server()
+    with Publisher(server.url, timeout=0.5) as publisher, Publisher(server.url, timeout=0.5) as newcomer:
+        publisher.broadcast("r", "e")
+        server.ask("REPLICAOF", primary.host, primary.port)
+        monkeypatch.setattr("socketspec.cluster.sync_link.CHECK_EVERY", 0.0)
+        for one in (publisher, newcomer):
+            with pytest.raises(BackendError, match=r"was not sent\..* is a replica now.* give the primary's address"):
+                one.broadcast("r", "e")
+        server.ask("REPLICAOF", "NO", "ONE")
+        for one in (publisher, newcomer):
+            assert one.broadcast("r", "e").nodes == 0
+
+
+def test_a_server_whose_role_is_known_since_a_moment_ago_is_not_asked_again(server: Server) -> None:
+    with Publisher(server.url) as publisher:
+        before = int(server.info("commandstats").get("cmdstat_hello", "calls=0,").split(",")[0].removeprefix("calls="))
+        for _ in range(5):
+            publisher.broadcast("r", "e")
+        assert f"calls={before + 1}," in server.info("commandstats")["cmdstat_hello"]
+
+
+@pytest.fixture
+def deaf() -> Iterator[tuple[str, int]]:
+    """An address where connecting takes for ever."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(3):  # until its queue is full
+            caller = stack.enter_context(socket.socket())
+            caller.setblocking(False)
+            caller.connect_ex(listener.getsockname())
+        yield listener.getsockname()
+
+
+def lookup(monkeypatch: pytest.MonkeyPatch, look_up: Callable[[], Sequence[tuple[str, int]]]) -> None:
+    """Have every name stand for these addresses."""
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda *_, **__: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", place) for place in look_up()],
+    )
+
+
+def test_all_addresses_of_a_name_together_have_the_timeout(
+    deaf: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lookup(monkeypatch, lambda: [deaf] * 4)
+    began = time.monotonic()
+    with pytest.raises(BackendError, match="no answer in time"):
+        Publisher("redis://name", timeout=0.6).broadcast("r", "e")
+    assert time.monotonic() - began < 1.1
+
+
+def test_an_address_that_does_not_answer_leaves_time_for_the_next(
+    server: Server, deaf: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lookup(monkeypatch, lambda: [deaf, (server.host, server.port)])
+    with Publisher("redis://name", timeout=2) as publisher:
+        assert publisher.broadcast("r", "e").nodes == 0
+
+
+def test_a_name_service_that_hangs_is_an_error_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+
+    def hang() -> Sequence[tuple[str, int]]:
+        over.wait(30)
+        return []
+
+    try:
+        lookup(monkeypatch, hang)
+        began = time.monotonic()
+        with pytest.raises(BackendError, match=r"was not sent.*the host name is not known: no answer in time"):
+            Publisher("redis://name", timeout=0.6).broadcast("r", "e")
+        assert time.monotonic() - began < 1.1
+    finally:
+        over.set()
+
+
+def test_tls_where_there_is_none_and_none_where_there_is_gets_a_hint(tls_server: Server, server: Server) -> None:
+    for url, hint in (
+        (f"redis://127.0.0.1:{tls_server.port}", "If it speaks TLS, use rediss://"),
+        (f"rediss://127.0.0.1:{server.port}", "If it does not speak TLS, use redis://"),
+    ):
+        with pytest.raises(BackendError, match=hint), Publisher(url, timeout=1) as publisher:
+            publisher.broadcast("r", "e")
+
+
+def test_a_server_we_were_connected_to_gets_no_hint_about_tls(server: Server) -> None:
+    with Publisher(server.url, timeout=0.5) as publisher:
+        publisher.broadcast("r", "e")
+        server.stop_for()
+        for complaint in ("may have been executed", "was not sent"):  # on the connection there is, and on a new one
+            with pytest.raises(BackendError, match=complaint) as caught:
+                publisher.broadcast("r", "e")
+            assert "TLS" not in str(caught.value)
+        server.cont()
 
 
 def test_tls_with_our_authority_works_and_without_it_is_refused(tls_server: Server) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -83,6 +83,19 @@ async def test_redis_killed_and_back_after_three_seconds(server: Server, tmp_pat
         await still_here(s)
         assert await a_broadcast_ends_in_time(s.speaker) == "HANDLER_ERROR"
         server.restart()
+        await recovered(s)
+
+
+async def test_a_server_that_was_made_a_replica_is_said_within_six_seconds_and_heals(
+    new_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    server, primary = new_server(), new_server()
+    async with scene(server, tmp_path) as s:
+        server.ask("REPLICAOF", "127.0.0.1", primary.port)
+        took = [await s.nodes.until_ready(number, False, 7) for number in range(2)]
+        assert sum(took) <= 6
+        await still_here(s)
+        server.ask("REPLICAOF", "NO", "ONE")
         await recovered(s)
 
 

@@ -244,6 +244,18 @@ async def test_a_server_that_closes_at_once_is_an_error_with_a_hint() -> None:
     server.close()
 
 
+async def test_a_server_that_has_answered_before_gets_no_hint_about_tls(server: Server) -> None:
+    async with started_topology(server.url, connect_timeout=0.3) as topology:
+        server.stop_for()
+        with pytest.raises(BackendError, match=r"no answer within 0\.3 s\.$"):
+            await topology.refresh()
+        server.cont()
+
+
+async def test_a_database_that_is_not_there_is_refused_at_once(standalone_server: Server) -> None:
+    assert "has no such database" in await refusal(f"{standalone_server.url}/99")
+
+
 # TLS
 
 

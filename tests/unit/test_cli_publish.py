@@ -39,7 +39,7 @@ NOBODY = ["--backend", "redis://127.0.0.1:1", "--timeout", "0.2"]
         (["--user", "", "event"], "user id '' is empty"),
         (["room", "event", "--namespace", "chat"], 'does not start with "/"'),
         (["room", "event", "--prefix", "a b"], "prefix"),
-        (["room", "event", "--timeout", "0"], "command_timeout"),
+        (["room", "event", "--timeout", "-1"], "--timeout=-1.0 must be a number of seconds from 0.05 to 60"),
         (["room", "event", "--timeout", "soon"], "invalid float value"),
         (["room", "event", "--backend", "http://x"], "scheme 'http' is unknown"),
         (["--all", "event", "--idempotency-key", "k"], "--idempotency-key is for rooms"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
@@ -10,7 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from socketspec import SocketApp
+from socketspec.cluster.backend import RedisBackend, from_url
 from socketspec.cluster.options import Address, RedisOptions, Servers, parse_url
+from socketspec.cluster.publisher import Publisher
 from socketspec.errors import ConfigurationError
 
 PASSWORD = "s3cr:et/@?#%"
@@ -94,12 +98,34 @@ def test_the_query_string_holds_options() -> None:
         ("redis://h?check_hostname=perhaps", "true or false"),
         ("redis://h?timeout=1", "'timeout' is unknown; the options are: ca_certs,"),
         ("redis://h#x", "%23"),
+        ("redis://my host", "holds a space"),
+        ("redis+cluster://a ,b c", "holds a space"),
+        (None, "must be a str such as redis://host:6379, not NoneType"),
+        (5, "not int"),
+        (b"redis://:s3cr@h", "not bytes"),
+        ("", "scheme '' is unknown"),
     ],
 )
-def test_a_url_that_cannot_work_is_refused_with_what_to_do(url: str, hint: str) -> None:
+@pytest.mark.parametrize("read", [parse_url, RedisBackend, from_url])
+def test_a_url_that_cannot_work_is_refused_with_what_to_do(url: Any, hint: str, read: Callable[[Any], object]) -> None:
     with pytest.raises(ConfigurationError) as refused:
-        parse_url(url)
+        read(url)
     assert hint in str(refused.value)
+    assert "s3cr" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", [" redis://h/1\n", "REDIS://h/1"])
+def test_spaces_around_a_url_and_capitals_in_its_scheme_do_not_count(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse_url(url) == parse_url("redis://h/1")
+    assert SocketApp(backend=url).node
+    assert repr(Publisher(url)) == repr(Publisher("redis://h/1"))
+    monkeypatch.setenv("SOCKETSPEC_BACKEND", url)
+    assert SocketApp().node
+
+
+def test_an_unknown_option_is_refused_by_name() -> None:
+    with pytest.raises(ConfigurationError, match="A RedisBackend has no option 'nope'; the options are: ca_certs,"):
+        RedisBackend("redis://h", nope=1)
 
 
 @pytest.mark.parametrize(
@@ -144,12 +170,17 @@ def test_no_repr_shows_a_password() -> None:
         {"max_pending": True},
         {"check_hostname": "yes"},
         {"keyfile": "k"},
+        {"username": b"s3cr"},
+        {"password": 5},
+        {"sentinel_username": 5},
+        {"sentinel_password": b"s3cr"},
     ],
 )
 def test_an_option_that_cannot_work_is_refused_by_name(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError) as refused:
         replace(RedisOptions(), **values)
     assert next(iter(values)) in str(refused.value)
+    assert "s3cr" not in str(refused.value)
 
 
 def test_an_address_with_ipv6_is_shown_in_brackets() -> None:

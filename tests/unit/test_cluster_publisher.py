@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from socketspec.backend import History, Position, Receipt, Topic
+from socketspec.cluster.async_publisher import AsyncPublisher
 from socketspec.cluster.commands import Command
 from socketspec.cluster.envelope import decode
 from socketspec.cluster.keys import Keys
@@ -187,6 +188,10 @@ def test_messages_are_taken_from_an_iterator_only_as_they_are_sent() -> None:
         (lambda made: made.revoke(None, "u", None, float("nan"), "", None), "more than 0 seconds"),
         (lambda made: made.count(" r", None), "white space"),
         (lambda made: list(made.batches([("r", "e", None), ("", "e", None)], None)), "room name"),
+        (lambda made: list(made.batches([("r", "e", None), ("r", "e")], None)), "message 2 must be .room, event, pay"),
+        (lambda made: list(made.batches(["ree"], None)), "message 1 must be .*not 'ree'"),
+        (lambda made: made.history("r", -1, None, None), r"history\(limit=-1\) must be a whole number"),
+        (lambda made: made.history("r", True, None, None), r"history\(limit=True\) must be a whole number"),
     ],
 )
 def test_what_an_app_would_refuse_is_refused_here_in_a_sentence(
@@ -203,8 +208,14 @@ def test_a_payload_that_cannot_be_sent_is_a_type_error(payload: object) -> None:
 
 
 def test_whoever_is_left_out_must_be_named_by_id() -> None:
-    with pytest.raises(TypeError, match="ids of connections, not int"):
-        requests().broadcast("r", "e", None, [1], None, None)  # type: ignore[list-item] # what untyped code passes
+    for exclude in ([1], 5):
+        with pytest.raises(TypeError, match="ids of connections, not int"):
+            requests().broadcast("r", "e", None, exclude, None, None)  # type: ignore[arg-type] # what untyped code passes
+
+
+def test_a_history_is_read_from_a_position() -> None:
+    with pytest.raises(TypeError, match=r"history\(since=5\) must be a Position"):
+        requests().history("r", None, 5, None)  # type: ignore[arg-type] # what untyped code passes
 
 
 def declared() -> Requests:
@@ -263,15 +274,20 @@ def test_an_event_declared_for_rooms_is_for_no_user_and_not_for_everybody() -> N
         ({"broadcasts": [Broadcasts("a", room="{")]}, "never closed"),
         ({"broadcasts": [Broadcasts("a", model=int)]}, "cannot be a payload"),
         ({"prefix": "a b"}, "prefix"),
-        ({"timeout": 0}, "command_timeout"),
+        ({"timeout": 0}, "^timeout=0 must be a number of seconds from 0.05 to 60"),
         ({"retries": 3}, "no option 'retries'; the options are: .*connect_timeout"),
         ({"ca_certs": "/nowhere.pem"}, "ca_certs"),
+        ({"ca_certs": 5}, "ca_certs"),
+        ({"url": 5}, "must be a str"),
     ],
 )
-def test_options_that_cannot_work_are_refused_at_once(options: dict[str, Any], complaint: str) -> None:
+@pytest.mark.parametrize("kind", [Publisher, AsyncPublisher])
+def test_options_that_cannot_work_are_refused_at_once(
+    options: dict[str, Any], complaint: str, kind: type[Publisher | AsyncPublisher]
+) -> None:
     url = "rediss://localhost" if "ca_certs" in options else "redis://localhost"
     with pytest.raises(ConfigurationError, match=complaint):
-        Publisher(url, **options)
+        kind(**{"url": url, **options})
 
 
 def test_without_a_url_the_environment_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,7 +296,9 @@ def test_without_a_url_the_environment_says_where(monkeypatch: pytest.MonkeyPatc
     assert repr(Publisher("redis://given", prefix="x")) == "<Publisher given:6379 prefix='x'>"
 
 
-@pytest.mark.parametrize(("value", "complaint"), [(None, "SOCKETSPEC_BACKEND"), ("", "pass it"), ("memory", "share")])
+@pytest.mark.parametrize(
+    ("value", "complaint"), [(None, "SOCKETSPEC_BACKEND"), ("", "pass it"), ("memory", "share"), (" Memory", "share")]
+)
 def test_without_a_shared_backend_there_is_nobody_to_send_to(
     value: str | None, complaint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

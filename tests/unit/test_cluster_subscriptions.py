@@ -16,7 +16,7 @@ from socketspec.cluster.backoff import Backoff
 from socketspec.cluster.options import Address, RedisOptions
 from socketspec.cluster.reader import Answer, Link
 from socketspec.cluster.subscriptions import Subscriptions
-from socketspec.cluster.topology import LinkOptions
+from socketspec.cluster.topology import LinkOptions, ReplicaError
 from socketspec.errors import BackendError
 from socketspec.tasks import Tasks
 
@@ -452,6 +452,37 @@ async def test_a_lookup_that_fails_or_hangs_stops_nothing() -> None:
         await until(lambda: node.restored == [b"room"])
         node.servers[0].cut()
         await until(lambda: node.restored == [b"room"] * 2)
+
+
+async def test_a_replica_is_trouble_though_probes_come_back_and_a_failed_lookup_alone_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("socketspec.cluster.subscriptions.LOOK_EVERY", 0.05)
+    async with running() as node:
+        trouble: BackendError | None = BackendError("The Sentinels do not answer.")
+
+        async def fail() -> None:
+            if trouble is not None:
+                raise trouble
+
+        async def looked_twice() -> None:
+            before = node.topology.refreshes
+            await until(lambda: node.topology.refreshes > before + 1)
+
+        node.topology.on_refresh = fail
+        await looked_twice()
+        assert node.is_healthy
+        trouble = ReplicaError(Address("elsewhere", 1))  # what Sentinels may say of a server we do not use yet
+        await looked_twice()
+        assert node.is_healthy
+        trouble = ReplicaError(node.servers[0].address)
+        await until(lambda: not node.is_healthy)
+        assert "is a replica now" in node.subscriptions.health()[1]
+        await looked_twice()
+        assert not node.is_healthy
+        trouble = None
+        await until(lambda: node.is_healthy)
+        assert node.servers[0].accepted == 1
 
 
 # Liveness

@@ -161,5 +161,17 @@ def test_the_backend_comes_from_the_environment_where_the_app_names_none(monkeyp
     with pytest.raises(ConfigurationError, match=r"'nonsense'.*SOCKETSPEC_BACKEND"):
         SocketApp()
     assert SocketApp(backend="memory").node
-    monkeypatch.setenv("SOCKETSPEC_BACKEND", "")
+    monkeypatch.setenv("SOCKETSPEC_BACKEND", " MEMORY ")
     assert SocketApp().node
+    monkeypatch.delenv("SOCKETSPEC_BACKEND")
+    assert SocketApp().node
+
+
+@pytest.mark.parametrize("empty", ["", " \n"])
+def test_an_empty_backend_in_the_environment_does_not_make_a_node_alone(
+    empty: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOCKETSPEC_BACKEND", empty)
+    with pytest.raises(ConfigurationError, match="SOCKETSPEC_BACKEND is set but empty"):
+        SocketApp()
+    assert SocketApp(backend="memory").node
