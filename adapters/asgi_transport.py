@@ -142,7 +142,14 @@ class ASGITransport:
                 self._counters.sent_bytes += len(message.data(self._format))
             if self._close is not None and not self._gone:
                 code, reason = self._close
-                await self._timed(self._send({"type": "websocket.close", "code": code, "reason": _cut(reason)}))
+                event = {"type": "websocket.close", "code": code, "reason": _cut(reason)}
+                try:
+                    await self._timed(self._send(event))
+                except (_StalledError, OSError):
+                    raise
+                except Exception:
+                    # daphne (autobahn) sends 1000 and 3000-4999 only, and leaves the connection open over any other.
+                    await self._timed(self._send({**event, "code": 1000}))
         except _StalledError:
             self._gone = True
             self._outbox.clear()

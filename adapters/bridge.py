@@ -73,7 +73,10 @@ class Bridge:
         except ClientDisconnected:
             pass
         except BaseException as error:
-            logger.error("Exception in ASGI application\n", exc_info=error)
+            if self._state == "closed" and isinstance(error.__context__, ClientDisconnected):
+                logger.info("The application went on sending to a client that was gone: %r", error)
+            else:
+                logger.error("Exception in ASGI application\n", exc_info=error)
             self._failed()
             if not isinstance(error, Exception):
                 raise
@@ -143,9 +146,9 @@ class Bridge:
 
     def _answer(self, kind: str, event: Event) -> None:
         if kind == "websocket.accept":
+            self._door.accept(event.get("subprotocol"), event.get("headers") or ())
             self._state = "open"
             self._announce("[accepted]")
-            self._door.accept(event.get("subprotocol"), event.get("headers") or ())
             self._ping_later()
         elif kind == "websocket.close" and self._response is None:
             self._reject(403, (), b"")

@@ -165,7 +165,7 @@ class DirectTransport:
             self._queue(messages)
         elif len(messages) == 1:
             message = messages[0]
-            shared = message.shared
+            shared = message.shared  # as in `_shared`; a call would cost as much as all the rest
             if shared is None or shared[0] is not self._key:
                 shared = message.shared = (self._key, self._frame(message))
             self._write(shared[1])
@@ -174,10 +174,23 @@ class DirectTransport:
             first, last = messages[0], messages[-1]
             joined = first.joined
             if joined is None or joined[0] is not self._key or joined[2] is not last or joined[1] != len(messages):
-                data = b"".join([self._frame(message) for message in messages])
+                frames = [self._shared(message) for message in messages]
+                data = b"".join(frames) if sum(map(len, frames)) <= BATCH else b""
                 joined = first.joined = (self._key, len(messages), last, data)
-            self._write(joined[3])
-            self._counters.sent_bytes += len(joined[3])
+            if joined[3]:
+                self._write(joined[3])
+                self._counters.sent_bytes += len(joined[3])
+            else:  # too much for one write: a client that takes nothing would be given more than its bound
+                for message in messages:
+                    self.write(message)
+
+    def _shared(self, message: Message) -> bytes:
+        """The message's frame, made (and compressed) once for all connections with this format and compression."""
+        shared = message.shared
+        if shared is None or shared[0] is not self._key:
+            shared = message.shared = (self._key, self._frame(message))
+        frame: bytes = shared[1]
+        return frame
 
     def _frame(self, message: Message) -> bytes:
         return self._line.encode(message.data(self._format), binary=self._format is Format.MSGPACK)
@@ -208,7 +221,7 @@ class DirectTransport:
             frames: list[bytes] = []
             size = 0
             while self._outbox and size < BATCH:
-                frames.append(self._frame(self._outbox.pop()))
+                frames.append(self._shared(self._outbox.pop()))
                 size += len(frames[-1])
             self._write(b"".join(frames))
             self._counters.sent_bytes += size

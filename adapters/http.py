@@ -255,7 +255,10 @@ class GuardedH11Protocol(H11Protocol):
         if has_begun or self.transport.is_closing() or not self.transport.can_write_eof():
             self.transport.close()
         else:
-            self.transport.write_eof()
+            try:
+                self.transport.write_eof()
+            except OSError:  # the client has reset the connection, and the event loop does not know yet
+                self.transport.abort()
             self.flow.resume_reading()
         self._timer = self.loop.call_later(self.close_timeout, self.transport.abort)
 

@@ -239,7 +239,7 @@ class FrameLine(asyncio.Protocol):
         self._is_held = self._is_yielding = False
         self._mind_reading()
         if self._transport.can_write_eof() and not self._transport.is_closing():
-            self._transport.write_eof()
+            _half_close(self._transport)
         else:
             self._transport.close()
         self._abort_later()
@@ -339,6 +339,13 @@ def _close_frame(code: int, reason: str) -> bytes:
         return frame_header(CLOSE, 0)
     payload = struct.pack("!H", code) + reason.encode()[:123].decode(errors="ignore").encode()
     return frame_header(CLOSE, len(payload)) + payload
+
+
+def _half_close(transport: asyncio.Transport) -> None:
+    try:
+        transport.write_eof()
+    except OSError:  # the client has reset the connection, and the event loop does not know yet
+        transport.abort()
 
 
 def _send_at_once(transport: asyncio.Transport) -> None:

@@ -12,6 +12,8 @@ import logging
 import os
 import signal
 import socket
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +35,8 @@ BACKLOG: Final = 4096
 """Connections that the kernel may keep until they are accepted."""
 LOOK: Final = 0.1
 """Seconds after which a second signal is heeded while the drain is under way."""
+LAST_GRACE: Final = 2.0
+"""Seconds that threads and tasks which heed nothing have once everything else has ended."""
 CLOSING: Final = 10
 """Seconds that connections which are no `SocketApp`'s, and requests, have to end after the drain."""
 
@@ -79,10 +83,11 @@ class DrainingServer(uvicorn.Server):
             await asyncio.wait((ending,), timeout=LOOK)
         if not ending.done():
             ending.cancel()
-            await asyncio.wait((ending,))
+            await asyncio.wait((ending,), timeout=LAST_GRACE)
             self._give_up()
         elif ending.exception() is not None:
             logger.error("Shutting down failed", exc_info=ending.exception())
+        _end_for_sure()
 
     async def _end(self, sockets: list[socket.socket] | None) -> None:
         try:
@@ -97,6 +102,20 @@ class DrainingServer(uvicorn.Server):
         logger.setLevel(logging.CRITICAL)
         for server in self.servers:
             server.close()
+
+
+def _end_for_sure() -> None:
+    """End the process in a moment, whatever still runs in it: Python waits for threads and tasks that never end."""
+
+    def end() -> None:
+        sys.stderr.write("socketspec: something of the application does not end; the process does\n")
+        sys.stderr.flush()
+        logging.shutdown()
+        os._exit(0)
+
+    watchdog = threading.Timer(LAST_GRACE, end)
+    watchdog.daemon = True  # where everything ends by itself, it is never heard of
+    watchdog.start()
 
 
 class _WorkerServer(DrainingServer):
@@ -185,14 +204,13 @@ def _config(serving: Serving) -> uvicorn.Config:
 
 def _logging(serving: Serving) -> dict[str, Any]:
     """uvicorn's logging and ours, without what stands in queries: that is where tokens are."""
-    level = "debug" if serving.log_level == "trace" else serving.log_level
     config: dict[str, Any] = copy.deepcopy(LOGGING_CONFIG)
     config["filters"] = {"redact": {"()": "socketspec.adapters.http.RedactQuery"}}
     for handler in config["handlers"].values():
         handler["filters"] = ["redact"]
     if serving.log_format == "json":
         config["formatters"] = {name: {"()": "socketspec.logs.JsonFormatter"} for name in config["formatters"]}
-    config["loggers"]["socketspec"] = {"handlers": ["default"], "level": level.upper(), "propagate": False}
+    config["loggers"]["socketspec"] = {"handlers": ["default"], "level": serving.log_level.upper(), "propagate": False}
     return config
 
 

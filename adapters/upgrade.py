@@ -11,7 +11,7 @@ from urllib.parse import unquote
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
-__all__ = ("Pairs", "read", "refusal", "scope_of")
+__all__ = ("Pairs", "ends_head", "read", "refusal", "scope_of")
 
 # At debug level, websockets logs every header: tokens and cookies among them.
 _silent: logging.Logger = logging.getLogger("socketspec.adapters.upgrade.silent")
@@ -70,6 +70,11 @@ def scope_of(
     }
 
 
+def ends_head(headers: Pairs) -> bool:
+    """Whether one of the application's headers would end the line, or the head, of an answer (CWE-113)."""
+    return any(b"\r" in part or b"\n" in part or b"\0" in part for pair in headers for part in pair)
+
+
 def refusal(status: int, headers: Pairs, body: bytes) -> bytes:
     """An HTTP response that ends the connection."""
     try:
@@ -78,6 +83,8 @@ def refusal(status: int, headers: Pairs, body: bytes) -> bytes:
         phrase = ""
     lines = [f"HTTP/1.1 {status} {phrase}".encode()]
     given = [(name.lower(), value) for name, value in headers]
+    if ends_head(given):
+        return refusal(500, (), b"Internal Server Error")
     lines += [name + b": " + value for name, value in given if name not in (b"content-length", b"connection")]
     lines += [b"content-length: %d" % len(body), b"connection: close"]
     return b"\r\n".join(lines) + b"\r\n\r\n" + body

@@ -23,7 +23,7 @@ from socketspec.adapters.deflate import negotiate
 from socketspec.adapters.frames import FrameReader
 from socketspec.adapters.handover import EXTENSION, Line, Sink
 from socketspec.adapters.line import CLOSING, OPEN, SHAKING, FrameLine, write_nothing
-from socketspec.adapters.upgrade import Pairs, read, refusal, scope_of
+from socketspec.adapters.upgrade import Pairs, ends_head, read, refusal, scope_of
 
 __all__ = ("DeflateWebSocketProtocol", "WebSocketProtocol")
 
@@ -122,6 +122,8 @@ class WebSocketProtocol(FrameLine):
 
     def accept(self, subprotocol: str | None, headers: Pairs) -> None:
         """Answer with 101: the connection is open."""
+        if ends_head((*headers, (b"", (subprotocol or "").encode()))):
+            raise ValueError("A header or subprotocol of the application has a line end in it.")
         response, self._response = self._response, None
         if response is None or self._state != SHAKING:
             return
@@ -153,6 +155,8 @@ class WebSocketProtocol(FrameLine):
             if self._is_full:
                 sink.full()
         else:
+            if self._state == SHAKING:  # something between us and the application kept the accept: nobody is left
+                self.abort()
             self.write = write_nothing
             self._loop.call_soon(sink.lost, 1006, "")
         return self

@@ -6,12 +6,14 @@ import asyncio
 import logging
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 __all__ = ("CancelledWithinError", "Tasks", "unless_cancelled")
 
 logger: logging.Logger = logging.getLogger("socketspec.tasks")
 
+STUBBORN: Final = 1.0
+"""Seconds, at least, that a cancelled task has to end; your code may catch the cancellation."""
 
 T = TypeVar("T")
 
@@ -79,4 +81,6 @@ class Tasks:
             task.cancel()
         if unfinished:
             logger.warning("Cancelled %d tasks that did not finish within %.1f s", len(unfinished), grace)
-            await asyncio.gather(*unfinished, return_exceptions=True)
+            _, stubborn = await asyncio.wait(unfinished, timeout=max(grace, STUBBORN))
+            for task in stubborn:
+                logger.error("Task %r does not end although it was cancelled: it is left behind", task.get_name())

@@ -30,7 +30,7 @@ def run(*arguments: str, backend: str = "", stdin: str = "", folder: Path = ROOT
         cwd=folder,
         check=False,
         input=stdin,
-        env={**os.environ, "SOCKETSPEC_BACKEND": backend, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "SOCKETSPEC_BACKEND": backend or "memory", "PYTHONPATH": str(ROOT)},
     )
 
 

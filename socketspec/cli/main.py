@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from socketspec import __version__
-from socketspec.cli import demo_command, publish_command, serve_command
+from socketspec.cli import bench_command, demo_command, plan_command, publish_command, serve_command
 
 __all__ = ("main",)
 
@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"socketspec {__version__}")
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
-    for command in (serve_command, publish_command, demo_command):
+    for command in (serve_command, publish_command, bench_command, plan_command, demo_command):
         command.add_to(commands)
     return parser
 

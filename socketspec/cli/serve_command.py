@@ -55,7 +55,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument(
         "--log-level",
         default="info",
-        choices=("critical", "error", "warning", "info", "debug", "trace"),
+        choices=("critical", "error", "warning", "info", "debug"),
         help="(default: %(default)s)",
     )
     parser.add_argument("--log-format", default="text", choices=("text", "json"), help="(default: %(default)s)")

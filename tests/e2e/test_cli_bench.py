@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -15,7 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from socketspec.cli.bench.counting import Histogram, Seen, Sequences
+from socketspec.cli.bench.frames import Frames
+from socketspec.cli.main import main
+from socketspec.wire import frame_header
 from tests.servers import Server as Redis
 from tests.servers import free_port
 from tests.support import ROOT, Server, jwt, serving
@@ -223,6 +230,19 @@ def test_rooms_and_publishers_are_counted_apart_in_each_subprotocol(
     assert run.messages["delivered"] == 36 * 3  # 18 seats in 6 rooms
 
 
+def test_the_reference_node_is_measured_without_further_options(tmp_path: Path) -> None:
+    node = Server.start(
+        tmp_path / "node",
+        "from node import app",
+        options=["--ws", "socketspec.adapters.uvicorn:WebSocketProtocol"],
+        environment={"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'deploy'}", "SOCKETSPEC_ANONYMOUS": "true"},
+    )
+    with serving(node):
+        run = bench(tmp_path, node.url("/ws"), "--strict")
+    assert run.status == 0, run
+    assert run.messages["delivered"] == run.messages["expected"] == 40
+
+
 def test_a_message_that_the_app_drops_is_a_gap_and_one_sent_twice_a_duplicate(server: Server, tmp_path: Path) -> None:
     run = bench(tmp_path, server.url("/ws"), "--publish-event", "say_badly", "--room-name", "bad-{n}", "--strict")
     assert run.status == 1, run
@@ -324,6 +344,45 @@ def test_what_does_not_fit_the_app_is_one_sentence_before_the_run(
     assert run.errors.count("\n") == 1
 
 
+@given(st.permutations([*range(1, 13)]), st.sets(st.integers(1, 12)), st.lists(st.integers(0, 11)))
+def test_what_is_missing_late_or_twice_is_known_whatever_comes_in_which_order(
+    order: list[int], dropped: set[int], repeated: list[int]
+) -> None:
+    arriving = [number for number in order if number not in dropped]
+    arriving += [arriving[place % len(arriving)] for place in repeated] if arriving else []
+    sequences = Sequences([7])
+    seen = [sequences.see(7, number) for number in arriving]
+    assert sum(each <= Seen.LATE for each in seen) == 12 - len(dropped)
+    assert seen.count(Seen.DUPLICATE) == len(arriving) - (12 - len(dropped))
+    runs = sum(number - 1 not in dropped for number in dropped)
+    assert sequences.missing({7: 12}) == (len(dropped), runs)
+    assert sequences.see(8, 1) is Seen.STRANGE
+
+
+@given(st.lists(st.integers(0, 10**12), min_size=1), st.lists(st.integers(0, 10**12)))
+def test_percentiles_are_those_of_the_sorted_times_within_two_percent(first: list[int], second: list[int]) -> None:
+    histograms = []
+    for values in (first, second):
+        histograms.append(Histogram())
+        for value in values:
+            histograms[-1].add(value)
+    histograms[0].merge(histograms[1])
+    every = sorted([*first, *second])
+    for part in (0.01, 0.5, 0.9, 0.99, 1.0):
+        exact = every[max(math.ceil(part * len(every)) - 1, 0)]
+        assert exact <= histograms[0].percentile(part) <= exact * 1.02
+    assert histograms[0].mean == pytest.approx(sum(every) / len(every))
+
+
+@given(st.lists(st.binary(max_size=300), max_size=5), st.integers(1, 40), st.integers(0, 70_000))
+def test_frames_are_whole_whatever_the_reads_were(payloads: list[bytes], step: int, large: int) -> None:
+    payloads = [*payloads, b"x" * large]
+    sent = b"".join(frame_header(2, len(each)) + each for each in payloads)
+    frames, step = Frames(), step if large < 1000 else step * 1000
+    got = [found for at in range(0, len(sent), step) for found in frames.feed(sent[at : at + step])]
+    assert got == [(2, each) for each in payloads]
+
+
 def test_where_nobody_listens_it_says_so(tmp_path: Path) -> None:
     run = bench(tmp_path, f"ws://127.0.0.1:{free_port()}/ws?token=s3cret")
     assert run.status == 1
@@ -402,8 +461,6 @@ def test_ctrl_c_ends_the_run_early_and_reports_what_there_was(server: Server, tm
 def test_a_misuse_is_one_sentence_and_status_2(
     options: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from socketspec.cli.main import main
-
     assert main(["bench", *options]) == 2
     captured = capsys.readouterr()
     assert complaint in captured.err

@@ -23,7 +23,7 @@ APP = """
 import asyncio
 from contextlib import asynccontextmanager
 
-from fastapi import Depends, FastAPI, Header, WebSocket, WebSocketDisconnect, WebSocketException
+from fastapi import Depends, FastAPI, Header, HTTPException, WebSocket, WebSocketDisconnect, WebSocketException
 from socketspec import Connection, SocketApp
 from socketspec.adapters.fastapi import mount
 from socketspec.session import SessionConfig
@@ -125,6 +125,34 @@ async def denied(websocket: WebSocket):
     raise WebSocketException(code=1008, reason="no")
 
 
+@app.websocket("/splits")
+async def splits(websocket: WebSocket):
+    raise HTTPException(401, headers={"x-a": "b\\r\\nX-Evil: 1"})
+
+
+@app.websocket("/splits-accept")
+async def splits_accept(websocket: WebSocket):
+    await websocket.accept(headers=[(b"x-a", b"b\\r\\nX-Evil: 1")])
+
+
+class Swallow:
+    # A middleware that keeps the accept for itself.
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        async def swallow(message):
+            if message["type"] != "websocket.accept":
+                await send(message)
+
+        await self.app(scope, receive, swallow if scope["path"] == "/swallowed" else send)
+
+
+app.add_middleware(Swallow)
+mount(SocketApp(namespace="/swallowed", health_url=None), app, path="/swallowed")
+
+
 @app.websocket("/broken")
 async def broken(websocket: WebSocket):
     await websocket.accept()
@@ -152,7 +180,9 @@ async def pours(websocket: WebSocket):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server.start(tmp_path_factory.mktemp("fast"), APP, options=PLAIN)
-    with serving(server, expected=["RuntimeError: broken on purpose"]):
+    failures = ["RuntimeError: broken on purpose"]
+    failures += ["ValueError: A header or subprotocol of the application has a line end in it."]
+    with serving(server, expected=failures):
         yield server
 
 
@@ -285,6 +315,30 @@ async def test_a_route_that_refuses_is_403_and_tcp_is_closed(server: Server, pat
     with pytest.raises(InvalidStatus) as refused:
         await connect(server.url(path), proxy=None)
     assert refused.value.response.status_code == 403
+
+
+def answer_to_an_upgrade(server: Server, path: str) -> bytes:
+    """Everything the server sends until it closes."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client:
+        client.sendall(
+            f"GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
+        )
+        answer = b""
+        while data := client.recv(4096):
+            answer += data
+        return answer
+
+
+@pytest.mark.parametrize("path", ["/splits", "/splits-accept"])
+def test_a_header_cannot_end_the_head_of_an_answer(server: Server, path: str) -> None:
+    answer = answer_to_an_upgrade(server, path)
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    assert b"X-Evil" not in answer
+
+
+def test_a_connection_whose_accept_was_kept_back_is_closed(server: Server) -> None:
+    assert answer_to_an_upgrade(server, "/swallowed") == b""
 
 
 async def test_a_route_that_fails_closes_with_1011_and_is_logged(server: Server) -> None:

@@ -21,8 +21,8 @@ from tests.support_demo import run
 
 APP = """
 import asyncio
-import json
 import logging
+import time
 
 from fastapi import FastAPI, WebSocket
 from socketspec import Connection, SocketApp
@@ -43,6 +43,22 @@ async def work(conn: Connection, payload: dict):
     print("works", flush=True)
     await asyncio.sleep(payload["seconds"])
     return {"work": "done"}
+
+
+@socket.on("block")
+async def block(conn: Connection):
+    print("works", flush=True)
+    await asyncio.to_thread(time.sleep, 50)
+
+
+@socket.on("refuse")
+async def refuse(conn: Connection):
+    print("works", flush=True)
+    while True:
+        try:
+            await asyncio.sleep(50)
+        except asyncio.CancelledError:
+            continue
 
 
 @socket.on("fail")
@@ -187,6 +203,19 @@ async def test_one_ctrl_c_drains_the_workers(tmp_path: Path) -> None:
             assert (await ada.receive())["payload"] == {"work": "done"}
             assert (await ada.closed())[0] == 1012
         assert await ended(server) == 0
+
+
+@pytest.mark.parametrize("event", ["block", "refuse"])
+async def test_what_never_ends_does_not_keep_the_process(tmp_path: Path, event: str) -> None:
+    with served(tmp_path / event, "--drain-window", "0.1", "--drain-grace", "0.3") as server:
+        async with client(server.url("/ws")) as ada:
+            await ada.send(event, id=1)
+            await server.logged("works")
+            server.process.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            assert await ended(server) == 0
+            assert time.monotonic() - began < 12
+        assert "something of the application does not end" in server.log
 
 
 async def test_the_drain_url_drains_and_answers_when_it_is_done(tmp_path: Path) -> None:

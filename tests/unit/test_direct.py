@@ -130,6 +130,30 @@ async def test_a_client_that_is_slow_again_gets_no_more_than_it_takes() -> None:
     assert numbers(line) == [1] * 10
 
 
+def test_a_burst_of_large_messages_gives_a_stalled_client_no_more_than_one_of_them() -> None:
+    transport, line = pair(max_buffer=1_048_576)
+    told: list[str] = []
+    transport.on_slow = lambda: told.append("slow")
+    line.room = 1  # the kernel takes nothing of what is written first
+    large = b'{"text":"%s"}' % (b"x" * 262_144)
+    transport.write(*(Message("said", large, room="r") for _ in range(5)))
+    assert len(line.written) == 1
+    assert len(line.written[0]) < 300_000
+    assert told == ["slow"]
+
+
+def test_what_a_client_was_full_for_is_not_encoded_again_for_it() -> None:
+    (quick, quick_line), (slow, slow_line) = pair(), pair()
+    slow.full()
+    messages = [said(number) for number in range(5)]
+    for message in messages:
+        quick.write(message)
+        slow.write(message)
+    slow.writable()
+    assert numbers(slow_line) == numbers(quick_line)
+    assert slow_line.encoded == 0
+
+
 def test_a_full_outbox_tells_the_engine_once_and_forgets_what_waited() -> None:
     transport, line = pair(max_buffer=2000)
     told: list[str] = []
