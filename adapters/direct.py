@@ -129,9 +129,9 @@ class DirectTransport:
         "_last_moment",
         "_limits",
         "_line",
+        "_on_slow",
         "_outbox",
         "_write",
-        "on_slow",
     )
 
     can_ping: bool = True
@@ -151,7 +151,16 @@ class DirectTransport:
         self._outbox: Outbox | None = None
         self._drained: asyncio.Future[None] | None = None
         self._last_moment: asyncio.TimerHandle | None = None
-        self.on_slow: Callable[[], None] = _nobody
+        self._on_slow: Callable[[], None] = _nobody
+
+    @property
+    def on_slow(self) -> Callable[[], None]:
+        """Called once when the client does not keep up. The engine sets it."""
+        return self._on_slow
+
+    @on_slow.setter
+    def on_slow(self, call: Callable[[], None]) -> None:
+        self._on_slow = call
 
     @property
     def buffered(self) -> int:
@@ -204,7 +213,7 @@ class DirectTransport:
             pushed = self._outbox.push(message)
             if pushed is Overflow.FULL:
                 self._outbox = None
-                self.on_slow()
+                self._on_slow()
                 return
             if pushed is Overflow.DROPPED:
                 self._counters.dropped += 1
@@ -267,14 +276,14 @@ class DirectTransport:
     def give_up(self) -> None:
         """The client has taken nothing for too long: nothing that waits is of use."""
         self._outbox = None
-        self.on_slow()
+        self._on_slow()
 
     def gone(self) -> None:
         """The line is lost."""
         self._is_gone = True
         self._direct = False
         self._outbox = None
-        self.on_slow = _nobody
+        self._on_slow = _nobody
         if self._last_moment is not None:
             self._last_moment.cancel()
         self._has_drained()

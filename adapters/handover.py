@@ -51,10 +51,16 @@ class Sink(Protocol):
 class Line(Protocol):
     """A connection, for the sink that took it over. Every method is called in the event loop and never blocks."""
 
-    max_size: int
-    """Bytes that one message may have; a longer one closes the connection with 1009."""
     stall_timeout: float
     """Seconds after which a client that takes nothing of what waits for it is given up."""
+
+    @property
+    def max_size(self) -> int:
+        """Bytes that one message may have; a longer one closes the connection with 1009. May be set."""
+        ...
+
+    @max_size.setter
+    def max_size(self, size: int) -> None: ...
 
     @property
     def deflate_bits(self) -> int:

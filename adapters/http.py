@@ -126,7 +126,7 @@ class _RefusedError(h11.RemoteProtocolError):
 
     def __init__(self, status: int, text: str, headers: str = "") -> None:
         super().__init__(text, status)
-        self.refusal = Refusal(status, text, headers)
+        self.refusal: Refusal = Refusal(status, text, headers)
 
 
 def _too_large() -> _RefusedError:
@@ -138,9 +138,9 @@ class _GuardedConnection(h11.Connection):
 
     def __init__(self, max_incomplete_event_size: int) -> None:
         super().__init__(h11.SERVER, max_incomplete_event_size)
-        self.refusal = Refusal(400, "Invalid HTTP request received.")
+        self.refusal: Refusal = Refusal(400, "Invalid HTTP request received.")
         """What to answer after an error."""
-        self.waiting = 0
+        self.waiting: int = 0
         """Bytes that have come of a head which is not complete."""
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
@@ -192,7 +192,7 @@ class GuardedH11Protocol(H11Protocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._guarded: _GuardedConnection = _GuardedConnection(config.h11_max_incomplete_event_size or MAX_HEAD)
-        self.conn = self._guarded
+        self.conn: h11.Connection = self._guarded
         self._timer: asyncio.TimerHandle | None = None
         self._is_refused = False
 

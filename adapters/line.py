@@ -19,7 +19,7 @@ from socketspec.adapters.handover import Sink
 from socketspec.adapters.stall import StallWatch
 from socketspec.wire import frame_header
 
-__all__ = ("CLOSING", "ENDING", "OPEN", "SHAKING", "FrameLine", "write_nothing")
+__all__ = ("CLOSING", "ENDING", "OPEN", "SHAKING", "FrameLine")
 
 SLICE: Final = 64
 """Frames of one connection handled before the event loop gets its turn."""
@@ -59,8 +59,8 @@ class FrameLine(asyncio.Protocol):
         "_stall",
         "_state",
         "_transport",
+        "_write",
         "stall_timeout",
-        "write",
     )
 
     assembly_timeout: float = 30.0
@@ -79,7 +79,7 @@ class FrameLine(asyncio.Protocol):
         self._deflate: Deflate | None = None
         self._reader: FrameReader = cast("FrameReader", None)  # the handshake makes it; nothing is read before
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)  # set before anything else is called
-        self.write: Callable[[bytes], None] = write_nothing
+        self._write: Callable[[bytes], None] = _write_nothing
         self.stall_timeout: float = self.max_stall
         self._is_held = self._is_yielding = self._is_full = False
         self._is_reading = True
@@ -94,7 +94,7 @@ class FrameLine(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self.write = self._transport.write
+        self._write = self._transport.write
         _send_at_once(self._transport)
         # Whatever the kernel does not take at once means: full. What waits then is the sink's, who has a policy.
         self._transport.set_write_buffer_limits(high=1, low=0)
@@ -211,11 +211,11 @@ class FrameLine(asyncio.Protocol):
             self._sink.heard()
 
     def _send_pong(self, payload: bytes) -> None:
-        self.write(frame_header(PONG, len(payload)) + payload)
+        self._write(frame_header(PONG, len(payload)) + payload)
 
     def _closed_by_client(self, code: int, reason: str) -> None:
         if self._state == OPEN:
-            self.write(_close_frame(code, ""))
+            self._write(_close_frame(code, ""))
         self._state = ENDING
         self._tell_lost(code, reason)
         self._transport.close()
@@ -235,7 +235,7 @@ class FrameLine(asyncio.Protocol):
         self._state = ENDING
         self._cancel_deadline()
         if last:
-            self.write(last)
+            self._write(last)
         self._is_held = self._is_yielding = False
         self._mind_reading()
         if self._transport.can_write_eof() and not self._transport.is_closing():
@@ -271,6 +271,11 @@ class FrameLine(asyncio.Protocol):
     # What the sink calls (see `Line`)
 
     @property
+    def write(self) -> Callable[[bytes], None]:
+        """Sends finished frames. Not to be called after `close`, `abort` or `Sink.lost`."""
+        return self._write
+
+    @property
     def max_size(self) -> int:
         """Bytes that one message may have; a longer one closes the connection with 1009."""
         return self._reader.max_size
@@ -300,7 +305,7 @@ class FrameLine(asyncio.Protocol):
     def ping(self) -> None:
         """Send a ping frame; `Sink.heard` tells of the answer."""
         if self._state == OPEN:
-            self.write(frame_header(PING, 0))
+            self._write(frame_header(PING, 0))
 
     def hold(self) -> None:
         """Deliver no more messages until `go_on`. The client is slowed down by TCP."""
@@ -321,12 +326,16 @@ class FrameLine(asyncio.Protocol):
             self.abort()
         elif self._state == OPEN:
             self._state = CLOSING
-            self.write(_close_frame(1000 if code in UNSENDABLE else code, reason))
+            self._write(_close_frame(1000 if code in UNSENDABLE else code, reason))
             self._abort_later()
             if self._is_held:  # the client's close frame may be there already
                 self._is_held = False
                 if not self._is_yielding:
                     self._yield()
+
+    def mute(self) -> None:
+        """What is written from now on goes nowhere."""
+        self._write = _write_nothing
 
     def abort(self) -> None:
         """Close at once."""
@@ -358,5 +367,5 @@ def _send_at_once(transport: asyncio.Transport) -> None:
         found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def write_nothing(data: bytes) -> None:
+def _write_nothing(data: bytes) -> None:
     """In the place of a transport's `write` where there is none."""

@@ -22,7 +22,7 @@ from socketspec.adapters.bridge import Bridge
 from socketspec.adapters.deflate import negotiate
 from socketspec.adapters.frames import FrameReader
 from socketspec.adapters.handover import EXTENSION, Line, Sink
-from socketspec.adapters.line import CLOSING, OPEN, SHAKING, FrameLine, write_nothing
+from socketspec.adapters.line import CLOSING, OPEN, SHAKING, FrameLine
 from socketspec.adapters.upgrade import Pairs, ends_head, read, refusal, scope_of
 
 __all__ = ("DeflateWebSocketProtocol", "WebSocketProtocol")
@@ -134,7 +134,7 @@ class WebSocketProtocol(FrameLine):
         if self._deflate is not None:
             response.headers["Sec-WebSocket-Extensions"] = self._extension
         self._state = OPEN
-        self.write(response.serialize())
+        self._write(response.serialize())
         if self._reader.held:  # the client did not wait for the answer
             self._yield()
 
@@ -157,7 +157,7 @@ class WebSocketProtocol(FrameLine):
         else:
             if self._state == SHAKING:  # something between us and the application kept the accept: nobody is left
                 self.abort()
-            self.write = write_nothing
+            self.mute()
             self._loop.call_soon(sink.lost, 1006, "")
         return self
 

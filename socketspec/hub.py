@@ -50,9 +50,9 @@ class Slices:
     __slots__ = ("_places", "batch", "reached", "recipients")
 
     def __init__(self, batch: tuple[Message, ...], recipients: Recipients) -> None:
-        self.batch = batch
-        self.recipients = recipients
-        self.reached = 0
+        self.batch: tuple[Message, ...] = batch
+        self.recipients: Recipients = recipients
+        self.reached: int = 0
         """How many of the recipients have been written to."""
         self._places: dict[str, int] | None = None
 

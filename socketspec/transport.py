@@ -185,8 +185,13 @@ class Transport(Protocol):
         """Bytes that wait because the peer does not take them."""
         ...
 
-    on_slow: Callable[[], None]
-    """Called once when the peer does not keep up. The engine sets it."""
+    @property
+    def on_slow(self) -> Callable[[], None]:
+        """Called once when the peer does not keep up. The engine sets it."""
+        ...
+
+    @on_slow.setter
+    def on_slow(self, call: Callable[[], None]) -> None: ...
 
     def write(self, *messages: Message) -> None:
         """Send `messages` in order, or queue them behind what waits. Does nothing once closing."""

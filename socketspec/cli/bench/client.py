@@ -43,11 +43,11 @@ class Client(asyncio.Protocol):
         self.opened: asyncio.Future[None] = loop.create_future()
         """Set by the 101 of the handshake."""
         self.sequences = streams
-        self.is_joined = False
-        self.is_open = False
+        self.is_joined: bool = False
+        self.is_open: bool = False
         self.preflight: asyncio.Future[None] = loop.create_future()
         """Set when a message of the preflight arrives."""
-        self.is_held_back = False
+        self.is_held_back: bool = False
         """Whether the transport holds so much that nothing more should be sent."""
         self.errors: dict[str, str] = {}
         """What the app has answered with ``__error__``: message by code."""
@@ -209,7 +209,7 @@ class Dialer:
     """Opens connections. The address is looked up once. Raises `RefusedError` where there is none."""
 
     def __init__(self, load: Load, wording: Wording, counts: Counts) -> None:
-        self.target = Target.parse(load.url)
+        self.target: Target = Target.parse(load.url)
         self._load = load
         self._wording = wording
         self._counts = counts

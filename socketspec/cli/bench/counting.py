@@ -26,9 +26,9 @@ class Histogram:
 
     def __init__(self) -> None:
         self.buckets: dict[int, int] = {}
-        self.count = 0
-        self.total = 0
-        self.highest = 0
+        self.count: int = 0
+        self.total: int = 0
+        self.highest: int = 0
 
     def add(self, nanoseconds: int) -> None:
         """Note one time; a negative one counts as none at all."""
