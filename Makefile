@@ -23,7 +23,7 @@ endif
 export PYTHON
 
 .PHONY: help run test lint ruff-check ruff-format format types mypy pyright verify-types contracts docs docs-serve \
-	wheel bench check clean
+	wheel deploy-tools bench check clean
 
 help: ## List the chores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ run: $(RUN) ## Set up, then run the demo chat on 127.0.0.1:8000 (PORT=9000 NODES
 test: $(DEV) ## Set up, then run the tests (ARGS="-k rooms -x")
 	$(BIN)/python -m pytest -q --durations=10 $(ARGS)
 	$(if $(ARGS),,SOCKETSPEC_TEST_UVICORN="$(FAST)" $(BIN)/python -m pytest -q -m "not asgi_only" $(ON_FAST))
+
+deploy-tools: $(DEV) ## Fetch Helm, promtool and the proxies that tests of deploy/ and helm/ use
+	$(BIN)/python scripts/deploy_tools.py
 
 lint: ruff-check ruff-format ## Check style and formatting
 

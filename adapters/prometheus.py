@@ -117,12 +117,12 @@ def _engines(found: Iterable[object]) -> list[Engine]:
 
 
 def _render(engines: Sequence[Engine]) -> bytes:
-    registry = CollectorRegistry()
-    ProcessCollector(registry=registry)
-    PlatformCollector(registry=registry)
-    GCCollector(registry=registry)
-    registry.register(SocketSpecCollector(engines))
-    return generate_latest(registry)
+    collected = CollectorRegistry()
+    ProcessCollector("", lambda: "self", "/proc", collected)
+    PlatformCollector(collected)
+    GCCollector(collected)
+    collected.register(SocketSpecCollector(engines))
+    return generate_latest(collected)
 
 
 _COUNTERS: Final[Mapping[str, Any]] = {
