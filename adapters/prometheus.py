@@ -47,6 +47,7 @@ NAMES: Final[Mapping[str, str]] = {
     "socketspec_joins_total": "Rooms joined by connections of this node.",
     "socketspec_leaves_total": "Rooms left by connections of this node.",
     "socketspec_events_received_total": "Messages from clients, by event and outcome.",
+    "socketspec_recoveries_total": "Rooms that clients resumed, by outcome: recovered, or the reason why not.",
     "socketspec_handler_seconds": "How long handlers took, their dependencies and middleware included.",
     "socketspec_broadcasts_total": "Messages published by this node's own code.",
     "socketspec_messages_sent_total": "Messages written to connections or queued for them.",
@@ -169,15 +170,18 @@ def _labelled(engines: Sequence[Engine]) -> Iterator[Metric]:
     closed = family("socketspec_connections_closed_total", "reason")
     refused = family("socketspec_handshakes_refused_total", "status")
     events = family("socketspec_events_received_total", "event", "outcome")
+    recoveries = family("socketspec_recoveries_total", "outcome")
     for engine in engines:
         namespace = engine.settings.namespace
+        for outcome, count in engine.counters.recoveries.copy().items():
+            recoveries.add_metric([namespace, outcome], count)
         for reason, count in engine.counters.closed.copy().items():
             closed.add_metric([namespace, reason], count)
         for status, count in engine.counters.refused.copy().items():
             refused.add_metric([namespace, str(status)], count)
         for (event, outcome), count in engine.counters.events.copy().items():
             events.add_metric([namespace, event, outcome], count)
-    yield from (closed, refused, events)
+    yield from (closed, refused, events, recoveries)
 
 
 def _histograms(engines: Sequence[Engine]) -> Iterator[Metric]:

@@ -126,6 +126,10 @@ class ClientEvents:
         for room, outcome in resumed.items():
             if outcome.held.overflowed:  # perhaps only while the rooms after it were read
                 resumed[room] = _Resumed({"recovered": False, "reason": "history_lost"}, [], outcome.held)
+        for outcome in resumed.values():
+            self._engine.counters.count_recovery(
+                "recovered" if outcome.result["recovered"] else outcome.result["reason"]
+            )
         answer["rooms"] = {room: outcome.result for room, outcome in resumed.items()}
         conn.send(Message("__resume__", encode_payload(answer), id=envelope.id))
         for room, outcome in resumed.items():

@@ -61,6 +61,7 @@ class Counters:
         "opened",
         "rate_limited",
         "received_bytes",
+        "recoveries",
         "refused",
         "sent",
         "sent_bytes",
@@ -72,6 +73,8 @@ class Counters:
         """Connections whose handshake was accepted."""
         self.closed: dict[str, int] = {}
         """By reason; see `count_closed`."""
+        self.recoveries: dict[str, int] = {}
+        """Rooms that clients resumed, by outcome: ``recovered``, or the reason why not, as ``__resume__`` says it."""
         self.refused: dict[int, int] = {}
         """Handshakes refused, by HTTP status."""
         self.auth_failures: int = 0
@@ -110,6 +113,10 @@ class Counters:
             self.slow_consumers += 1
         elif reason == _UNAUTHENTICATED:
             self.auth_failures += 1
+
+    def count_recovery(self, outcome: str) -> None:
+        """Count a room that a client wanted to go on with."""
+        self.recoveries[outcome] = self.recoveries.get(outcome, 0) + 1
 
     def count_refused(self, status: int) -> None:
         """Count a handshake that was refused."""

@@ -151,6 +151,18 @@ async def until_async(node: Server, name: str, value: float) -> None:
     raise AssertionError(f"{name} stays {found[-1]}, not {value}")
 
 
+async def test_what_became_of_resumed_rooms_is_counted(node: Server) -> None:
+    async with client(node.url("/ws"), subprotocols=["socketspec.v1.json"]) as ada:
+        await ada.receive()
+        rooms = {"log": {"offset": 0, "epoch": "none", "tag": ""}, "plain": {"offset": 3, "epoch": "x", "tag": "y"}}
+        await ada.send("__resume__", {"rooms": rooms})
+        answer = (await ada.receive())["payload"]["rooms"]
+        assert [answer[room]["recovered"] for room in rooms] == [False, False]
+        reasons = [answer[room]["reason"] for room in rooms]
+    now = await scrape(node)
+    assert sum(now("recoveries_total", namespace="/", outcome=reason) for reason in set(reasons)) == 2
+
+
 async def test_refusals_and_limits_are_counted(node: Server) -> None:
     assert await refused(node.url("/ws"), origin="https://theirs.example") == 403
     async with client(node.url("/alone")) as ada:
