@@ -166,7 +166,7 @@ class Executor:
         if not text.startswith(PASSING_REFUSALS):
             return BackendError(_refused(command, text))
         if text.startswith("MOVED") and self._servers.mode != "cluster":
-            return BackendError(f"{place.address} runs in cluster mode: write redis+cluster:// in the URL.")
+            return BackendError(f"{place.address} {_NEEDS_CLUSTER_URL}")
         return self._redirected(item, place, text)
 
     def _redirected(self, item: _Waiting, place: _Place, text: str) -> _Waiting:
@@ -274,9 +274,13 @@ class Executor:
     def _open(self, address: Address, deadline: float) -> Link:
         db = 0 if self._servers.mode == "cluster" else self._servers.db
         link = self._connect(address, self._credentials, db, deadline)
+        if self._servers.mode == "cluster":
+            return link
+        if link.mode == b"cluster":
+            link.close()
+            raise BackendError(f"{address} {_NEEDS_CLUSTER_URL}")
         # What a replica is told to publish, the primary's subscribers never hear; and it refuses only what it stores.
-        # In a cluster it sends us on.
-        if self._servers.mode != "cluster" and link.role == b"replica":
+        if link.role == b"replica":
             link.close()
             raise LinkBroken(f"it {IS_REPLICA}", is_sent=False)
         return link
@@ -305,6 +309,9 @@ class Executor:
             f"{len(failed)} of {len(replies)} commands sent together failed, the first of them number {failed[0] + 1}: "
             f"{reason}"
         )
+
+
+_NEEDS_CLUSTER_URL: Final = "runs in cluster mode: write redis+cluster:// in the URL."
 
 
 def _exchange(link: Link, commands: Sequence[Command], is_asking: bool, deadline: float) -> list[Any]:

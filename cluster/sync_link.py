@@ -64,6 +64,8 @@ class Link:
         is_known: bool = False,
     ) -> None:
         self.address: Address = address
+        self.mode: bytes = b""
+        """``standalone``, ``sentinel`` or ``cluster``, as the server says."""
         self.role: bytes = b""
         """``master`` or ``replica``, as the server said when it was last asked; empty for a very old one."""
         self._checked_at = 0.0
@@ -135,6 +137,8 @@ class Link:
         self._checked_at = time.monotonic()
         if isinstance(hello, list) and b"role" in hello:
             self.role = hello[hello.index(b"role") + 1]
+        if isinstance(hello, list) and b"mode" in hello:
+            self.mode = hello[hello.index(b"mode") + 1]
 
     def exchange(self, commands: Sequence[Sequence[Argument]], deadline: float) -> list[Any]:
         """Send `commands` at once; their replies, a refusal as a `ServerRefusal` in its place."""

@@ -447,12 +447,12 @@ def test_a_slot_that_is_just_being_moved_is_read_at_once_and_written_when_it_has
 def test_the_wrong_mode_is_an_error_that_names_the_right_one(
     cluster_servers: Cluster, standalone_server: Server
 ) -> None:
-    server = cluster_servers.servers[0]
-    elsewhere = next(
-        name for name in map(str, range(100)) if cluster_servers.owner_of(Keys().channel(room(name))) is not server
-    )
-    with Publisher(server.url) as publisher, pytest.raises(BackendError, match=r"redis\+cluster://"):
-        publisher.broadcast(elsewhere, "e")
+    primary = cluster_servers.primaries[0]
+    replica = next(server for server in cluster_servers.servers if server not in cluster_servers.primaries)
+    for server in (primary, replica):
+        for name in map(str, range(10)):  # of every shard: each would take some of them, and nobody would hear it
+            with Publisher(server.url) as publisher, pytest.raises(BackendError, match=r"redis\+cluster://"):
+                publisher.broadcast(name, "e")
     url = f"redis+cluster://127.0.0.1:{standalone_server.port}"
     with Publisher(url) as publisher, pytest.raises(BackendError, match="redis:// in the URL"):
         publisher.broadcast("r", "e")
