@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed
 from socketspec import SocketApp
 from socketspec.adapters.fastapi import mount
 from socketspec.errors import ConfigurationError
-from tests.support import Server, client, fetch, serving
+from tests.support import Client, Server, client, fetch, serving
 
 SOCKETS = """
 from socketspec import SocketApp
@@ -201,6 +201,12 @@ def test_a_mount_that_cannot_work_says_what_to_do() -> None:
         mount(SocketApp(), object(), path="/ws")  # type: ignore[arg-type]  # the mistake under test
 
 
+async def nothing_but_goodbyes(connected: Client) -> None:
+    """Until the end, which is raised. Stock uvicorn closes before we can say goodbye."""
+    while True:
+        assert (await connected.receive())["event"] == "__server_shutdown__"
+
+
 async def test_sigterm_closes_connections_with_1012_and_runs_the_hooks(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
@@ -214,8 +220,7 @@ async def test_sigterm_closes_connections_with_1012_and_runs_the_hooks(
             status = server.stop()
             for each in connected:
                 with pytest.raises(ConnectionClosed) as ended:
-                    while (await each.receive())["event"] == "__server_shutdown__":  # where the server lets us say so
-                        pass
+                    await nothing_but_goodbyes(each)
                 assert ended.value.rcvd is not None
                 assert ended.value.rcvd.code == 1012
         # uvicorn ends itself by the signal it was sent, once it has shut down.
