@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Final
 
 try:
     from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -80,9 +80,9 @@ class SocketSpecCollector(Collector):
         """Called by prometheus-client for each scrape."""
         engines = self._engines if self._engines is not None else _engines(running.everywhere())
         for name, read in _COUNTERS.items():
-            yield _counters(name, engines, read)
+            yield _plain(CounterMetricFamily(name, NAMES[name], labels=["namespace"]), engines, read)
         for name, read in _GAUGES.items():
-            yield _gauges(name, engines, read)
+            yield _plain(GaugeMetricFamily(name, NAMES[name], labels=["namespace"]), engines, read)
         yield from _labelled(engines)
         yield from _histograms(engines)
         yield from _backends(engines)
@@ -126,7 +126,7 @@ def _render(engines: Sequence[Engine]) -> bytes:
     return generate_latest(collected)
 
 
-_COUNTERS: Final[Mapping[str, Any]] = {
+_COUNTERS: Final[Mapping[str, Callable[[Engine], float]]] = {
     "socketspec_connections_opened_total": lambda engine: engine.counters.opened,
     "socketspec_auth_failures_total": lambda engine: engine.counters.auth_failures,
     "socketspec_joins_total": lambda engine: engine.counters.joins,
@@ -139,7 +139,7 @@ _COUNTERS: Final[Mapping[str, Any]] = {
     "socketspec_messages_dropped_total": lambda engine: engine.counters.dropped,
     "socketspec_rate_limited_total": lambda engine: engine.counters.rate_limited,
 }
-_GAUGES: Final[Mapping[str, Any]] = {
+_GAUGES: Final[Mapping[str, Callable[[Engine], float]]] = {
     "socketspec_connections": lambda engine: len(engine.connections),
     "socketspec_rooms": lambda engine: engine.hub.rooms,
     "socketspec_buffered_bytes": lambda engine: sum(
@@ -149,15 +149,10 @@ _GAUGES: Final[Mapping[str, Any]] = {
 }
 
 
-def _counters(name: str, engines: Sequence[Engine], read: Any) -> Metric:
-    family = CounterMetricFamily(name, NAMES[name], labels=["namespace"])
-    for engine in engines:
-        family.add_metric([engine.settings.namespace], read(engine))
-    return family
-
-
-def _gauges(name: str, engines: Sequence[Engine], read: Any) -> Metric:
-    family = GaugeMetricFamily(name, NAMES[name], labels=["namespace"])
+def _plain(
+    family: CounterMetricFamily | GaugeMetricFamily, engines: Sequence[Engine], read: Callable[[Engine], float]
+) -> Metric:
+    """A metric that is one number of each engine."""
     for engine in engines:
         family.add_metric([engine.settings.namespace], read(engine))
     return family

@@ -17,12 +17,13 @@ from importlib.resources import files
 from typing import Annotated, Final
 
 from fastapi import FastAPI, Response
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, StringConstraints
 
 from node_settings import Settings, announce, read_or_exit
 from socketspec import Broadcasts, Connection, History, Identity, Room, SocketApp
 from socketspec.adapters.fastapi import mount
 from socketspec.adapters.prometheus import mount_metrics
+from socketspec.cli.demo.messages import ChatMessage, Joined, Kept, Presence, Typing
 from socketspec.errors import AuthError, ConfigurationError, PermissionDenied
 from socketspec.handshake import Handshake
 from socketspec.identity import ANONYMOUS
@@ -53,48 +54,6 @@ class Say(InRoom):
 
     text: Text
     key: Key | None = None
-
-
-class ChatMessage(BaseModel):
-    """What everybody in the room gets."""
-
-    room: str
-    name: str
-    text: str
-    at: float = Field(description="Seconds since the epoch")
-
-
-class Kept(BaseModel):
-    """A message of the room's history and where it stands there."""
-
-    message: ChatMessage
-    offset: int
-    epoch: str
-    tag: str
-
-
-class Joined(BaseModel):
-    """The answer to `join`: what was said before."""
-
-    room: str
-    history: list[Kept]
-
-
-class Presence(BaseModel):
-    """Who is in the room now, and who just came or went."""
-
-    room: str
-    count: int
-    names: list[str]
-    joined: str | None = None
-    left: str | None = None
-
-
-class Typing(BaseModel):
-    """Somebody is typing."""
-
-    room: str
-    name: str
 
 
 class GuestAuth:

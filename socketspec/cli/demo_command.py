@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Final
 
+from socketspec.cli.arguments import port, whole
 from socketspec.cli.demo_nodes import DemoNodes, address_of
 from socketspec.cli.output import FAILED, fail
 from socketspec.errors import BackendError, ConfigurationError
@@ -30,22 +31,15 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument(
-        "--port", type=_port, default=8000, help="of the first node; 0 picks free ones (default: %(default)s)"
+        "--port", type=port, default=8000, help="of the first node; 0 picks free ones (default: %(default)s)"
     )
-    parser.add_argument("--nodes", type=_nodes, default=1, help="how many nodes to run (default: %(default)s)")
+    parser.add_argument(
+        "--nodes",
+        type=whole(MAX_NODES, "a number of nodes"),
+        default=1,
+        help="how many nodes to run (default: %(default)s)",
+    )
     parser.set_defaults(run=_run)
-
-
-def _port(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) <= 65_535):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port; use 0 to 65535")
-    return int(text)
-
-
-def _nodes(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_NODES):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of nodes; use 1 to {MAX_NODES}")
-    return int(text)
 
 
 def _run(arguments: argparse.Namespace) -> int:

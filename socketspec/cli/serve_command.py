@@ -9,6 +9,7 @@ import traceback
 from importlib.util import find_spec
 from pathlib import Path
 
+from socketspec.cli.arguments import port, whole
 from socketspec.cli.output import FAILED, MISUSED, fail
 
 __all__ = ("add_to",)
@@ -36,8 +37,13 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     )
     parser.add_argument("app", metavar="MODULE:ATTRIBUTE", help="the application, such as main:app")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=_port, default=8000, help="0 picks a free one (default: %(default)s)")
-    parser.add_argument("--workers", type=_workers, default=1, help="processes that share the port (default: 1)")
+    parser.add_argument("--port", type=port, default=8000, help="0 picks a free one (default: %(default)s)")
+    parser.add_argument(
+        "--workers",
+        type=whole(1024, "a number of processes"),
+        default=1,
+        help="processes that share the port (default: 1)",
+    )
     parser.add_argument("--deflate", action="store_true", help="compress messages for clients that offer it")
     parser.add_argument(
         "--drain-window",
@@ -67,18 +73,6 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("--ssl-certfile", metavar="FILE", help="certificate for https and wss")
     parser.add_argument("--ssl-keyfile", metavar="FILE", help="its key")
     parser.set_defaults(run=_run)
-
-
-def _port(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) <= 65_535):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port; use 0 to 65535")
-    return int(text)
-
-
-def _workers(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1024):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes; use 1 to 1024")
-    return int(text)
 
 
 def _seconds(text: str) -> float:

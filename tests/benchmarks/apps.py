@@ -120,7 +120,13 @@ def fastapi_app(url: str) -> App:
 
     served = FastAPI()
     members: set[WebSocket] = set()
-    app = App(served, send=None)  # type: ignore[arg-type]  # set below
+
+    async def send(room: str, payload: dict[str, Any]) -> None:
+        text = json.dumps({"event": "tick", "payload": payload}, separators=(",", ":"))
+        for member in members:
+            await member.send_text(text)
+
+    app = App(served, send)
 
     @served.websocket("/ws")
     async def endpoint(ws: WebSocket) -> None:
@@ -133,12 +139,6 @@ def fastapi_app(url: str) -> App:
         except WebSocketDisconnect:
             members.discard(ws)
 
-    async def send(room: str, payload: dict[str, Any]) -> None:
-        text = json.dumps({"event": "tick", "payload": payload}, separators=(",", ":"))
-        for member in members:
-            await member.send_text(text)
-
-    app.send = send
     return app
 
 

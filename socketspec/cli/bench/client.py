@@ -10,7 +10,7 @@ import socket
 import ssl
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import quote
 
 from socketspec.cli.bench import frames
@@ -63,9 +63,8 @@ class Client(asyncio.Protocol):
         self._is_leaving = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - what create_connection promises
-        transport.set_write_buffer_limits(high=MAX_BUFFER)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=MAX_BUFFER)
 
     def ask(self, target: Target, headers: Sequence[tuple[str, str]], query: str = "") -> None:
         """Send the handshake."""

@@ -174,7 +174,10 @@ class _Worker:
         await self._pause(max(go.start - time.monotonic(), 0))
         cpu, began = time.process_time(), time.monotonic()
         if self._streams and go.rate > 0 and not self._stopping.is_set():
-            await (self._publish_to_backend(go) if self._load.backend else self._publish_to_sockets(go))
+            if self._publisher is not None:
+                await self._publish_to_backend(go, self._publisher)
+            else:
+                await self._publish_to_sockets(go)
         rest = go.start + self._load.duration - time.monotonic()
         if rest > 0:
             await self._pause(rest)
@@ -221,9 +224,8 @@ class _Worker:
             # A sleep of nothing lets what has arrived be read.
             await asyncio.sleep(max(go.start + sent / go.rate - time.monotonic(), 0) if sent == due else 0)
 
-    async def _publish_to_backend(self, go: Go) -> None:
-        load, sent, publisher = self._load, 0, self._publisher
-        assert publisher is not None  # noqa: S101 - connected before we said that we are ready
+    async def _publish_to_backend(self, go: Go, publisher: AsyncPublisher) -> None:
+        load, sent = self._load, 0
         turn = deque(self._streams)
         while not self._is_over(go, sent):
             due = self._due(go, sent)

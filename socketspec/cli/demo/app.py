@@ -1,4 +1,4 @@
-"""A chat with rooms, presence, typing and history, on one page of SocketSpec. Copy from it.
+"""A chat with rooms, presence, typing and history, on SocketSpec. Copy from it.
 
 Run it with ``socketspec demo``, or as any FastAPI application: ``uvicorn socketspec.cli.demo.app:app``.
 """
@@ -12,10 +12,11 @@ from importlib.resources import files
 from typing import Annotated
 
 from fastapi import FastAPI, Response
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, StringConstraints
 
 from socketspec import Broadcasts, Connection, History, Identity, Room, SocketApp
 from socketspec.adapters.fastapi import mount
+from socketspec.cli.demo.messages import ChatMessage, Joined, Kept, Presence, Typing
 from socketspec.errors import AuthError, PermissionDenied
 from socketspec.handshake import Handshake
 from socketspec.security.ratelimit import RateLimit
@@ -39,48 +40,6 @@ class Say(InRoom):
 
     text: Text
     key: Annotated[str, StringConstraints(min_length=1, max_length=64)]
-
-
-class ChatMessage(BaseModel):
-    """What everybody in the room gets."""
-
-    room: str
-    name: str
-    text: str
-    at: float = Field(description="Seconds since the epoch")
-
-
-class Kept(BaseModel):
-    """A message of the room's history and where it stands there."""
-
-    message: ChatMessage
-    offset: int
-    epoch: str
-    tag: str
-
-
-class Joined(BaseModel):
-    """The answer to `join`: what was said before."""
-
-    room: str
-    history: list[Kept]
-
-
-class Presence(BaseModel):
-    """Who is in the room now, and who just came or went."""
-
-    room: str
-    count: int
-    names: list[str]
-    joined: str | None = None
-    left: str | None = None
-
-
-class Typing(BaseModel):
-    """Somebody is typing."""
-
-    room: str
-    name: str
 
 
 class GuestAuth:
