@@ -109,7 +109,7 @@ class Bridge:
         self._taken += 1
         while not self._events:
             self._arrival = self._arrival or self._loop.create_future()
-            await self._arrival
+            await asyncio.shield(self._arrival)  # who waits may give up, and wait again
         event = self._events.popleft()
         if event["type"] == "websocket.receive":
             self._bytes -= _size(event)
@@ -229,7 +229,7 @@ class Bridge:
 
     def _wake(self) -> None:
         arrival, self._arrival = self._arrival, None
-        if arrival is not None and not arrival.done():
+        if arrival is not None:
             arrival.set_result(None)
 
     # Keeping the connection alive

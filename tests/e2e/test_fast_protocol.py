@@ -115,6 +115,19 @@ async def early(websocket: WebSocket):
     await websocket.close(4321, "enough")
 
 
+@app.websocket("/impatient")
+async def impatient(websocket: WebSocket):
+    await websocket.accept()
+    await websocket.send_text("waiting")
+    for _ in range(3):
+        try:
+            await asyncio.wait_for(websocket.receive_text(), 0.05)
+        except TimeoutError:
+            continue
+    await websocket.send_text("patient")
+    await websocket.send_text(await websocket.receive_text())
+
+
 @app.websocket("/closed")
 async def closed(websocket: WebSocket):
     await websocket.close()
@@ -308,6 +321,14 @@ async def test_a_route_that_takes_its_time_and_closes_has_its_code_and_reason(se
             await websocket.recv()
         assert ended.value.rcvd is not None
         assert (ended.value.rcvd.code, ended.value.rcvd.reason) == (4321, "enough")
+
+
+async def test_a_route_may_give_up_waiting_for_a_message_and_wait_again(server: Server) -> None:
+    async with connect(server.url("/impatient"), proxy=None) as websocket:
+        assert await websocket.recv() == "waiting"
+        assert await websocket.recv() == "patient"
+        await websocket.send("at last")
+        assert await websocket.recv() == "at last"
 
 
 @pytest.mark.parametrize("path", ["/closed", "/denied", "/nowhere"])
