@@ -165,6 +165,8 @@ class DirectTransport:
     @property
     def buffered(self) -> int:
         """Bytes that wait in the outbox and in the line."""
+        if self._direct:
+            return 0
         return self._line.buffered + (0 if self._outbox is None else self._outbox.size)
 
     def write(self, *messages: Message) -> None:

@@ -11,6 +11,7 @@ from socketspec.errors import CLOSE_CODES, CloseCode, EventError, check_close_co
 from socketspec.handshake import Handshake, Headers, QueryParams
 from socketspec.identity import ANONYMOUS, Identity
 from socketspec.lifecycle import TRANSITIONS, State
+from socketspec.names import check_outbound
 from socketspec.session import Session, SessionClock
 from socketspec.transport import Transport
 from socketspec.wire import Format, Message, encode_payload
@@ -161,7 +162,7 @@ class Connection:
         Waits while the client's buffer is more than half full, at most `send_timeout` seconds. Raises `TypeError`
         when the payload cannot be encoded, `ValueError` for a reserved name.
         """
-        self.engine.check_outbound(event)
+        check_outbound(event)
         self.engine.contracts.check_emit(event, payload)
         self.send(Message(event, encode_payload(payload)))
         if self.transport.buffered > self.engine.settings.backpressure.max_buffer // 2:

@@ -26,7 +26,7 @@ from socketspec.errors import (
     ValidationFailed,
 )
 from socketspec.lifecycle import State
-from socketspec.logs import About, about
+from socketspec.logs import about
 from socketspec.names import CLIENT_EVENTS, is_reserved
 from socketspec.registry import EventSpec
 from socketspec.tasks import unless_cancelled
@@ -185,7 +185,7 @@ class Dispatcher:
 
     async def _handle(self, conn: Connection, spec: EventSpec, payload: Any, id: str | int | None) -> None:
         began = self._engine.now()
-        about.set(About(conn.id, self._settings.namespace, spec.name))  # ends with this task
+        about.set((conn.id, self._settings.namespace, spec.name))  # ends with this task
         outcome = "ok"
         try:
             if spec.ordered:

@@ -31,7 +31,6 @@ from socketspec.keeper import Keeper
 from socketspec.lifecycle import State
 from socketspec.limiter import Limiter
 from socketspec.lost import LostMembers
-from socketspec.names import check_event_name, is_reserved
 from socketspec.opening import Admission, Opening
 from socketspec.registry import Hook, Registry
 from socketspec.rooms import Rooms
@@ -278,12 +277,6 @@ class Engine:
                     logger.error("The hook %s failed: %s", getattr(hook, "__qualname__", hook), error)
                 except Exception:
                     logger.exception("The hook %s failed", getattr(hook, "__qualname__", hook))
-
-    def check_outbound(self, event: str) -> None:
-        """Raises `ValueError` for an event name that is not the app's to send."""
-        if is_reserved(event):
-            raise ValueError(f"event {event!r} is reserved for the protocol; names of your own do not begin with __")
-        check_event_name(event)
 
     def observe(
         self, direction: str, conn: Connection | None, event: str, payload: str | bytes, *, room: str | None = None

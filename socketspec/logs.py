@@ -12,21 +12,14 @@ import json
 import logging
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-__all__ = ("About", "JsonFormatter", "about")
-
-
-class About(NamedTuple):
-    """What is being handled."""
-
-    connection: str
-    namespace: str
-    event: str
+__all__ = ("JsonFormatter", "about")
 
 
-about: ContextVar[About | None] = ContextVar("socketspec_about", default=None)
-"""What the current task handles; None outside of handlers."""
+about: ContextVar[tuple[str, str, str] | None] = ContextVar("socketspec_about", default=None)
+"""What the current task handles: the connection's id, namespace and event. None outside of handlers."""
+_ABOUT: Final = ("connection", "namespace", "event")
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 MAX_LENGTH: Final = 8192
@@ -48,7 +41,7 @@ class JsonFormatter(logging.Formatter):
         }
         found = about.get()
         if found is not None:
-            line |= found._asdict()
+            line |= zip(_ABOUT, found, strict=True)
         line |= {name: value for name, value in vars(record).items() if name not in _STANDARD and value is not None}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)[-MAX_LENGTH:]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import keyword
 import unicodedata
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from socketspec.errors import ConfigurationError
@@ -21,6 +22,7 @@ __all__ = (
     "Specificity",
     "check_event_name",
     "check_namespace",
+    "check_outbound",
     "check_room_name",
     "check_user_id",
     "is_reserved",
@@ -74,6 +76,14 @@ def check_room_name(name: str) -> str:
 def check_event_name(name: str) -> str:
     """Return `name` if an event can be called so. Rules and errors as for rooms; see `is_reserved` for the rest."""
     return _check("event", name)
+
+
+@lru_cache(maxsize=1024)  # an app sends a few names, over and over; what raises is not kept
+def check_outbound(event: str) -> str:
+    """Return `event` if it is a name that an app may send: not one of the protocol's. Errors as for rooms."""
+    if is_reserved(event):
+        raise ValueError(f"event {event!r} is reserved for the protocol; names of your own do not begin with __")
+    return check_event_name(event)
 
 
 def check_namespace(name: str) -> str:

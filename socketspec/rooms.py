@@ -14,7 +14,7 @@ from pydantic_core import from_json
 from socketspec.backend import History, Member, Position, Publication, Receipt, Topic
 from socketspec.connection import Connection
 from socketspec.errors import ConfigurationError, PermissionDenied, RoomNotFound, ValidationFailed
-from socketspec.names import RoomPattern, check_room_name
+from socketspec.names import RoomPattern, check_outbound, check_room_name
 from socketspec.registry import Guard
 from socketspec.transport import Write
 from socketspec.wire import encode_payload
@@ -209,7 +209,7 @@ class Rooms:
         history: History | None,
         idempotency_key: str | None,
     ) -> Receipt:
-        engine.check_outbound(event)
+        check_outbound(event)
         encoded = encode_payload(payload)
         publication = Publication(event=event, payload=encoded, exclude=_ids(exclude))
         engine.observe("broadcast", None, event, encoded, room=topic.name)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from socketspec.backend import Member, Publication, Receipt, Topic
 from socketspec.connection import Connection
 from socketspec.errors import CloseCode, PermissionDenied, ValidationFailed, check_close_code
-from socketspec.names import check_user_id
+from socketspec.names import check_outbound, check_user_id
 from socketspec.wire import encode_payload
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Users:
         """
         engine = await self._engine()
         topic = _topic(engine, user_id)
-        engine.check_outbound(event)
+        check_outbound(event)
         engine.contracts.check_broadcast(None, event, payload, whom="a user")
         encoded = encode_payload(payload)
         engine.observe("broadcast", None, event, encoded, room=f"user {user_id}")

@@ -42,10 +42,11 @@ MAX_DEPTH: Final = 200
 MAX_ID_LENGTH: Final = 128
 _MAX_MSGPACK_ITEMS: Final = 65_536
 
-# What a number too large for a float looks like. A match is a suspicion only; no match is certain.
-_HUGE_NUMBER: Final = re.compile(r"[eE]\+?\d{3}|\d{200}")
+# What a number too large for a float looks like. A match is a suspicion only; no match is certain. In JSON it is looked
+# for with every digit made a 0: four times as fast as a regular expression, which would cost more than the parsing.
+_DIGITS_AS_0: Final = bytes.maketrans(b"123456789E", b"000000000e")
+_MANY_DIGITS: Final = b"0" * 200
 _LONG_NUMBER: Final = re.compile(rb"\d{4300}")
-_HUGE_NUMBER_BYTES: Final = re.compile(rb"[eE]\+?\d{3}|\d{200}")
 _NOT_FINITE_MSGPACK: Final = re.compile(rb"\xca[\x7f\xff][\x80-\xff]|\xcb[\x7f\xff][\xf0-\xff]")
 
 
@@ -124,9 +125,14 @@ def _parse_json(data: str | bytes) -> Any:
     if _may_repeat_a_key(data):
         _refuse_repeated_keys(data)
     # The parser refuses NaN and Infinity, but makes an infinity of 1e400.
-    if _HUGE_NUMBER.search(data) if isinstance(data, str) else _HUGE_NUMBER_BYTES.search(data):
+    if _may_be_infinite(data):
         _refuse_infinite(value)
     return value
+
+
+def _may_be_infinite(data: str | bytes) -> bool:
+    digits = (data.encode() if isinstance(data, str) else data).translate(_DIGITS_AS_0)
+    return b"0e000" in digits or b"0e+000" in digits or (len(digits) > 200 and _MANY_DIGITS in digits)
 
 
 def _refuse_infinite(value: object) -> None:

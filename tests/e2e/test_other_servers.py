@@ -112,3 +112,13 @@ async def test_the_servers_close_code_and_reason_reach_the_client(server: Server
         await ada.send("leave")
         assert (await ada.closed())[0] == 4321
     await server.logged(rf"Disconnected: {id} \(kicked\)")
+
+
+async def test_a_close_code_of_the_standard_reaches_the_client(server: Server) -> None:
+    async with client(server.url("/ws")) as ada:
+        id = (await ada.call("whoami"))["id"]
+        await ada.connection.send(b"not text")
+        assert (await ada.error())["code"] == "VALIDATION_ERROR"
+        # daphne (its autobahn) sends 1000 and 3000-4999 only; asked for another it sends none and leaves the client be.
+        assert (await ada.closed())[0] == (1000 if server.name == "daphne" else 1003)
+    await server.logged(rf"Disconnected: {id} \(unsupported_data\)")

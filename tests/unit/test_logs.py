@@ -7,7 +7,7 @@ import logging
 import sys
 from typing import Any
 
-from socketspec.logs import MAX_LENGTH, About, JsonFormatter, about
+from socketspec.logs import MAX_LENGTH, JsonFormatter, about
 
 
 def line(message: str, *arguments: object, **options: Any) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def test_line_ends_and_terminal_codes_cannot_leave_the_line() -> None:
 
 
 def test_what_is_being_handled_and_extra_fields_are_in_it() -> None:
-    before = about.set(About("c1", "/chat", "say"))
+    before = about.set(("c1", "/chat", "say"))
     try:
         logged = line("hello", request="r-1", cost=object)
     finally:
