@@ -95,10 +95,20 @@ class Bridge:
         elif self._state == "open":
             self._shut(1011, "")
 
-    def handed_over(self) -> None:
-        """Somebody else is the sink from now on."""
+    def hand_over(self) -> tuple[deque[str | bytes], tuple[int, str]]:
+        """Somebody else is the sink from now on: the messages that came too early for it, and how the connection
+        ended if it did.
+        """
         self._state = "handed over"
         self._stop_pinging()
+        messages: deque[str | bytes] = deque()
+        end = 1006, ""
+        for event in self._events:
+            if event["type"] == "websocket.receive":
+                messages.append(_data(event))
+            elif event["type"] == "websocket.disconnect":
+                end = event["code"], event["reason"]
+        return messages, end
 
     # What the application calls
 
@@ -120,7 +130,7 @@ class Bridge:
         return event
 
     async def send(self, event: Event) -> None:
-        if self._room is not None:
+        while self._room is not None:  # several may have waited, and the first fill it again
             await asyncio.shield(self._room)
         kind = event["type"]
         if self._state == "open":
@@ -258,6 +268,11 @@ class Bridge:
             self._timer = None
 
 
+def _data(event: Event) -> str | bytes:
+    text: str | None = event.get("text")
+    data: str | bytes = event["bytes"] if text is None else text
+    return data
+
+
 def _size(event: Event) -> int:
-    text = event.get("text")
-    return len(text if text is not None else event["bytes"])
+    return len(_data(event))

@@ -182,15 +182,16 @@ class DirectTransport:
             self._write(shared[1])
             self._counters.sent_bytes += len(shared[1])
         else:
-            first, last = messages[0], messages[-1]
+            first, *rest = messages
             joined = first.joined
-            if joined is None or joined[0] is not self._key or joined[2] is not last or joined[1] != len(messages):
+            # Members that are excluded from different messages get different ones between the same first and last.
+            if joined is None or joined[0] is not self._key or joined[1] != rest:
                 frames = [self._shared(message) for message in messages]
                 data = b"".join(frames) if sum(map(len, frames)) <= BATCH else b""
-                joined = first.joined = (self._key, len(messages), last, data)
-            if joined[3]:
-                self._write(joined[3])
-                self._counters.sent_bytes += len(joined[3])
+                joined = first.joined = (self._key, rest, data)
+            if joined[2]:
+                self._write(joined[2])
+                self._counters.sent_bytes += len(joined[2])
             else:  # too much for one write: a client that takes nothing would be given more than its bound
                 for message in messages:
                     self.write(message)
@@ -241,6 +242,7 @@ class DirectTransport:
         self._outbox = None
         self._has_drained()
         if self._closing is not None:
+            self._forget_last_moment()
             self._line.close(*self._closing)
         else:
             self._direct = True
@@ -286,9 +288,13 @@ class DirectTransport:
         self._direct = False
         self._outbox = None
         self._on_slow = _nobody
+        self._forget_last_moment()
+        self._has_drained()
+
+    def _forget_last_moment(self) -> None:
         if self._last_moment is not None:
             self._last_moment.cancel()
-        self._has_drained()
+            self._last_moment = None
 
     def abort(self) -> None:
         """Send nothing more."""

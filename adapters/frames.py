@@ -101,6 +101,11 @@ class FrameReader:
         return self._opcode != 0 or self._at < len(self._data)
 
     @property
+    def in_message(self) -> bool:
+        """Whether a message in fragments has begun."""
+        return self._opcode != 0
+
+    @property
     def held(self) -> int:
         """Bytes held: unparsed, and of a message in fragments."""
         return len(self._data) - self._at + self._size

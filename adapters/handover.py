@@ -94,7 +94,10 @@ class Line(Protocol):
         ...
 
     def close(self, code: int, reason: str) -> None:
-        """Send a close frame behind what was written, wait for the client's, and close, all within some seconds."""
+        """Send a close frame behind what was written, wait for the client's, and close.
+
+        A client has `stall_timeout` seconds to take what waits, and some seconds more to answer.
+        """
         ...
 
     def abort(self) -> None:
@@ -103,4 +106,5 @@ class Line(Protocol):
 
 
 HandOver = Callable[[Sink], Line]
-"""Hands the connection over. It is held (`Line.hold`) until the sink lets it go on."""
+"""Hands the connection over. It is held (`Line.hold`) until the sink lets it go on: then come the messages that arrived
+before, and `Sink.lost` where the connection has ended before."""

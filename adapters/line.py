@@ -50,6 +50,7 @@ class FrameLine(asyncio.Protocol):
         "_deflate",
         "_is_full",
         "_is_held",
+        "_is_pumping",
         "_is_reading",
         "_is_yielding",
         "_loop",
@@ -66,7 +67,7 @@ class FrameLine(asyncio.Protocol):
     assembly_timeout: float = 30.0
     """Seconds a message may take from its first byte to its last."""
     close_timeout: float = 5.0
-    """Seconds a client has to answer a close frame, and to take what was sent before it."""
+    """Seconds a client has to answer a close frame, once it has taken what was sent before it."""
     max_control_frames: int = 100
     """Ping and pong frames that a client may send in one second."""
     max_stall: float = 10.0
@@ -81,7 +82,7 @@ class FrameLine(asyncio.Protocol):
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)  # set before anything else is called
         self._write: Callable[[bytes], None] = _write_nothing
         self.stall_timeout: float = self.max_stall
-        self._is_held = self._is_yielding = self._is_full = False
+        self._is_held = self._is_yielding = self._is_full = self._is_pumping = False
         self._is_reading = True
         self._pong: bytes | None = None
         self._control_frames = 0
@@ -115,6 +116,8 @@ class FrameLine(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._is_full = False
         self._stop_watching()
+        if self._state == CLOSING:
+            self._abort_later(self.close_timeout)
         pong, self._pong = self._pong, None
         if pong is not None and self._state == OPEN:
             self._send_pong(pong)
@@ -136,32 +139,46 @@ class FrameLine(asyncio.Protocol):
 
     def _pump(self) -> None:
         """Handle the frames that are complete, up to a slice of them."""
+        self._is_pumping = True
+        try:
+            if self._take_slice():
+                self._yield()
+        finally:
+            self._is_pumping = False
+
+    def _take_slice(self) -> bool:
+        """Whether there may be more to take, later."""
         take = self._reader.next
         size = 0
         for _ in range(SLICE):
             event = take()
             if event is None:
-                if self._deadline is None and self._reader.is_partial:
-                    self._deadline = self._loop.call_later(self.assembly_timeout, self._too_late)
-                return
+                self._mind_deadline()
+                return False
             kind, value = event
             if kind in _MESSAGES:
                 if self._deadline is not None:
                     self._cancel_deadline()
                 if self._state == OPEN and self._sink is not None:
                     self._sink.received(value)
-                    if self._is_held or self._transport.is_closing():
-                        return
+                    if self._is_held or self._is_yielding or self._transport.is_closing():
+                        return False
                     size += len(value)
                     if size > SLICE_BYTES:
                         break
             else:
                 self._take_other(kind, value)
                 if self._state == ENDING:
-                    return
-        self._yield()
+                    return False
+        return True
+
+    def _mind_deadline(self) -> None:
+        if self._deadline is None and self._reader.is_partial:
+            self._deadline = self._loop.call_later(self.assembly_timeout, self._too_late)
 
     def _take_other(self, kind: int, value: Any) -> None:
+        if self._deadline is not None and not self._reader.in_message:
+            self._cancel_deadline()  # it was this frame's own
         if kind in (PING, PONG):
             self._control(kind, value)
         elif kind == CLOSE:
@@ -219,7 +236,7 @@ class FrameLine(asyncio.Protocol):
         self._state = ENDING
         self._tell_lost(code, reason)
         self._transport.close()
-        self._abort_later()
+        self._abort_later(self.close_timeout)
 
     def _too_late(self) -> None:
         self._deadline = None
@@ -242,11 +259,12 @@ class FrameLine(asyncio.Protocol):
             _half_close(self._transport)
         else:
             self._transport.close()
-        self._abort_later()
+        self._abort_later(self.close_timeout)
 
-    def _abort_later(self) -> None:
-        if self._close_timer is None:
-            self._close_timer = self._loop.call_later(self.close_timeout, self._transport.abort)
+    def _abort_later(self, seconds: float) -> None:
+        if self._close_timer is not None:
+            self._close_timer.cancel()
+        self._close_timer = self._loop.call_later(seconds, self._transport.abort)
 
     def _tell_lost(self, code: int, reason: str) -> None:
         sink, self._sink = self._sink, None
@@ -317,17 +335,22 @@ class FrameLine(asyncio.Protocol):
         """End a `hold`."""
         if self._is_held:
             self._is_held = False
-            if not self._is_yielding:
+            if self._is_pumping:  # called by the sink while it takes a message: the next one follows when it returns
+                self._mind_reading()
+            elif not self._is_yielding:
                 self._continue()
 
     def close(self, code: int, reason: str) -> None:
-        """Send a close frame behind what was written, wait for the client's, and close, all within some seconds."""
+        """Send a close frame behind what was written, wait for the client's, and close.
+
+        A client has `stall_timeout` seconds to take what waits, and from then on `close_timeout` to answer.
+        """
         if self._state == SHAKING:
             self.abort()
         elif self._state == OPEN:
             self._state = CLOSING
             self._write(_close_frame(1000 if code in UNSENDABLE else code, reason))
-            self._abort_later()
+            self._abort_later(self.stall_timeout if self._is_full else self.close_timeout)
             if self._is_held:  # the client's close frame may be there already
                 self._is_held = False
                 if not self._is_yielding:

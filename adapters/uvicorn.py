@@ -11,7 +11,8 @@ headers) is `socketspec.adapters.http`'s to guard, which ``socketspec serve`` se
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final, cast
+from collections import deque
+from typing import Any, Final, NamedTuple, cast
 
 from uvicorn.config import Config
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
@@ -34,7 +35,7 @@ EARLY: Final = 65_536
 class WebSocketProtocol(FrameLine):
     """One connection, from its upgrade request on."""
 
-    __slots__ = ("_app_state", "_bridge", "_config", "_extension", "_response", "_server_state")
+    __slots__ = ("_app_state", "_bridge", "_config", "_extension", "_gap", "_response", "_server_state")
 
     compresses: bool = False
     """Whether permessage-deflate is agreed to where a client offers it."""
@@ -55,6 +56,7 @@ class WebSocketProtocol(FrameLine):
         self._bridge: Bridge | None = None
         self._response: Response | None = None
         self._extension = ""
+        self._gap: _Gap | None = None
 
     # What uvicorn and asyncio call
 
@@ -75,7 +77,6 @@ class WebSocketProtocol(FrameLine):
     def connection_lost(self, exc: Exception | None) -> None:
         self._server_state.connections.discard(cast("Any", self))
         super().connection_lost(exc)
-        self._bridge = None
 
     def shutdown(self) -> None:
         """uvicorn stops, and waits until this connection is gone."""
@@ -112,13 +113,19 @@ class WebSocketProtocol(FrameLine):
             state=self._app_state.copy(),
         )
         scope["extensions"][EXTENSION] = self.hand_over
-        self._bridge = self._sink = Bridge(
+        self._bridge = self._sink = bridge = Bridge(
             self, scope, ping_interval=self._config.ws_ping_interval, ping_timeout=self._config.ws_ping_timeout
         )
-        self._bridge.logs = self._config.access_log
-        task = self._loop.create_task(self._bridge.run(self._config.loaded_app))
+        bridge.logs = self._config.access_log
+        task = self._loop.create_task(self._serve(bridge))
         self._server_state.tasks.add(task)
         task.add_done_callback(self._server_state.tasks.discard)
+
+    async def _serve(self, bridge: Bridge) -> None:
+        try:
+            await bridge.run(self._config.loaded_app)
+        finally:
+            self._bridge = None
 
     def accept(self, subprotocol: str | None, headers: Pairs) -> None:
         """Answer with 101: the connection is open."""
@@ -145,21 +152,49 @@ class WebSocketProtocol(FrameLine):
 
     def hand_over(self, sink: Sink) -> Line:
         """Give the connection to `sink` (a `HandOver`)."""
-        if self._bridge is None:
+        bridge, self._bridge = self._bridge, None
+        if bridge is None:
             raise RuntimeError("This connection has been handed over before.")
-        self._bridge.handed_over()
-        self._bridge = None
-        if self._state == OPEN:
+        messages, end = bridge.hand_over()
+        is_open = self._state == OPEN
+        self._gap = _Gap(sink, messages, None if is_open else end)
+        if is_open:
             self._sink = sink
             self.hold()
             if self._is_full:
-                sink.full()
+                self._loop.call_soon(self._say_full, sink)  # who is called now has no line yet
         else:
             if self._state == SHAKING:  # something between us and the application kept the accept: nobody is left
                 self.abort()
             self.mute()
-            self._loop.call_soon(sink.lost, 1006, "")
         return self
+
+    def _say_full(self, sink: Sink) -> None:
+        if self._is_full and self._sink is sink:
+            sink.full()
+
+    def go_on(self) -> None:
+        """End a `hold`. What came before the hand-over comes first."""
+        gap = self._gap
+        while gap is not None and gap.messages:
+            self._is_held = False
+            gap.sink.received(gap.messages.popleft())
+            if self._is_held:
+                return
+            self._is_held = True
+        self._gap = None
+        super().go_on()
+        if gap is not None and gap.end is not None:
+            gap.sink.lost(*gap.end)
+
+
+class _Gap(NamedTuple):
+    """What came between the accept and the hand-over, for whoever took the connection over."""
+
+    sink: Sink
+    messages: deque[str | bytes]
+    end: tuple[int, str] | None
+    """How the connection ended, if it did."""
 
 
 class DeflateWebSocketProtocol(WebSocketProtocol):

@@ -166,6 +166,36 @@ app.add_middleware(Swallow)
 mount(SocketApp(namespace="/swallowed", health_url=None), app, path="/swallowed")
 
 
+class Dawdle:
+    # A middleware that takes its time after the accept.
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        async def dawdle(message):
+            await send(message)
+            await asyncio.sleep(0.3)
+
+        await self.app(scope, receive, dawdle if scope["path"] == "/dawdled" else send)
+
+
+dawdled = SocketApp(namespace="/dawdled", health_url=None)
+app.add_middleware(Dawdle)
+mount(dawdled, app, path="/dawdled")
+
+
+@dawdled.on("say")
+async def heard(conn: Connection, payload: dict):
+    print("dawdled heard", payload["n"], flush=True)
+    return payload
+
+
+@dawdled.on_disconnect
+async def dawdled_gone(conn, reason):
+    print("dawdled ended", reason, flush=True)
+
+
 @app.websocket("/broken")
 async def broken(websocket: WebSocket):
     await websocket.accept()
@@ -338,13 +368,19 @@ async def test_a_route_that_refuses_is_403_and_tcp_is_closed(server: Server, pat
     assert refused.value.response.status_code == 403
 
 
+def asking(server: Server, path: str) -> socket.socket:
+    """A connection that has asked for its upgrade."""
+    client = socket.create_connection(("127.0.0.1", server.port), timeout=5)
+    client.sendall(
+        f"GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
+    )
+    return client
+
+
 def answer_to_an_upgrade(server: Server, path: str) -> bytes:
     """Everything the server sends until it closes."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client:
-        client.sendall(
-            f"GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
-        )
+    with asking(server, path) as client:
         answer = b""
         while data := client.recv(4096):
             answer += data
@@ -360,6 +396,23 @@ def test_a_header_cannot_end_the_head_of_an_answer(server: Server, path: str) ->
 
 def test_a_connection_whose_accept_was_kept_back_is_closed(server: Server) -> None:
     assert answer_to_an_upgrade(server, "/swallowed") == b""
+
+
+async def test_what_comes_before_the_hand_over_is_handled_in_order(server: Server) -> None:
+    async with client(server.url("/dawdled")) as ada:
+        for number in range(3):
+            await ada.send("say", {"n": number}, id=number)
+        assert [(await ada.receive())["payload"]["n"] for _ in range(3)] == [0, 1, 2]
+        assert (await ada.call("say", {"n": 3}))["n"] == 3
+
+
+async def test_a_client_that_leaves_before_the_hand_over_is_seen_to_leave(server: Server) -> None:
+    async with connect(server.url("/dawdled"), proxy=None) as websocket:
+        await websocket.close(4001, "changed my mind")
+    await server.logged(r"dawdled ended client:4001")
+    with asking(server, "/dawdled") as client:
+        assert client.recv(4096).startswith(b"HTTP/1.1 101 ")
+    await server.logged(r"dawdled ended connection_lost")
 
 
 async def test_a_route_that_fails_closes_with_1011_and_is_logged(server: Server) -> None:

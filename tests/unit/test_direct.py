@@ -95,6 +95,27 @@ def test_messages_that_come_together_are_one_write_and_joined_once() -> None:
     assert numbers(pairs[0][1]) == [1, 2, 3, 1, 2, 1]
 
 
+def test_members_excluded_from_different_messages_get_their_own() -> None:
+    pairs = [pair() for _ in range(4)]
+    a, b, c, d = (said(number) for number in range(4))
+    for messages, (transport, _) in zip(((a, b, c, d), (a, c, d), (a, b, d), (a, b, c, d)), pairs, strict=True):
+        transport.write(*messages)
+    assert [numbers(line) for _, line in pairs] == [[0, 1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2, 3]]
+
+
+async def test_the_last_moment_is_over_once_what_waited_is_out() -> None:
+    transport, line = pair(send_timeout=0.02)
+    line.room = 1
+    for number in range(3):
+        transport.write(said(number))
+    transport.close(1012, "")
+    line.room = None
+    transport.writable()
+    assert line.closed == [(1012, "")]
+    await asyncio.sleep(0.05)
+    assert not line.aborted
+
+
 async def test_what_a_slow_client_does_not_take_waits_and_comes_in_order() -> None:
     transport, line = pair()
     line.room = 1
