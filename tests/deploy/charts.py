@@ -16,11 +16,13 @@ import yaml
 
 from tests.support import ROOT
 
-__all__ = ("CHART", "VALUES", "Helm", "HelmError", "values_of")
+__all__ = ("CHART", "OF_HELM", "VALUES", "Helm", "HelmError", "values_of")
 
 CHART: Final = ROOT / "helm/socketspec"
 VALUES: Final = {path.stem: path for path in sorted((Path(__file__).parent / "values").glob("*.yaml"))}
 """Values files by name: the matrix that every check of a rendered chart goes through."""
+OF_HELM: Final = frozenset({"global", "enabled"})
+"""Values at the top that the schema allows for the sake of charts that have this one as a dependency."""
 
 Document = dict[str, Any]
 
@@ -96,7 +98,8 @@ def values_of(values: Any, schema: Mapping[str, Any], prefix: str = "") -> Itera
 
 def _is_section(values: Mapping[str, Any], schema: Mapping[str, Any]) -> bool:
     """Whether all keys that there can be have a default: otherwise it is one value, such as `resources`."""
-    return set(schema["properties"]) - {"global"} == set(values)
+    is_top = "global" in schema["properties"]
+    return set(schema["properties"]) - (OF_HELM if is_top else frozenset[str]()) == set(values)
 
 
 def chart_file(name: str) -> Any:

@@ -20,7 +20,7 @@ Document = Mapping[str, Any]
 NEWEST: Final[int] = int(kubernetes_validate.latest_version().split(".")[1])
 KUBERNETES: Final = tuple(f"1.{minor}" for minor in range(30, NEWEST + 1))
 """From the oldest version that the chart supports to the newest whose schemas the package ships."""
-OPERATORS: Final = frozenset({"ServiceMonitor", "PrometheusRule", "ScaledObject", "HTTPRoute"})
+OPERATORS: Final = frozenset({"PodMonitor", "ServiceMonitor", "PrometheusRule", "ScaledObject", "HTTPRoute"})
 """Kinds that Kubernetes itself does not know."""
 LABEL: Final = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 LABEL_VALUE: Final = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
@@ -44,9 +44,10 @@ def operator_schema(kind: str) -> dict[str, Any]:
     if kind == "HTTPRoute":  # no package has it: the part of it that the chart uses
         return _HTTP_ROUTE
     from cloudcoil.models.keda.v1alpha1 import ScaledObject
-    from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonitor
+    from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule, ServiceMonitor
 
     models: dict[str, type[BaseModel]] = {
+        "PodMonitor": PodMonitor,
         "ServiceMonitor": ServiceMonitor,
         "PrometheusRule": PrometheusRule,
         "ScaledObject": ScaledObject,
@@ -227,6 +228,8 @@ def _selectors(document: Document) -> Iterator[Mapping[str, str]]:
         yield spec["selector"]["matchLabels"]
     elif document["kind"] == "Service":
         yield spec["selector"]
+    elif document["kind"] == "PodMonitor":
+        yield spec["selector"]["matchLabels"]
     elif document["kind"] == "NetworkPolicy":
         yield from _policy_selectors(spec)
     if document["kind"] == "Deployment":
@@ -251,7 +254,7 @@ def _ports(release: list[Document]) -> Iterator[str]:
             for _, pod, labels in pods(release)
             if spec["selector"].items() <= labels.items()
             for container in pod["containers"]
-            for port in container["ports"]
+            for port in container.get("ports", ())
         }
         for port in spec["ports"]:
             if port["targetPort"] not in open_ports:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 from typing import Any
 
@@ -181,6 +182,60 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "the chart's own": ({"extraEnv": [{"name": "SOCKETSPEC_DRAIN_WINDOW", "value": "1"}]}, r"drain\.windowSeconds"),
     "workers": ({"extraEnv": [{"name": "SOCKETSPEC_WORKERS", "value": "4"}]}, "replicas: one process a pod"),
+    "pods that drain at once": (
+        {**REDIS, "autoscaling": {"enabled": True}, "drain": {"windowSeconds": 600}},
+        r"periodSeconds is 300, but a pod takes 600 seconds .* Set it to 600",
+    ),
+    "window beyond any period": (
+        {
+            **REDIS,
+            "autoscaling": {"enabled": True, "scaleDown": {"periodSeconds": 1799}},
+            "drain": {"windowSeconds": 3600},
+        },
+        "Set it to 1800",
+    ),
+    "deadline before its time": (
+        {"drain": {"windowSeconds": 300}, "rollout": {"progressDeadlineSeconds": 300}},
+        r"progressDeadlineSeconds is 300, but a new pod counts only after rollout\.minReadySeconds, 300",
+    ),
+    "enabled of nobody": ({"enabled": False}, "turns nothing off by itself"),
+    "all and some": ({"config": {"allowedOrigins": ["*", "https://shop.example"]}}, "keep it alone"),
+    "scrapes that overlap": (
+        {"metrics": {"serviceMonitor": {"interval": "5s", "scrapeTimeout": "10s"}}},
+        "scrapeTimeout is 10s, longer than .* 5s",
+    ),
+    "scrapes in other units": (
+        {"metrics": {"serviceMonitor": {"interval": "1m30s", "scrapeTimeout": "90001ms"}}},
+        "longer than",
+    ),
+    "scrapes of pods that overlap": (
+        {"metrics": {"podMonitor": {"interval": "5s", "scrapeTimeout": "10s"}}},
+        r"metrics\.podMonitor\.scrapeTimeout is 10s, longer than .* 5s",
+    ),
+    "volume of ours": ({"extraVolumes": [{"name": "tmp", "emptyDir": {}}]}, "the chart's for /tmp: give it another"),
+    "volume twice": ({"extraVolumes": [{"name": "a", "emptyDir": {}}] * 2}, "second volume a: give it another"),
+    "volume of that name once rendered": (
+        {"extraVolumes": [{"name": "{{ .Release.Name }}", "emptyDir": {}}, {"name": "chat", "emptyDir": {}}]},
+        "second volume chat",
+    ),
+    "place of ours": (
+        {
+            "extraVolumes": [{"name": "a", "emptyDir": {}}],
+            "extraVolumeMounts": [{"name": "a", "mountPath": "/tmp/"}],  # noqa: S108 # a place in a pod
+        },
+        "at /tmp/, where the chart's own volume is",
+    ),
+    "place twice": (
+        {
+            "extraVolumes": [{"name": "a", "emptyDir": {}}],
+            "extraVolumeMounts": [{"name": "a", "mountPath": "/a"}, {"name": "a", "mountPath": "/a/"}],
+        },
+        "at /a/ twice",
+    ),
+    "mount of nothing": ({"extraVolumeMounts": [{"name": "a", "mountPath": "/a"}]}, "which is no volume"),
+    "no json": ({"test": {"join": "nojson"}}, r"test\.join is nothing that a client could send"),
+    "no object": ({"test": {"publish": "[1]"}}, r"test\.publish is nothing that a client could send"),
+    "no event": ({"test": {"join": '{"payload": {}}'}}, r"test\.join is nothing that a client could send"),
     "twice": ({"extraEnv": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}, "sets A twice"),
 }
 
@@ -267,7 +322,8 @@ class TestSecrets:
             "metrics": {"token": "pa55word-metrics"},
         }
         documents = helm4.documents(values)
-        assert yaml.safe_dump(only(documents, "Secret")).count("pa55word") == 5
+        held = [base64.b64decode(value).decode() for value in only(documents, "Secret")["data"].values()]
+        assert ["pa55word" in value for value in held] == [True] * 5
         others = [each for each in documents if each["kind"] != "Secret"]
         assert "pa55word" not in yaml.safe_dump(others)
 
@@ -321,10 +377,10 @@ class TestTraffic:
 
     def test_pods_reach_dns_redis_keys_and_what_is_added(self, helm4: Helm) -> None:
         reached = self.egress(helm4.rendered("production"))
-        assert reached == {53: None, 6380: [{"ipBlock": {"cidr": "10.1.2.0/24"}}], 8443: None, 4317: None}
+        assert reached == {53: None, 5353: None, 6380: [{"ipBlock": {"cidr": "10.1.2.0/24"}}], 8443: None, 4318: None}
 
     def test_ports_of_the_url_are_opened(self, helm4: Helm) -> None:
-        assert set(self.egress(helm4.rendered("gateway"))) == {53, 6379, 26379, 26380}
+        assert set(self.egress(helm4.rendered("gateway"))) == {53, 5353, 6379, 26379, 26380}
 
     @pytest.mark.parametrize(
         ("url", "ports"),
@@ -339,7 +395,7 @@ class TestTraffic:
     )
     def test_ports_of_any_url_are_found(self, helm4: Helm, url: str, ports: set[int]) -> None:
         reached = self.egress(helm4.documents({"redis": {"url": url}, "networkPolicy": {"enabled": True}}))
-        assert set(reached) - {53} == ports
+        assert set(reached) - {53, 5353} == ports
 
     def test_only_the_named_and_the_test_may_connect(self, helm4: Helm) -> None:
         (rule,) = only(helm4.rendered("production"), "NetworkPolicy", "socketspec")["spec"]["ingress"]
@@ -393,8 +449,12 @@ class TestExposure:
 
 class TestMetrics:
     def test_the_monitor_sends_the_token_that_the_nodes_want(self, helm4: Helm) -> None:
-        for name, secret in (("own-app", "chat-socketspec"), ("production", "chat-secrets")):
-            (endpoint,) = only(helm4.rendered(name), "ServiceMonitor")["spec"]["endpoints"]
+        for name, kind, secret in (
+            ("own-app", "ServiceMonitor", "chat-socketspec"),
+            ("production", "PodMonitor", "chat-secrets"),
+        ):
+            spec = only(helm4.rendered(name), kind)["spec"]
+            (endpoint,) = spec["endpoints" if kind == "ServiceMonitor" else "podMetricsEndpoints"]
             assert endpoint["authorization"]["credentials"]["name"] == secret
 
     def test_rules_and_dashboard_are_the_files(self, helm4: Helm) -> None:

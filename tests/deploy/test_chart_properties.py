@@ -19,6 +19,7 @@ AWKWARD = st.sampled_from(
 )
 WORDS = st.from_regex(r"[a-z][a-z0-9]{0,8}", fullmatch=True)
 TEXTS = AWKWARD | WORDS
+ORIGINS = WORDS.map("https://{}.example:8443".format) | st.just("null")
 LABELS = st.dictionaries(WORDS, st.sampled_from(["true", "1", "1e3", "null", "x.y-z", ""]), max_size=2)
 NOTES = st.dictionaries(WORDS.map("example.com/{}".format), AWKWARD, max_size=2)
 SWITCH = st.booleans()
@@ -36,7 +37,7 @@ VALUES = some(
     config=some(
         namespace=st.sampled_from(["/", "/a: b", "/é"]).filter(lambda text: " " not in text),
         path=st.sampled_from(["/ws", "/a/{b}", "/~", "/on"]),
-        allowedOrigins=st.lists(TEXTS, max_size=2),
+        allowedOrigins=st.lists(ORIGINS, max_size=2) | st.just(["*"]),
         rate=st.integers(0, 10) | st.floats(0, 999_999, allow_nan=False),
         burst=st.integers(0, 1_000_000),
         maxPayloadSize=st.integers(1, 1 << 30),
@@ -63,7 +64,10 @@ VALUES = some(
     podLabels=LABELS,
     podAnnotations=NOTES,
     serviceAccount=some(create=SWITCH, annotations=NOTES),
-    rollout=some(maxSurge=st.integers(1, 9) | st.sampled_from(["1%", "100%"])),
+    rollout=some(
+        maxSurge=st.integers(1, 9) | st.sampled_from(["1%", "100%"]),
+        minReadySeconds=st.just("") | st.integers(0, 86_400),
+    ),
     topologySpread=some(enabled=SWITCH, keys=st.just(["example.com/rack"])),
     podDisruptionBudget=some(enabled=SWITCH, maxUnavailable=st.integers(0, 5) | st.just("50%")),
     service=some(type=st.sampled_from(["ClusterIP", "NodePort"]), port=st.integers(1, 65_535), annotations=NOTES),
@@ -81,6 +85,7 @@ VALUES = some(
         minReplicas=st.integers(1, 5),
         maxReplicas=st.integers(3, 100),
         cpu=st.integers(0, 100),
+        scaleDown=st.just({"periodSeconds": 1800}),
         connections=st.integers(0, 10_000_000),
         keda=some(prometheus=some(serverAddress=st.just("http://prometheus:9090"), query=TEXTS)),
     ),
@@ -91,6 +96,7 @@ VALUES = some(
     ),
     metrics=some(
         token=TEXTS,
+        podMonitor=some(enabled=SWITCH, labels=LABELS),
         serviceMonitor=some(enabled=SWITCH, labels=LABELS),
         rules=some(enabled=SWITCH),
         dashboard=some(enabled=SWITCH, annotations=NOTES),
@@ -120,6 +126,10 @@ def test_values_that_pass_the_schema_render_something_valid_or_are_refused_with_
         if spec["containers"][0]["name"] == "node"
     )
     assert grace == sum(drain.values()) + drain["graceSeconds"] + 10
+    (rollout,) = (document["spec"] for document in documents if is_node(document))
+    ready = values.get("rollout", {}).get("minReadySeconds", "")
+    assert rollout["minReadySeconds"] == (drain["windowSeconds"] if ready == "" else ready)
+    assert rollout["progressDeadlineSeconds"] > rollout["minReadySeconds"]
     many = documents and any(document["spec"].get("replicas", 2) > 1 for document in documents if is_node(document))
     assert not many or "SOCKETSPEC_BACKEND" in json.dumps(documents)
 

@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.deploy.charts import CHART, Helm, HelmError, chart_file, templates, values_of
+from tests.deploy.charts import CHART, OF_HELM, Helm, HelmError, chart_file, templates, values_of
 
 SCHEMA = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
 DEFAULTS = chart_file("values.yaml")
@@ -88,7 +88,7 @@ def test_the_schema_knows_every_value_and_no_other() -> None:
         if "[]" not in path and path not in PATHS:
             leaves |= {f"{path}.{name}".lstrip(".") for name in section["properties"]}
     inner = {path for path, _ in sections(SCHEMA)}
-    assert {leaf for leaf in leaves if leaf not in inner or leaf in PATHS} - {"global"} == set(PATHS)
+    assert {leaf for leaf in leaves if leaf not in inner or leaf in PATHS} - OF_HELM == set(PATHS)
 
 
 def test_the_schema_leaves_no_section_open() -> None:
@@ -132,6 +132,19 @@ def test_a_typo_is_rejected_in_every_section(path: str, values: dict[str, Any]) 
         ({"extraEnv": [{"name": "A", "valu": "1"}]}, "extraEnv"),
         ({"app": "no module"}, "app"),
         ({"config": {"path": "ws"}}, "path"),
+        ({"config": {"allowedOrigins": ["shop.example"]}}, "allowedOrigins"),
+        ({"config": {"allowedOrigins": ["https://shop.example/"]}}, "allowedOrigins"),
+        ({"ingress": {"hosts": ["https://a.example"]}}, "hosts"),
+        ({"ingress": {"hosts": ["10.0.0.1"]}}, "hosts"),
+        ({"ingress": {"tls": [{"hosts": ["a.example:443"]}]}}, "hosts"),
+        ({"route": {"hostnames": ["https://a.example"]}}, "hostnames"),
+        ({"route": {"hostnames": ["Chat.example"]}}, "hostnames"),
+        ({"extraVolumes": [{"emptyDir": {}}]}, "extraVolumes"),
+        ({"extraVolumeMounts": [{"name": "modules"}]}, "extraVolumeMounts"),
+        ({"metrics": {"serviceMonitor": {"interval": "1s1m"}}}, "interval"),
+        ({"rollout": {"minReadySeconds": "5"}}, "minReadySeconds"),
+        ({"podSecurityContext": {"sysctls": [{"name": "net.core.somaxconn", "value": 1}]}}, "sysctls"),
+        ({"enabled": "true"}, "enabled"),
     ],
     ids=str,
 )

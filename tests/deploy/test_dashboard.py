@@ -34,7 +34,7 @@ EXPRESSIONS = dict(expressions())
 
 def plain(expression: str) -> str:
     """`expression` as Grafana sends it: its variables replaced."""
-    return expression.replace("$__rate_interval", "1m").replace("$job", ".+")
+    return expression.replace("$__rate_interval", "1m").replace("$namespace", ".*").replace("$job", ".+")
 
 
 @pytest.mark.parametrize("place", EXPRESSIONS)
@@ -45,13 +45,22 @@ def test_an_expression_parses_and_names_only_metrics_that_a_node_exports(place: 
 
 
 @pytest.mark.parametrize("place", EXPRESSIONS)
-def test_an_expression_looks_at_the_chosen_jobs_alone(place: str) -> None:
+def test_an_expression_looks_at_the_chosen_namespaces_and_jobs_alone(place: str) -> None:
     expression = plain(EXPRESSIONS[place])
     assert "$" not in expression
     for selector in selectors(expression):
-        assert [(matcher.name, matcher.value) for matcher in selector.matchers.matchers if matcher.name == "job"] == [
-            ("job", ".+")
-        ]
+        chosen = {"namespace": ".*", "job": ".+"}
+        matchers = [(matcher.name, matcher.value) for matcher in selector.matchers.matchers if matcher.name in chosen]
+        assert sorted(matchers) == sorted(chosen.items())
+
+
+def test_all_namespaces_are_those_without_one_too() -> None:
+    variables = {variable["name"]: variable for variable in BOARD["templating"]["list"]}
+    # A plain Prometheus gives nodes none, and `.+` would find nothing there.
+    assert (variables["namespace"]["includeAll"], variables["namespace"]["allValue"]) == (True, ".*")
+    assert variables["job"]["definition"] == variables["job"]["query"]["query"]
+    (jobs,) = selectors(plain(variables["job"]["definition"]).removeprefix("label_values(").rpartition(",")[0])
+    assert [(matcher.name, matcher.value) for matcher in jobs.matchers.matchers] == [("namespace", ".*")]
 
 
 def test_every_metric_is_shown() -> None:
@@ -64,7 +73,7 @@ def test_every_panel_takes_its_data_from_the_chosen_source() -> None:
         for part in (panel, *panel.get("targets", ())):
             if panel["type"] != "row":
                 assert part["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
-    assert sorted(VARIABLES) == ["datasource", "job"]
+    assert sorted(VARIABLES) == ["datasource", "job", "namespace"]
     assert set(re.findall(r"\$\{?(\w+)", json.dumps(BOARD))) - {"__rate_interval", "__all"} == VARIABLES
 
 

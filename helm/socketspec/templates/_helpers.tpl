@@ -29,14 +29,49 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{/* Labels of an object: (list $ component extra…). Nobody's extra labels replace those that select. */}}
 {{- define "socketspec.labels" -}}
 {{- $root := index . 0 -}}
-{{- $labels := include "socketspec.selector" (list $root (index . 1)) | fromYaml -}}
-{{- $_ := set $labels "helm.sh/chart" (printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63) -}}
+{{- $labels := dict "helm.sh/chart" (printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63) -}}
 {{- $_ := set $labels "app.kubernetes.io/version" $root.Chart.AppVersion -}}
 {{- $_ := set $labels "app.kubernetes.io/managed-by" $root.Release.Service -}}
+{{- $selector := include "socketspec.selector" (list $root (index . 1)) | fromYaml -}}
+{{- merge $selector $labels (include "socketspec.podLabels" . | fromYaml) | toYaml -}}
+{{- end }}
+
+{{/* Labels of pods: (list $ component extra…). Without versions: a new chart alone must not start every pod again. */}}
+{{- define "socketspec.podLabels" -}}
+{{- $root := index . 0 -}}
+{{- $labels := include "socketspec.selector" (list $root (index . 1)) | fromYaml -}}
 {{- range slice . 2 -}}
 {{- $labels = merge $labels . -}}
 {{- end -}}
 {{- merge $labels $root.Values.commonLabels | toYaml -}}
+{{- end }}
+
+{{/*
+A value of the user with the templates in its strings rendered, as YAML: (list $ value). Each string by itself, so that
+what comes out can neither change the YAML around it nor become a number.
+*/}}
+{{- define "socketspec.tpl" -}}
+{{- (include "socketspec.tpl.json" . | fromJson).it | toYaml -}}
+{{- end }}
+
+{{- define "socketspec.tpl.json" -}}
+{{- $root := index . 0 -}}
+{{- $value := index . 1 -}}
+{{- $it := $value -}}
+{{- if kindIs "string" $value -}}
+{{- $it = tpl $value $root -}}
+{{- else if kindIs "slice" $value -}}
+{{- $it = list -}}
+{{- range $value -}}
+{{- $it = append $it (include "socketspec.tpl.json" (list $root .) | fromJson).it -}}
+{{- end -}}
+{{- else if kindIs "map" $value -}}
+{{- $it = dict -}}
+{{- range $key, $inner := $value -}}
+{{- $_ := set $it $key (include "socketspec.tpl.json" (list $root $inner) | fromJson).it -}}
+{{- end -}}
+{{- end -}}
+{{- dict "it" $it | toJson -}}
 {{- end }}
 
 {{- define "socketspec.image" -}}
@@ -46,6 +81,17 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- else -}}
 {{- printf "%s:%s" $repository (.Values.image.tag | default .Chart.AppVersion) -}}
 {{- end -}}
+{{- end }}
+
+{{/* A Deployment does not count pods that are ending: only this keeps the next batch from draining with the last. */}}
+{{- define "socketspec.minReadySeconds" -}}
+{{- int64 (eq (toString .Values.rollout.minReadySeconds) "" | ternary .Values.drain.windowSeconds .Values.rollout.minReadySeconds) -}}
+{{- end }}
+
+{{/* Beyond minReadySeconds, Kubernetes' default: time for a machine, an image and a start. */}}
+{{- define "socketspec.progressDeadlineSeconds" -}}
+{{- $derived := include "socketspec.minReadySeconds" . | int64 | add 600 -}}
+{{- int64 (eq (toString .Values.rollout.progressDeadlineSeconds) "" | ternary $derived .Values.rollout.progressDeadlineSeconds) -}}
 {{- end }}
 
 {{- define "socketspec.podSecurity" -}}
@@ -92,6 +138,16 @@ capabilities:
 {{- end -}}
 {{- end -}}
 {{- $ports | uniq | toJson -}}
+{{- end }}
+
+{{/* Ports of DNS, of either protocol. */}}
+{{- define "socketspec.dnsPorts" -}}
+{{- range .Values.networkPolicy.dns.ports }}
+- port: {{ int64 . }}
+  protocol: UDP
+- port: {{ int64 . }}
+  protocol: TCP
+{{- end -}}
 {{- end }}
 
 {{/* A variable from a Secret: (list NAME secret key). */}}
@@ -200,6 +256,50 @@ capabilities:
 {{/* Prefixes of an Ingress or a route: (list $ paths). */}}
 {{- define "socketspec.paths" -}}
 {{- index . 1 | default (list (index . 0).Values.config.path) | toJson -}}
+{{- end }}
+
+{{/* Through what /metrics can be read from outside and without a token; nothing where it cannot. */}}
+{{- define "socketspec.publicMetrics" -}}
+{{- $ways := list -}}
+{{- if and .Values.metrics.enabled (not (or .Values.metrics.token .Values.existingSecret.keys.metricsToken)) -}}
+{{- if ne .Values.service.type "ClusterIP" -}}
+{{- $ways = append $ways (printf "the %s" .Values.service.type) -}}
+{{- end -}}
+{{- range $kind, $section := dict "Ingress" .Values.ingress "HTTPRoute" .Values.route -}}
+{{- if $section.enabled -}}
+{{- range include "socketspec.paths" (list $ $section.paths) | fromJsonArray -}}
+{{- if has (trimSuffix "/" .) (list "" "/metrics") -}}
+{{- $ways = append $ways (printf "the %s" $kind) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- join " and " (uniq $ways) -}}
+{{- end }}
+
+{{/* What a monitor of the Prometheus Operator sends to be let in. */}}
+{{- define "socketspec.metricsAuthorization" -}}
+{{- if or .Values.metrics.token .Values.existingSecret.keys.metricsToken -}}
+authorization:
+  type: Bearer
+  credentials:
+    {{- if .Values.metrics.token }}
+    name: {{ include "socketspec.fullname" . }}
+    key: metrics-token
+    {{- else }}
+    name: {{ .Values.existingSecret.name }}
+    key: {{ .Values.existingSecret.keys.metricsToken | quote }}
+    {{- end }}
+{{- end -}}
+{{- end }}
+
+{{/* Whether the pod of `helm test` has something that lets it in: "true" or nothing. */}}
+{{- define "socketspec.testIsLetIn" -}}
+{{- $keys := .Values.existingSecret.keys -}}
+{{- with .Values.auth -}}
+{{- if or .anonymous .apiKeys $keys.apiKeys .jwt.secret $keys.jwtSecret $.Values.test.tokenSecret.name }}true{{ end -}}
+{{- end -}}
 {{- end }}
 
 {{/* Leave slowly: every pod that goes sends its clients elsewhere. */}}

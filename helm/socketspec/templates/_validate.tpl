@@ -3,7 +3,10 @@
 {{- include "socketspec.validate.redis" . -}}
 {{- include "socketspec.validate.secrets" . -}}
 {{- include "socketspec.validate.scaling" . -}}
+{{- include "socketspec.validate.rollout" . -}}
 {{- include "socketspec.validate.exposure" . -}}
+{{- include "socketspec.validate.volumes" . -}}
+{{- include "socketspec.validate.test" . -}}
 {{- include "socketspec.validate.env" . -}}
 {{- end }}
 
@@ -82,7 +85,23 @@
 {{- if and (int64 .connections) (not $.Values.metrics.enabled) -}}
 {{- fail "autoscaling.connections needs the metrics of the nodes: set metrics.enabled=true." -}}
 {{- end -}}
+{{- /* Kubernetes allows no period beyond 1800 seconds; a longer window has to live with that. */ -}}
+{{- $window := int64 $.Values.drain.windowSeconds -}}
+{{- if lt (int64 .scaleDown.periodSeconds) (min $window 1800) -}}
+{{- fail (printf "autoscaling.scaleDown.periodSeconds is %d, but a pod takes %d seconds to leave (drain.windowSeconds): pods would drain at once. Set it to %d." (int64 .scaleDown.periodSeconds) $window (min $window 1800)) -}}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "socketspec.validate.rollout" -}}
+{{- if eq (toString (get .Values "enabled")) "false" -}}
+{{- fail "enabled=false turns nothing off by itself: in Chart.yaml of the chart that has this one as a dependency, name it as the condition, such as socketspec.enabled." -}}
+{{- end -}}
+{{- $ready := include "socketspec.minReadySeconds" . | int64 -}}
+{{- $deadline := include "socketspec.progressDeadlineSeconds" . | int64 -}}
+{{- if le $deadline $ready -}}
+{{- fail (printf "rollout.progressDeadlineSeconds is %d, but a new pod counts only after rollout.minReadySeconds, %d: set more than that, or leave it empty." $deadline $ready) -}}
 {{- end -}}
 {{- end }}
 
@@ -93,8 +112,67 @@
 {{- if and .Values.route.enabled (not .Values.route.parentRefs) -}}
 {{- fail "route.enabled needs a Gateway to belong to: set route.parentRefs." -}}
 {{- end -}}
-{{- if and .Values.metrics.serviceMonitor.enabled (not .Values.metrics.enabled) -}}
-{{- fail "metrics.serviceMonitor.enabled would watch what metrics.enabled=false turns off." -}}
+{{- range $name, $monitor := dict "podMonitor" .Values.metrics.podMonitor "serviceMonitor" .Values.metrics.serviceMonitor -}}
+{{- if and $monitor.enabled (not $.Values.metrics.enabled) -}}
+{{- fail (printf "metrics.%s.enabled would watch what metrics.enabled=false turns off." $name) -}}
+{{- end -}}
+{{- if gt (include "socketspec.milliseconds" $monitor.scrapeTimeout | int64) (include "socketspec.milliseconds" $monitor.interval | int64) -}}
+{{- fail (printf "metrics.%s.scrapeTimeout is %s, longer than metrics.%s.interval, %s: Prometheus refuses that." $name $monitor.scrapeTimeout $name $monitor.interval) -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.metrics.podMonitor.enabled .Values.metrics.serviceMonitor.enabled -}}
+{{- fail "metrics.podMonitor.enabled and metrics.serviceMonitor.enabled would both scrape the pods, and every sum would be twice what it is: keep one of them." -}}
+{{- end -}}
+{{- if and .Values.service.externalTrafficPolicy (eq .Values.service.type "ClusterIP") -}}
+{{- fail "service.externalTrafficPolicy is about clients from outside: set service.type to NodePort or LoadBalancer, or leave it out." -}}
+{{- end -}}
+{{- if and .Values.service.loadBalancerSourceRanges (ne .Values.service.type "LoadBalancer") -}}
+{{- fail (printf "service.loadBalancerSourceRanges limits a LoadBalancer, but service.type is %s." .Values.service.type) -}}
+{{- end -}}
+{{- if and (has "*" .Values.config.allowedOrigins) (gt (len .Values.config.allowedOrigins) 1) -}}
+{{- fail "config.allowedOrigins names * and others, but * is all of them: keep it alone, or leave it out." -}}
+{{- end -}}
+{{- end }}
+
+{{/* A duration of Prometheus in milliseconds. */}}
+{{- define "socketspec.milliseconds" -}}
+{{- $units := dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000 "d" 86400000 "w" 604800000 "y" 31536000000 -}}
+{{- $sum := 0 -}}
+{{- range regexFindAll "[0-9]+[a-z]+" . -1 -}}
+{{- $sum = add $sum (mul (regexFind "^[0-9]+" . | atoi) (get $units (regexFind "[a-z]+$" .))) -}}
+{{- end -}}
+{{- $sum -}}
+{{- end }}
+
+{{- define "socketspec.validate.volumes" -}}
+{{- $names := dict "tmp" true -}}
+{{- range include "socketspec.tpl" (list . .Values.extraVolumes) | fromYamlArray -}}
+{{- if hasKey $names .name -}}
+{{- fail (printf "extraVolumes has a second volume %s%s: give it another name." .name (eq .name "tmp" | ternary ", which is the chart's for /tmp" "")) -}}
+{{- end -}}
+{{- $_ := set $names .name true -}}
+{{- end -}}
+{{- $paths := dict "/tmp" true -}}
+{{- range include "socketspec.tpl" (list . .Values.extraVolumeMounts) | fromYamlArray -}}
+{{- $path := .mountPath | trimSuffix "/" -}}
+{{- if hasKey $paths $path -}}
+{{- fail (printf "extraVolumeMounts mounts something at %s%s: choose another place." .mountPath (eq $path "/tmp" | ternary ", where the chart's own volume is" " twice")) -}}
+{{- end -}}
+{{- $_ := set $paths $path true -}}
+{{- if not (hasKey $names .name) -}}
+{{- fail (printf "extraVolumeMounts mounts %s, which is no volume: name it in extraVolumes." .name) -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "socketspec.validate.test" -}}
+{{- if .Values.test.enabled -}}
+{{- range $name, $text := dict "join" .Values.test.join "publish" .Values.test.publish -}}
+{{- $event := get (fromJson $text) "event" -}}
+{{- if or (not (kindIs "string" $event)) (empty $event) -}}
+{{- fail (printf "test.%s is nothing that a client could send: give a JSON object with an event, such as {\"event\": \"%s\"}." $name $name) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- end }}
 
