@@ -19,6 +19,7 @@ from typing import Final
 from socketspec.backend import Broker, Publication, Topic
 from socketspec.connection import Connection
 from socketspec.counters import Counters
+from socketspec.slices import Recipients, Slices
 from socketspec.tasks import Tasks
 from socketspec.tracing import installed
 from socketspec.transport import OVERHEAD, Write
@@ -41,32 +42,11 @@ BEHIND: Final = 256
 MAX_QUEUED: Final = 10_000
 """Publications queued for one topic at which further ones are dropped, with an error in the log."""
 
-Recipients = tuple[tuple[str, Write], ...]
-
-
-class Slices:
-    """Joined publications that are written in slices, and how far that is."""
-
-    __slots__ = ("_places", "batch", "reached", "recipients")
-
-    def __init__(self, batch: tuple[Message, ...], recipients: Recipients) -> None:
-        self.batch: tuple[Message, ...] = batch
-        self.recipients: Recipients = recipients
-        self.reached: int = 0
-        """How many of the recipients have been written to."""
-        self._places: dict[str, int] | None = None
-
-    def is_due(self, id: str) -> bool:
-        """Whether a recipient still waits for the batch."""
-        if self._places is None:
-            self._places = {id: place for place, (id, _) in enumerate(self.recipients)}
-        return self._places.get(id, -1) >= self.reached
-
 
 class Channel:
     """One topic's local members."""
 
-    __slots__ = ("_recipients", "caught_up", "drained", "members", "queue", "ready", "references", "slices", "topic")
+    __slots__ = ("_recipients", "caught_up", "members", "queue", "ready", "references", "slices", "topic")
 
     def __init__(self, topic: Topic) -> None:
         self.topic: Topic = topic
@@ -76,9 +56,8 @@ class Channel:
         """Joins under way or done; the broker's subscription lasts while there is one."""
         self.ready: asyncio.Future[None] | None = None
         self.queue: deque[Message] = deque()
-        self.drained: asyncio.Event | None = None
-        """Set when the queue is empty; None while nothing is served in slices."""
         self.slices: Slices | None = None
+        """None while nothing is served in slices."""
         self.caught_up: asyncio.Future[None] | None = None
         """Done when the queue is empty; None while it is not long."""
         self._recipients: Recipients | None = None
@@ -96,6 +75,12 @@ class Channel:
         if self._recipients is None:
             self._recipients = tuple(self.members.items())
         return self._recipients
+
+    def current(self, snapshot: Recipients, part: Recipients) -> Recipients:
+        """`part` of a snapshot without those who have left, and with the others' newest way to be written to."""
+        if self._recipients is snapshot:
+            return part
+        return tuple((id, self.members[id]) for id, _ in part if id in self.members)
 
     def behind(self) -> Awaitable[None] | None:
         """What ends when a long queue has been written; None where it is not long."""
@@ -118,13 +103,6 @@ class Channel:
             self.queue.clear()
             return taken
         return tuple(self.queue.popleft() for _ in range(JOIN))
-
-
-def _current(channel: Channel, snapshot: Recipients, part: Recipients) -> Recipients:
-    """`part` of a snapshot without those who have left meanwhile, and with the others' newest way to be written to."""
-    if channel.recipients() is snapshot:
-        return part
-    return tuple((id, channel.members[id]) for id, _ in part if id in channel.members)
 
 
 def _end_spans(messages: Sequence[Message]) -> None:
@@ -208,6 +186,8 @@ class Hub:
         if conn.id not in channel.members:
             self._settle(channel)
             channel.add(conn.id, write)
+            if channel.slices is not None:
+                channel.slices.skip(conn.id, len(channel.queue))
         else:
             self._exchange(channel, conn.id, write)
 
@@ -219,10 +199,12 @@ class Hub:
             self._serve(channel)
 
     def remove(self, topic: Topic, conn: Connection) -> None:
-        """Stop delivering to `conn`."""
+        """Stop delivering to `conn`: what was published before is written first."""
         channel = self._channels.get(topic)
         if channel is not None and conn.id in channel.members:
             self._settle(channel)
+            if conn.is_open:  # one that is lost would be written to in vain, many that are lost at once for long
+                self._write_rest(channel, conn.id)
             channel.remove(conn.id)
 
     def deliver(self, topic: Topic, publications: Sequence[Publication]) -> Awaitable[None] | None:
@@ -250,7 +232,7 @@ class Hub:
                     message.span = tracing.delivering(topic, publication.event, publication.trace, members)
                 channel.queue.append(message)
                 self._pending += members
-        if channel.drained is None:
+        if channel.slices is None:
             if not self._waiting:
                 asyncio.get_running_loop().call_soon(self._flush)
             self._waiting[topic] = channel
@@ -274,18 +256,17 @@ class Hub:
         """Write everything to `conn` that was published before now: it closes."""
         self.settle()
         for channel in tuple(self._sliced):
-            write = channel.members.get(conn.id)
-            if write is not None:
-                channel.remove(conn.id)  # first: what is written may close a slow client, which ends up here
-                self._write_rest(channel, ((conn.id, write),))
+            if conn.id in channel.members:
+                self._write_rest(channel, conn.id)
+                channel.remove(conn.id)
 
-    def _write_rest(self, channel: Channel, recipient: Recipients) -> None:
-        """Write what the recipient's turn has not come for."""
-        if channel.slices is not None and channel.slices.is_due(recipient[0][0]):
-            self._write(recipient, channel.slices.batch)
-        queued = tuple(channel.queue)
-        for start in range(0, len(queued), JOIN):
-            self._write(recipient, queued[start : start + JOIN])
+    def _write_rest(self, channel: Channel, id: str) -> None:
+        """Write what a member's turn has not come for. It stays a member meanwhile: `write` may exchange itself."""
+        if (slices := channel.slices) is not None:
+            write, rest = channel.members[id], slices.rest(id, channel.queue)
+            slices.skip(id, len(channel.queue))  # first: what is written may close a slow client, and lead here again
+            for start in range(0, len(rest), JOIN):
+                self._write(((id, write),), rest[start : start + JOIN])
 
     def settle(self) -> None:
         """Write what is waiting now, but for what is written in slices."""
@@ -317,10 +298,9 @@ class Hub:
     def _serve(self, channel: Channel) -> None:
         recipients = channel.recipients()
         if len(recipients) * len(channel.queue) > SLICE:
-            channel.drained = asyncio.Event()
+            channel.slices = Slices()
             self._sliced.add(channel)
-            serving = self._serve_in_slices(channel, recipients, channel.drained)
-            self._tasks.spawn(serving, name=f"fan-out {channel.topic.name!r}")
+            self._tasks.spawn(self._serve_in_slices(channel, channel.slices), name=f"fan-out {channel.topic.name!r}")
             return
         while channel.queue:
             batch = channel.take()
@@ -328,22 +308,22 @@ class Hub:
             _end_spans(batch)
         channel.has_caught_up()
 
-    async def _serve_in_slices(self, channel: Channel, recipients: Recipients, drained: asyncio.Event) -> None:
+    async def _serve_in_slices(self, channel: Channel, slices: Slices) -> None:
         try:
             while channel.queue:
-                batch = channel.take()
-                channel.slices = Slices(batch, recipients)
+                batch, recipients = channel.take(), channel.recipients()
+                slices.begin(batch, recipients)
                 step = max(1, SLICE // len(batch))
                 for start in range(0, len(recipients), step):
-                    channel.slices.reached = start + step
-                    self._write(_current(channel, recipients, recipients[start : start + step]), batch)
+                    slices.reached = start + step
+                    for share in slices.shares(channel.current(recipients, recipients[start : start + step])):
+                        self._write(*share)
                     await asyncio.sleep(0)
                 _end_spans(batch)
-                recipients = channel.recipients()
         finally:
-            channel.drained = channel.slices = None
+            channel.slices = None
             self._sliced.discard(channel)
-            drained.set()
+            slices.drained.set()
             channel.has_caught_up()
 
     def _write(self, recipients: Recipients, messages: tuple[Message, ...]) -> None:
@@ -371,5 +351,5 @@ class Hub:
         channel = self._channels.get(topic)
         if self._pending >= PENDING or (channel is not None and len(channel.queue) >= JOIN):
             await asyncio.sleep(0)
-            while channel is not None and channel.drained is not None and len(channel.queue) >= JOIN:
-                await channel.drained.wait()
+            while channel is not None and channel.slices is not None and len(channel.queue) >= JOIN:
+                await channel.slices.drained.wait()

@@ -59,7 +59,7 @@ async def test_one_that_stops_waiting_does_not_end_the_waiting_of_others() -> No
 async def test_a_topic_that_everybody_has_left_is_not_behind() -> None:
     hub, _ = await hub_with(1)
     behind = hub.deliver(TOPIC, burst(BEHIND))
-    hub.remove(TOPIC, cast("Connection", SimpleNamespace(id="0")))
+    hub.remove(TOPIC, cast("Connection", SimpleNamespace(id="0", is_open=True)))
     await hub.release(TOPIC)
     assert behind is not None
     await asyncio.wait_for(behind, 5)
