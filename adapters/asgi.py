@@ -20,6 +20,7 @@ from socketspec.app import SocketApp
 from socketspec.connection import Connection
 from socketspec.engine import Admission, Engine
 from socketspec.handshake import Handshake, Headers, QueryParams
+from socketspec.logs import telling
 from socketspec.pages import Response
 
 __all__ = ("ASGIApp",)
@@ -62,10 +63,11 @@ class ASGIApp:
             await _refuse(scope, send, 403, "Too many query parameters.")
             return
         admission = await engine.admit(handshake)
-        if admission.refusal is not None:
-            await _refuse(scope, send, *admission.refusal)
-            return
-        await send({"type": "websocket.accept", "subprotocol": admission.subprotocol, "headers": []})
+        with telling(admission.connection, engine.requests):  # servers log that they answer the handshake
+            if admission.refusal is not None:
+                await _refuse(scope, send, *admission.refusal)
+                return
+            await send({"type": "websocket.accept", "subprotocol": admission.subprotocol, "headers": []})
         hand_over: HandOver | None = (scope.get("extensions") or {}).get(EXTENSION)
         if hand_over is None:
             await _Session(engine, admission, handshake, receive, send).run()

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import re
 import socket
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple, NoReturn, cast
 
@@ -297,8 +298,23 @@ class RedactQuery(logging.Filter):
         if isinstance(record.msg, str):
             record.msg = self._without(record.msg)
         if isinstance(record.args, tuple):
-            record.args = tuple(self._without(value) if isinstance(value, str) else value for value in record.args)
+            record.args = tuple(map(self._clean, record.args))
+        elif isinstance(record.args, Mapping):
+            record.args = {name: self._clean(value) for name, value in record.args.items()}
         return True
+
+    def _clean(self, value: Any) -> Any:
+        """An argument of a message; one that is no text but shows a query, such as httpx's URLs, as text without."""
+        if isinstance(value, str):
+            return self._without(value)
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        try:
+            text = str(value)
+        except Exception:
+            return value
+        without = self._without(text)
+        return value if without == text else without
 
     def _without(self, text: str) -> str:
         return self._QUERY.sub(self._REPLACED, text) if "?" in text else text

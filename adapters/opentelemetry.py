@@ -11,20 +11,23 @@ Celery task that uses a `Publisher`, is the ancestor of the fan-out spans on all
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, suppress
 
 try:
-    from opentelemetry import propagate, trace
-    from opentelemetry.trace import SpanKind
+    from opentelemetry import trace
+    from opentelemetry.trace import SpanKind, StatusCode
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 except ImportError as _error:
     raise ImportError("Tracing needs opentelemetry-api: pip install 'socketspec[otel]'") from _error
 
 from socketspec import __version__, tracing
 from socketspec.backend import Topic
+from socketspec.errors import EventError
 
 __all__ = ("instrument", "uninstrument")
 
 _HEADER = "traceparent"
+_W3C = TraceContextTextMapPropagator()  # not the global one: it may write other headers, and nodes may differ in it
 
 
 def instrument(provider: trace.TracerProvider | None = None) -> None:
@@ -43,16 +46,27 @@ class _OpenTelemetry:
     def __init__(self, tracer: trace.Tracer) -> None:
         self._tracer = tracer
 
-    def handling(self, namespace: str, event: str, connection: str) -> AbstractContextManager[object]:
-        return self._tracer.start_as_current_span(
+    @contextmanager
+    def handling(self, namespace: str, event: str, connection: str, request: str) -> Iterator[_Handling]:
+        with self._tracer.start_as_current_span(
             f"handle {event}",
             kind=SpanKind.SERVER,
             attributes={
                 "socketspec.namespace": namespace,
                 "socketspec.event": event,
                 "socketspec.connection": connection,
+                "socketspec.request": request,
             },
-        )
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
+            yield _Handling(span)
+
+    def current(self) -> tuple[str, str] | None:
+        context = trace.get_current_span().get_span_context()
+        if not context.is_valid:
+            return None
+        return trace.format_trace_id(context.trace_id), trace.format_span_id(context.span_id)
 
     @contextmanager
     def publishing(self, topic: Topic, event: str) -> Iterator[str]:
@@ -62,16 +76,31 @@ class _OpenTelemetry:
 
     def carried(self) -> str:
         carrier: dict[str, str] = {}
-        propagate.inject(carrier)
+        _W3C.inject(carrier)
         return carrier.get(_HEADER, "")
 
     def delivering(self, topic: Topic, event: str, trace: str, members: int) -> tracing.Span:
         return self._tracer.start_span(
             f"fan-out {event}",
-            context=propagate.extract({_HEADER: trace}),
+            context=_W3C.extract({_HEADER: trace}),
             kind=SpanKind.CONSUMER,
             attributes={**_attributes(topic, event, "process"), "socketspec.members": members},
         )
+
+
+class _Handling:
+    """The span of one event's handler."""
+
+    def __init__(self, span: trace.Span) -> None:
+        self._span = span
+
+    def ended(self, outcome: str, error: Exception | None) -> None:
+        self._span.set_attribute("socketspec.outcome", outcome)
+        if error is None or isinstance(error, EventError):  # to refuse is what a handler is for, not its failure
+            return
+        self._span.set_status(StatusCode.ERROR, type(error).__name__)
+        with suppress(Exception):  # it asks the exception for its text, and that is code of the user's
+            self._span.record_exception(error)
 
 
 def _attributes(topic: Topic, event: str, operation: str) -> dict[str, str]:

@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,13 +20,13 @@ from types import FrameType
 from typing import Any, Final, Literal
 
 import uvicorn
-from uvicorn.config import LOGGING_CONFIG
+from uvicorn.config import LOGGING_CONFIG, STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess, multiprocess
 
 from socketspec import running
 from socketspec.adapters.http import GuardedH11Protocol, listening_socket
 
-__all__ = ("DrainingServer", "Serving", "serve")
+__all__ = ("DrainingServer", "Serving", "serve", "set_up_logging")
 
 logger: logging.Logger = logging.getLogger("uvicorn.error")
 
@@ -108,8 +107,7 @@ def _end_for_sure() -> None:
     """End the process in a moment, whatever still runs in it: Python waits for threads and tasks that never end."""
 
     def end() -> None:
-        sys.stderr.write("socketspec: something of the application does not end; the process does\n")
-        sys.stderr.flush()
+        logger.critical("Ending the process, although something of the application does not end")
         logging.shutdown()
         os._exit(0)
 
@@ -163,26 +161,61 @@ def _draining_workers() -> Iterator[None]:
         multiprocess.Process = original  # type: ignore[misc] # as above
 
 
+def set_up_logging(serving: Serving) -> None:
+    """Log as `serving` says, all of the process, warnings too. Before the application is imported: that may log as
+    well, and may have a set-up of its own, which then is the later one and stays.
+    """
+    _config(serving).configure_logging()
+
+
 def serve(serving: Serving) -> bool:
-    """Serve until the process is told to stop; whether it had started. Raises `OSError` where it cannot listen."""
+    """Serve until the process is told to stop; whether it had started. Raises `OSError` where it cannot listen.
+
+    Logging is left as it is: see `set_up_logging`.
+    """
     listener = listening_socket(serving.host, serving.port, BACKLOG)
     try:
         config = _config(serving)
+        _wake_loggers()
         logger.info("Serving %s on %s (Ctrl-C to drain and stop)", serving.app, _url(serving, listener))
         if serving.workers > 1:
             with _draining_workers():
-                _Supervisor(config, sockets=[listener]).run()
-            return True
+                supervisor = _Supervisor(config, sockets=[listener])
+                supervisor.run()
+            return all(worker.exitcode != STARTUP_FAILURE for worker in supervisor.processes)
         server = DrainingServer(config)
-        server.run(sockets=[listener])
+        try:
+            server.run(sockets=[listener])
+        except SystemExit:  # how uvicorn says that the application's start failed
+            return False
         return server.started
     finally:
         listener.close()
 
 
+class _Config(uvicorn.Config):
+    """Sets up logging when it is asked to. uvicorn asks in workers, before they import the application."""
+
+    def configure_logging(self) -> None:
+        super().configure_logging()
+        if self.log_config is not None:
+            logging.captureWarnings(True)
+
+    def load(self) -> None:
+        super().load()
+        _wake_loggers()
+
+
+def _wake_loggers() -> None:
+    """The application may have set up logging anew, which by default disables all loggers that are there already."""
+    for name, found in logging.root.manager.loggerDict.items():
+        if isinstance(found, logging.Logger) and name.partition(".")[0] in ("socketspec", "uvicorn"):
+            found.disabled = False
+
+
 def _config(serving: Serving) -> uvicorn.Config:
     protocol = "DeflateWebSocketProtocol" if serving.deflate else "WebSocketProtocol"
-    return uvicorn.Config(
+    config = _Config(
         serving.app,
         host=serving.host,
         port=serving.port,
@@ -192,7 +225,7 @@ def _config(serving: Serving) -> uvicorn.Config:
         backlog=BACKLOG,
         root_path=serving.root_path,
         log_level=serving.log_level,
-        log_config=_logging(serving),
+        log_config=None,
         access_log=serving.access_log,
         proxy_headers=serving.proxy_headers,
         forwarded_allow_ips=serving.forwarded_allow_ips,
@@ -200,17 +233,21 @@ def _config(serving: Serving) -> uvicorn.Config:
         ssl_keyfile=serving.ssl_keyfile,
         timeout_graceful_shutdown=CLOSING,
     )
+    config.log_config = _logging(serving)
+    return config
 
 
 def _logging(serving: Serving) -> dict[str, Any]:
-    """uvicorn's logging and ours, without what stands in queries: that is where tokens are."""
+    """For everything that logs, uvicorn's handlers, without what stands in queries: that is where tokens are."""
     config: dict[str, Any] = copy.deepcopy(LOGGING_CONFIG)
     config["filters"] = {"redact": {"()": "socketspec.adapters.http.RedactQuery"}}
     for handler in config["handlers"].values():
         handler["filters"] = ["redact"]
     if serving.log_format == "json":
         config["formatters"] = {name: {"()": "socketspec.logs.JsonFormatter"} for name in config["formatters"]}
-    config["loggers"]["socketspec"] = {"handlers": ["default"], "level": serving.log_level.upper(), "propagate": False}
+    config["root"] = {"handlers": ["default"], "level": serving.log_level.upper()}
+    # Not by way of the root: where an application sets that up anew, ours go on.
+    config["loggers"]["socketspec"] = {**config["root"], "propagate": False}
     return config
 
 

@@ -19,7 +19,7 @@ from socketspec.contracts import Broadcasts
 from socketspec.errors import BackendError, CloseCode
 from socketspec.rooms import Room, RoomMessage
 from socketspec.sessions import REVOKED_FOR
-from socketspec.tasks import Tasks
+from socketspec.tasks import SeparateTasks
 
 __all__ = ("AsyncPublisher",)
 
@@ -165,7 +165,7 @@ class _Life:
 
     def __init__(self, servers: Servers, options: RedisOptions, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._tasks = Tasks()
+        self._tasks = SeparateTasks()
         # A call may take `command_timeout`, and the first one connects.
         options = replace(options, start_timeout=min(options.start_timeout, options.command_timeout))
         self._timeout = options.command_timeout

@@ -21,7 +21,7 @@ from socketspec.cluster.runner import Runner
 from socketspec.cluster.sessions import RedisSessions
 from socketspec.cluster.subscriptions import Subscriptions
 from socketspec.cluster.topology import make_topology
-from socketspec.tasks import Tasks
+from socketspec.tasks import SeparateTasks
 
 __all__ = ("RedisBackend", "from_url")
 
@@ -60,7 +60,7 @@ class RedisBackend:
     def _build(self) -> None:
         """Everything that belongs to one event loop and one life of this node, its name included."""
         self.node: str = secrets.token_hex(4)
-        self._tasks = Tasks()
+        self._tasks = SeparateTasks()
         self._topology = make_topology(self._servers, self.options)
         self._runner = Runner(self._topology, self.options, self._tasks)
         self.history: HistoryStore = RedisHistory(self._runner, self._keys)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import multiprocessing
 import os
 import re
@@ -18,6 +19,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 from socketspec.errors import ConfigurationError
+from socketspec.logs import JsonFormatter
 
 __all__ = ("PREFIX", "Settings", "SettingsError", "announce", "read", "read_or_exit", "table")
 
@@ -327,7 +329,8 @@ def announce(settings: Settings, *, server: bool = True) -> None:
         return
     _announced.append(settings)
     shown = settings.shown(server=server)
-    if settings.log_format == "json":
+    handlers = logging.getLogger().handlers  # a server that was started in another way has its format from elsewhere
+    if settings.log_format == "json" or any(isinstance(each.formatter, JsonFormatter) for each in handlers):
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         said = {"time": now, "level": "info", "logger": "socketspec.node", "message": "Settings", "settings": shown}
         lines = [json.dumps(said)]

@@ -11,6 +11,7 @@ from socketspec.connection import Connection
 from socketspec.errors import AuthError, BackendError, CloseCode, EventError, ValidationFailed
 from socketspec.identity import Identity
 from socketspec.lifecycle import State
+from socketspec.logs import about
 from socketspec.opening import refusal_code
 from socketspec.wire import Envelope, Message, encode_payload
 
@@ -88,7 +89,7 @@ class ClientEvents:
             if first:
                 conn.close(refusal_code(error), error=error)
             else:
-                conn.send_error(error, event=envelope.event, id=envelope.id)
+                _refuse(conn, envelope, error)
             return
         except BackendError as error:
             if not first:
@@ -115,7 +116,7 @@ class ClientEvents:
             brought = envelope.payload.get("session")
             positions = _positions(envelope.payload, self._engine.settings.max_rooms_per_connection)
         except ValidationFailed as error:
-            conn.send_error(error, event=envelope.event, id=envelope.id)
+            _refuse(conn, envelope, error)
             return
         answer: dict[str, Any] = {}
         if brought is not None:
@@ -142,7 +143,7 @@ class ClientEvents:
         try:
             await self._engine.opening.resume_session(conn, brought)
         except ValidationFailed as error:
-            conn.send_error(error, event=envelope.event, id=envelope.id)
+            _refuse(conn, envelope, error)
             return False
         except EventError as error:
             conn.close(refusal_code(error), error=error)
@@ -203,6 +204,11 @@ class ClientEvents:
                 conn.transport.write(*newer)
 
         hub.add(topic, conn, write)
+
+
+def _refuse(conn: Connection, envelope: Envelope, error: EventError) -> None:
+    handled = about.get()  # the dispatcher has set it
+    conn.send_error(error, event=envelope.event, id=envelope.id, number=0 if handled is None else handled[3])
 
 
 def _is_seen(message: Message, last: Position | None) -> bool:

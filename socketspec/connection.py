@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from socketspec.errors import CLOSE_CODES, CloseCode, EventError, check_close_co
 from socketspec.handshake import Handshake, Headers, QueryParams
 from socketspec.identity import ANONYMOUS, Identity
 from socketspec.lifecycle import TRANSITIONS, State
+from socketspec.logs import telling
 from socketspec.names import check_outbound
 from socketspec.session import Session, SessionClock
 from socketspec.transport import Transport
@@ -22,7 +24,14 @@ if TYPE_CHECKING:
     from socketspec.engine import Engine
     from socketspec.security.ratelimit import TokenBucket
 
-__all__ = ("Connection",)
+__all__ = ("Connection", "connection_id")
+
+logger: logging.Logger = logging.getLogger("socketspec.events")
+
+
+def connection_id() -> str:
+    """An id for a new connection, which nobody can guess."""
+    return secrets.token_urlsafe(12)
 
 
 class Connection:
@@ -73,8 +82,9 @@ class Connection:
         clock: SessionClock,
         identity: Identity = ANONYMOUS,
         state: State = State.OPENING,
+        id: str = "",
     ) -> None:
-        self.id: str = secrets.token_urlsafe(12)
+        self.id: str = id or connection_id()
         self.identity: Identity = identity
         """Who is connected."""
         self.session: Session = session
@@ -181,18 +191,29 @@ class Connection:
             self.engine.observe("out", self, message.event, message.payload)
             self.engine.hub.send(self.transport.write, message)
 
-    def send_error(
-        self, error: EventError, *, event: str | None, id: str | int | None = None, request_id: str | None = None
-    ) -> None:
-        """Send `error` as ``__error__``."""
+    def send_error(self, error: EventError, *, event: str | None, id: str | int | None = None, number: int = 0) -> None:
+        """Send `error` as ``__error__``, about the request with this number; 0: about one that has none yet."""
+        requests = self.engine.requests
+        number = number or next(requests.numbers)
+        request_id = requests.id(number)
         payload = {
             "code": error.code,
             "event": event,
             "message": error.message,
-            "request_id": request_id or self.engine.next_request_id(),
+            "request_id": request_id,
             "details": error.details,
         }
         self.send(Message("__error__", encode_payload(payload), id=id))
+        if logger.isEnabledFor(logging.DEBUG):
+            with telling(self.id, requests, event, number):
+                logger.debug(
+                    "Answered %r with %s: %r (request %s, connection %s)",
+                    event,
+                    error.code,
+                    error.message,
+                    request_id,
+                    self.id,
+                )
 
     def close(self, code: int, reason: str | None = None, *, error: EventError | None = None) -> None:
         """Close with a code of the table in `socketspec.errors`, after sending `error` if given. Idempotent."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from socketspec.connection import Connection
@@ -26,11 +25,11 @@ from socketspec.errors import (
     ValidationFailed,
 )
 from socketspec.lifecycle import State
-from socketspec.logs import about
+from socketspec.logs import about, telling
 from socketspec.names import CLIENT_EVENTS, is_reserved
 from socketspec.registry import EventSpec
 from socketspec.tasks import unless_cancelled
-from socketspec.tracing import installed
+from socketspec.tracing import Tracing, installed
 from socketspec.wire import Envelope, Format, Message, decode, encode_payload
 
 if TYPE_CHECKING:
@@ -50,6 +49,7 @@ class Dispatcher:
         self._engine = engine
         self._settings = engine.settings
         self._counters = engine.counters
+        self._requests = engine.requests
 
     def receive(self, conn: Connection, data: str | bytes, *, binary: bool) -> Pending | None:
         """Take one message. Where this returns a coroutine, await it before reading the next message.
@@ -59,7 +59,7 @@ class Dispatcher:
         now = self._engine.now()
         conn.clock.last_heard = now
         self._counters.received_bytes += len(data)
-        if conn.state is not State.OPEN and conn.state is not State.AUTHENTICATING:
+        if conn.leaving or (conn.state is not State.OPEN and conn.state is not State.AUTHENTICATING):
             return None
         if binary is not (conn.format is Format.MSGPACK):
             expected = "binary MessagePack" if conn.format is Format.MSGPACK else "JSON text"
@@ -167,10 +167,12 @@ class Dispatcher:
 
     async def _guarded(self, conn: Connection, envelope: Envelope, pending: Pending) -> None:
         # Room guards and hooks of the user's run in there; their failure must not end the reading of this connection.
-        try:
-            await pending
-        except Exception as error:
-            await self._failed(conn, envelope.event, envelope.id, error)
+        number = next(self._requests.numbers)
+        with telling(conn.id, self._requests, envelope.event, number):
+            try:
+                await pending
+            except Exception as error:
+                await self._failed(conn, envelope.event, envelope.id, error, number)
 
     async def _when_free(self, conn: Connection, spec: EventSpec, payload: Any, id: str | int | None) -> None:
         while conn.in_flight >= self._settings.max_in_flight:
@@ -181,11 +183,29 @@ class Dispatcher:
 
     def _start(self, conn: Connection, spec: EventSpec, payload: Any, id: str | int | None) -> None:
         conn.in_flight += 1
-        self._engine.handlers.spawn(self._handle(conn, spec, payload, id), name=f"event {spec.name!r} of {conn.id}")
+        number = next(self._requests.numbers)
+        tracing = installed()
+        if tracing is None:
+            handling = self._handle(conn, spec, payload, id, number)
+        else:
+            handling = self._traced(tracing, conn, spec, payload, id, number)
+        self._engine.handlers.spawn(handling, name=f"event {spec.name!r} of {conn.id}")
 
-    async def _handle(self, conn: Connection, spec: EventSpec, payload: Any, id: str | int | None) -> None:
+    async def _traced(
+        self, tracing: Tracing, conn: Connection, spec: EventSpec, payload: Any, id: str | int | None, number: int
+    ) -> None:
+        namespace, request = self._requests.namespace, self._requests.id(number)
+        with tracing.handling(namespace, spec.name, conn.id, request) as handling:
+            error = await self._handle(conn, spec, payload, id, number)
+            outcome = "ok" if error is None else "refused" if isinstance(error, EventError) else "error"
+            handling.ended(outcome, error)
+
+    async def _handle(
+        self, conn: Connection, spec: EventSpec, payload: Any, id: str | int | None, number: int
+    ) -> Exception | None:
+        """Call the handler and answer; what it raised."""
         began = self._engine.now()
-        about.set((conn.id, self._settings.namespace, spec.name))  # ends with this task
+        about.set((conn.id, self._requests, spec.name, number))  # ends with this task
         outcome = "ok"
         try:
             if spec.ordered:
@@ -199,43 +219,52 @@ class Dispatcher:
                 conn.send(Message("__ack__", encode_payload(result), id=id))
         except EventError as error:
             outcome = "refused"
-            failed = self._refused(conn, spec.name, id, error)
+            failed = self._refused(conn, spec.name, id, error, number)
             if failed is not None:
                 await failed
+            return error
         except Exception as error:
             outcome = "error"
-            await self._failed(conn, spec.name, id, error)
+            await self._failed(conn, spec.name, id, error, number)
+            return error
         finally:
             self._counters.count_handled(spec.name, outcome, self._engine.now() - began)
             conn.in_flight -= 1
-            if conn.slots is not None:
+            if conn.slots is not None:  # a message waits for this place, and is handled before the connection leaves
                 conn.slots.set()
                 conn.slots = None
-            if conn.leaving:
+            elif conn.leaving:
                 conn.leave()
+        return None
 
     async def _call(self, conn: Connection, spec: EventSpec, payload: Any) -> Any:
         handler = self._engine.registry.handler(spec)
-        tracing = installed()
-        if tracing is None and not self._engine.contracts.strict:
+        if not self._engine.contracts.strict:
             return await unless_cancelled(handler(conn, payload))
-        with ExitStack() as around:
-            if tracing is not None:
-                around.enter_context(tracing.handling(self._settings.namespace, spec.name, conn.id))
-            if self._engine.contracts.strict:
-                around.enter_context(self._engine.contracts.handling(spec))
+        with self._engine.contracts.handling(spec):
             return await unless_cancelled(handler(conn, payload))
 
-    def _refused(self, conn: Connection, event: str, id: str | int | None, error: EventError) -> Pending | None:
+    def _refused(
+        self, conn: Connection, event: str, id: str | int | None, error: EventError, number: int = 0
+    ) -> Pending | None:
+        number = number or next(self._requests.numbers)
         try:
-            conn.send_error(error, event=event, id=id)
+            conn.send_error(error, event=event, id=id, number=number)
         except TypeError as cause:  # its text or details, which are the user's, cannot be encoded
-            return self._failed(conn, event, id, cause)
+            return self._failed(conn, event, id, cause, number)
         return None
 
-    async def _failed(self, conn: Connection, event: str | None, id: str | int | None, error: Exception) -> None:
+    async def _failed(
+        self, conn: Connection, event: str | None, id: str | int | None, error: Exception, number: int = 0
+    ) -> None:
         """Log a handler's failure, tell the client a request id and nothing else, and call the `on_error` hooks."""
-        request_id = self._engine.next_request_id()
+        number = number or next(self._requests.numbers)
+        with telling(conn.id, self._requests, event, number):
+            self._report(conn, event, id, error, number)
+            await self._engine.run_hooks(self._engine.registry.on_error, conn, error)
+
+    def _report(self, conn: Connection, event: str | None, id: str | int | None, error: Exception, number: int) -> None:
+        request_id = self._requests.id(number)
         what = f"Handling {event!r} failed (request {request_id}, connection {conn.id})"
         ids = {"request": request_id, "connection": conn.id}
         if isinstance(error, BackendError):
@@ -251,6 +280,5 @@ class Dispatcher:
             EventError(message, code=ErrorCode.HANDLER_ERROR, details=details),
             event=event,
             id=id,
-            request_id=request_id,
+            number=number,
         )
-        await self._engine.run_hooks(self._engine.registry.on_error, conn, error)

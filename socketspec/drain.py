@@ -3,7 +3,8 @@
     not ready -> ``__server_shutdown__`` to everybody -> connections leave evenly, each once its handlers are through
     -> whoever is left after the grace is closed all the same
 
-Until its turn comes, a connection works as ever: what it sends is handled, what is published reaches it.
+Until its turn comes, a connection works as ever: what it sends is handled, what is published reaches it. From then on
+what it sends is not handled any more: a client that always has a handler under way would never leave.
 """
 
 from __future__ import annotations

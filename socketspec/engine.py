@@ -7,17 +7,16 @@ An adapter calls `admit` with the opening handshake, `open` once it has accepted
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from socketspec import running, users
 from socketspec.backend import Backend, History, Member, Publication, Receipt, Topic
 from socketspec.client_events import ClientEvents
-from socketspec.connection import Connection
+from socketspec.connection import Connection, connection_id
 from socketspec.contracts import Contracts
 from socketspec.control import Control
 from socketspec.counters import Counters
@@ -30,6 +29,7 @@ from socketspec.hub import Hub
 from socketspec.keeper import Keeper
 from socketspec.lifecycle import State
 from socketspec.limiter import Limiter
+from socketspec.logs import Requests, about, telling
 from socketspec.lost import LostMembers
 from socketspec.opening import Admission, Opening
 from socketspec.registry import Hook, Registry
@@ -101,6 +101,7 @@ class Engine:
         self.now: Callable[[], float] = self.loop.time
         self.connections: dict[str, Connection] = {}
         self.counters: Counters = Counters()
+        self.requests: Requests = Requests(settings.namespace)
         self.contracts: Contracts = Contracts(strict=settings.strict)
         self.tasks: Tasks = Tasks()
         self.handlers: Tasks = Tasks()
@@ -122,8 +123,6 @@ class Engine:
         self.limiter: Limiter | None = (
             Limiter(settings.rate_limit, backend.limits, shared=backend.shared) if settings.rate_limit else None
         )
-        self._request_prefix = secrets.token_hex(4)
-        self._requests = itertools.count(1)
 
     async def start(self) -> None:
         """Connect the backend. Raises `BackendError`."""
@@ -177,7 +176,9 @@ class Engine:
 
     async def admit(self, handshake: Handshake) -> Admission:
         """Decide about an opening handshake."""
-        admission = await self.opening.admit(handshake)
+        id = connection_id()  # so that what is logged from here on can be told to belong together
+        with telling(id, self.requests):
+            admission = await self.opening.admit(handshake, id)
         if admission.refusal is not None:
             self.counters.count_refused(admission.refusal[0])
         return admission
@@ -185,7 +186,8 @@ class Engine:
     async def open(self, admission: Admission, handshake: Handshake, transport: Transport) -> Connection:
         """Make the connection of an accepted handshake and run the `on_connect` hooks."""
         self.counters.opened += 1
-        return await self.opening.open(admission, handshake, transport)
+        with telling(admission.connection, self.requests):
+            return await self.opening.open(admission, handshake, transport)
 
     async def publish(
         self,
@@ -230,6 +232,7 @@ class Engine:
         return conn.finished
 
     async def _clean_up(self, conn: Connection) -> None:
+        about.set((conn.id, self.requests, None, 0))  # ends with this task, which another connection may have caused
         self.wheel.cancel(conn)
         self.hub.remove(self.everybody, conn)
         self.control.directory.discard(conn)
@@ -259,20 +262,30 @@ class Engine:
         except Exception:
             logger.exception("Leaving %s failed for connection %s", what, conn.id)
 
-    async def run_final_hooks(self, hooks: Sequence[Hook], *arguments: Any) -> None:
-        """Like `run_hooks`, for at most `HOOK_TIMEOUT` seconds."""
-        try:
-            async with asyncio.timeout(HOOK_TIMEOUT):
-                await self.run_hooks(hooks, *arguments)
-        except TimeoutError:
-            logger.error("A hook took longer than %.0f s and was cancelled", HOOK_TIMEOUT)
+    def telling(self, conn: Connection) -> AbstractContextManager[None]:
+        """What is logged inside is about `conn`, and about what it asked for where that is being handled here."""
+        found = about.get()
+        if found is not None and found[0] == conn.id:
+            return nullcontext()
+        return telling(conn.id, self.requests)
 
-    async def run_hooks(self, hooks: Sequence[Hook], *arguments: Any) -> None:
+    async def run_final_hooks(self, hooks: Sequence[Hook], conn: Connection, *arguments: Any) -> None:
+        """Like `run_hooks`, for at most `HOOK_TIMEOUT` seconds."""
+        with self.telling(conn):
+            try:
+                async with asyncio.timeout(HOOK_TIMEOUT):
+                    await self.run_hooks(hooks, conn, *arguments)
+            except TimeoutError:
+                logger.error("A hook took longer than %.0f s and was cancelled", HOOK_TIMEOUT)
+
+    async def run_hooks(self, hooks: Sequence[Hook], conn: Connection, *arguments: Any) -> None:
         """Call hooks one after the other; one that fails is logged and does not stop the others."""
-        with self.contracts.handling(None):  # what a hook sends is not the handler's that caused it
+        if not hooks:
+            return
+        with self.telling(conn), self.contracts.handling(None):  # what a hook sends is not the handler's that caused it
             for hook in hooks:
                 try:
-                    await unless_cancelled(hook(*arguments))
+                    await unless_cancelled(hook(conn, *arguments))
                 except BackendError as error:
                     logger.error("The hook %s failed: %s", getattr(hook, "__qualname__", hook), error)
                 except Exception:
@@ -284,7 +297,3 @@ class Engine:
         """Show an event in the debug feed, if there is one."""
         if self.feed is not None:
             self.feed.add(direction, conn.id if conn is not None else None, event, payload, room)
-
-    def next_request_id(self) -> str:
-        """An id that stands in an error sent to a client and in the log."""
-        return f"{self._request_prefix}-{next(self._requests):x}"

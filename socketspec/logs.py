@@ -2,47 +2,137 @@
 
     handler.setFormatter(JsonFormatter())
 
-Whatever a handler of an event logs, through whichever logger, carries ``connection``, ``namespace`` and ``event``;
-failures carry the ``request`` id that the client was sent.
+Whatever a handler of an event logs, through whichever logger, carries ``connection``, ``namespace``, ``event`` and
+``request``: the id that the client gets in an error. Hooks and room guards have the connection, and what caused them if
+that is an event of the same one. Within a trace, lines carry ``trace_id`` and ``span_id``.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Final
 
-__all__ = ("JsonFormatter", "about")
+from socketspec.tracing import installed
+
+__all__ = ("JsonFormatter", "Requests", "about", "telling")
 
 
-about: ContextVar[tuple[str, str, str] | None] = ContextVar("socketspec_about", default=None)
-"""What the current task handles: the connection's id, namespace and event. None outside of handlers."""
-_ABOUT: Final = ("connection", "namespace", "event")
+class Requests:
+    """Numbers what one app handles. Only where somebody is shown one, it is written out as an id."""
+
+    __slots__ = ("_prefix", "namespace", "numbers")
+
+    def __init__(self, namespace: str) -> None:
+        self.namespace = namespace
+        self.numbers: Iterator[int] = itertools.count(1)
+        self._prefix = secrets.token_hex(4)
+
+    def id(self, number: int) -> str:
+        """The id that stands in an error sent to a client and in the log."""
+        return f"{self._prefix}-{number:x}"
+
+
+About = tuple[str, Requests, str | None, int]
+
+about: ContextVar[About | None] = ContextVar("socketspec_about", default=None)
+"""What the current task deals with: the connection's id, its app's requests, event and request number.
+
+A hook has no event and the number 0, unless an event of its connection caused it. None: nothing of a client's.
+"""
+
+
+@contextmanager
+def telling(connection: str, requests: Requests, event: str | None = None, number: int = 0) -> Iterator[None]:
+    """What is logged inside is about this, with `about`'s parts."""
+    before = about.set((connection, requests, event, number))
+    try:
+        yield
+    finally:
+        about.reset(before)
+
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 MAX_LENGTH: Final = 8192
-"""Characters of a message or a traceback that are logged; the rest is cut off."""
+"""Characters of a message, of a traceback or of an extra field that are logged; the rest is cut off."""
+MAX_EXTRAS: Final = 32
+"""Extra fields of one record that are logged; the rest is left out."""
+
+_encode = json.JSONEncoder(default=str, ensure_ascii=True, allow_nan=False).encode
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: ``time`` (UTC), ``level``, ``logger``, ``message``, ``exception``, what the record is
-    about, and whatever was passed as ``extra``. Line ends and control characters are escaped, as JSON does.
+    """One JSON object a line: ``time`` (UTC), ``level``, ``logger``, ``message``, what the record is about, the ids of
+    the trace, ``exception`` and ``stack``. What was passed as ``extra`` follows, as ``extra_NAME`` where the line has a
+    NAME already; what JSON cannot express is there as Python shows it. Line ends and control characters are escaped.
     """
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line."""
-        line: dict[str, Any] = {
+        line: dict[str, str] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage()[:MAX_LENGTH],
+            "message": _message(record)[:MAX_LENGTH],
+            **_ids(),
         }
-        found = about.get()
-        if found is not None:
-            line |= zip(_ABOUT, found, strict=True)
-        line |= {name: value for name, value in vars(record).items() if name not in _STANDARD and value is not None}
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)[-MAX_LENGTH:]
-        return json.dumps(line, default=str, ensure_ascii=True)
+        if record.exc_info or record.exc_text:
+            text = self.formatException(record.exc_info) if record.exc_info else record.exc_text or ""
+            line["exception"] = text[-MAX_LENGTH:]
+        if record.stack_info:
+            line["stack"] = self.formatStack(record.stack_info)[-MAX_LENGTH:]
+        encoded = {name: _encode(value) for name, value in line.items()}
+        extras = [(name, value) for name, value in vars(record).items() if name not in _STANDARD and value is not None]
+        for given, value in extras[:MAX_EXTRAS]:
+            name, text = str(given)[:MAX_LENGTH], _bounded(value)
+            if encoded.get(name) != text:
+                encoded[f"extra_{name}" if name in encoded else name] = text
+        return "{" + ", ".join(f"{_encode(name)}: {text}" for name, text in encoded.items()) + "}"
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception:  # arguments that do not fit: better to have both than neither
+        return f"{_shown(record.msg)} {_shown(record.args)}"
+
+
+def _ids() -> dict[str, str]:
+    ids: dict[str, str] = {}
+    found = about.get()
+    if found is not None:
+        ids["connection"], requests, event, number = found
+        ids["namespace"] = requests.namespace
+        if event is not None:
+            ids["event"] = event
+        if number:
+            ids["request"] = requests.id(number)
+    tracing = installed()
+    trace = None if tracing is None else tracing.current()
+    if trace is not None:
+        ids["trace_id"], ids["span_id"] = trace
+    return ids
+
+
+def _bounded(value: Any) -> str:
+    """`value` as JSON of bounded length; what is too long or cannot be encoded, as a string."""
+    if isinstance(value, str):
+        return _encode(value[:MAX_LENGTH])
+    try:
+        text = _encode(value)
+    except Exception:  # keys that are no strings, cycles, NaN, a __str__ that fails
+        return _encode(_shown(value)[:MAX_LENGTH])
+    return text if len(text) <= MAX_LENGTH else _encode(text[:MAX_LENGTH])
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception:
+        return f"<{type(value).__name__} that cannot be shown>"

@@ -88,8 +88,8 @@ class LostMembers:
             clock=SessionClock(config, now=self._engine.now()),
             identity=ANONYMOUS if member.user_id is None else Identity(user_id=member.user_id),
             state=State.CLOSED,
+            id=member.connection_id,
         )
-        conn.id = member.connection_id
         conn.connected_at = member.joined_at
         conn.departed = frozenset({room})
         conn.close_reason = "node_lost"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from socketspec import users
-from socketspec.connection import Connection
+from socketspec.connection import Connection, connection_id
 from socketspec.errors import AuthError, BackendError, CloseCode, ErrorCode, EventError, PermissionDenied
 from socketspec.handshake import Handshake
 from socketspec.identity import ANONYMOUS, Identity
@@ -38,6 +38,8 @@ class Admission:
 
     refusal: tuple[int, str] | None = None
     """Refuse before accepting, with this HTTP status and text."""
+    connection: str = field(default_factory=connection_id)
+    """The id of the connection that is to come."""
     subprotocol: str | None = None
     format: Format = Format.PLAIN
     identity: Identity | None = ANONYMOUS
@@ -67,14 +69,17 @@ class Opening:
             engine.settings.namespace, engine.settings.session, engine.backend.sessions
         )
 
-    async def admit(self, handshake: Handshake) -> Admission:
-        """Decide about an opening handshake: origin, then authentication, then the session."""
+    async def admit(self, handshake: Handshake, connection: str) -> Admission:
+        """Decide about an opening handshake: origin, then authentication, then the session.
+
+        `connection` is the id of the connection that comes of it.
+        """
         if self._engine.stopping:
-            return Admission(refusal=(503, "This node is stopping; connect again."))
+            return Admission(connection=connection, refusal=(503, "This node is stopping; connect again."))
         if not self._settings.origins.allows(handshake.headers):
-            return Admission(refusal=(403, "This origin is not allowed."))
+            return Admission(connection=connection, refusal=(403, "This origin is not allowed."))
         subprotocol, format = negotiate(handshake.subprotocols)
-        admit = partial(Admission, subprotocol=subprotocol, format=format)
+        admit = partial(Admission, connection=connection, subprotocol=subprotocol, format=format)
         try:
             identity = await self.authenticate(handshake) if self._settings.auth else ANONYMOUS
             checked_at = self._engine.now()
@@ -85,7 +90,7 @@ class Opening:
             return admit(identity=None, error=error)
         except BackendError as error:
             logger.error("Refused a connection with HTTP 503, unable to look up its session: %s", error)
-            return Admission(refusal=UNAVAILABLE)
+            return Admission(connection=connection, refusal=UNAVAILABLE)
         return admit(identity=identity, session=session, checked_at=checked_at)
 
     async def authenticate(self, handshake: Handshake) -> Identity:
@@ -112,6 +117,7 @@ class Opening:
             session=session,
             clock=self._clock(admission.format, transport),
             state=State.AUTHENTICATING if waiting else State.OPENING,
+            id=admission.connection,
         )
         engine.connections[conn.id] = conn
         engine.emptied.clear()
@@ -189,6 +195,15 @@ class Opening:
             conn.close(CloseCode.REVOKED, error=Revoked())
 
     async def _let_in(self, conn: Connection, identity: Identity, session: Session, checked_at: float) -> None:
+        conn.in_flight += 1  # a node that stops lets the hooks finish, as it does with handlers
+        try:
+            await self._enter(conn, identity, session, checked_at)
+        finally:
+            conn.in_flight -= 1
+            if conn.leaving:
+                conn.leave()
+
+    async def _enter(self, conn: Connection, identity: Identity, session: Session, checked_at: float) -> None:
         self._adopt(conn, identity, session, checked_at)
         try:
             await users.enter(self._engine, conn)

@@ -116,9 +116,13 @@ class Rooms:
             await engine.run_hooks(engine.registry.on_room_join, conn, room)
 
     async def _check_guards(self, engine: Engine, conn: Connection, room: str) -> None:
-        for guard, variables in engine.registry.guards_for(room):
-            if not await _allows(guard, conn, variables):
-                raise PermissionDenied(f"You may not join {room!r}.", details={"reason": "guard", "room": room})
+        guards = engine.registry.guards_for(room)
+        if not guards:
+            return
+        with engine.telling(conn):
+            for guard, variables in guards:
+                if not await _allows(guard, conn, variables):
+                    raise PermissionDenied(f"You may not join {room!r}.", details={"reason": "guard", "room": room})
 
     async def _enter(self, engine: Engine, conn: Connection, room: str, declared: Room | None, write: Write) -> None:
         topic = Topic(engine.settings.namespace, "room", room)

@@ -6,9 +6,10 @@ import asyncio
 import logging
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
 from typing import Any, Final, TypeVar
 
-__all__ = ("CancelledWithinError", "Tasks", "unless_cancelled")
+__all__ = ("CancelledWithinError", "SeparateTasks", "Tasks", "unless_cancelled")
 
 logger: logging.Logger = logging.getLogger("socketspec.tasks")
 
@@ -84,3 +85,14 @@ class Tasks:
             _, stubborn = await asyncio.wait(unfinished, timeout=max(grace, STUBBORN))
             for task in stubborn:
                 logger.error("Task %r does not end although it was cancelled: it is left behind", task.get_name())
+
+
+class SeparateTasks(Tasks):
+    """Tasks that serve everybody, and outlive what was being handled when they were started.
+
+    They get none of its context variables: what they log would be told to be about that one connection and trace.
+    """
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
+        """Start `coroutine` as a task of this owner."""
+        return Context().run(super().spawn, coroutine, name=name)

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from socketspec.backend import Topic
 
-__all__ = ("Span", "Tracing", "install", "installed")
+__all__ = ("Handling", "Span", "Tracing", "install", "installed")
 
 
 class Span(Protocol):
@@ -21,11 +21,23 @@ class Span(Protocol):
         ...
 
 
+class Handling(Protocol):
+    """A handler that is under way."""
+
+    def ended(self, outcome: str, error: Exception | None) -> None:
+        """How it went: ``ok``, ``refused`` or ``error``, as in the metrics, and what it raised."""
+        ...
+
+
 class Tracing(Protocol):
     """What a tracing library has to do for us. No call may raise or block."""
 
-    def handling(self, namespace: str, event: str, connection: str) -> AbstractContextManager[object]:
-        """Around a handler."""
+    def handling(self, namespace: str, event: str, connection: str, request: str) -> AbstractContextManager[Handling]:
+        """Around a handler and its answer. `request` is the id that the client gets in an error."""
+        ...
+
+    def current(self) -> tuple[str, str] | None:
+        """The trace id and the span id, in hexadecimal, of what is under way here; None outside of traces."""
         ...
 
     def publishing(self, topic: Topic, event: str) -> AbstractContextManager[str]:

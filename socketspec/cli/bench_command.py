@@ -9,6 +9,7 @@ import secrets
 from importlib.util import find_spec
 from pathlib import Path
 
+from socketspec.cli.arguments import number, whole
 from socketspec.cli.bench.load import Load, MisuseError, Target
 from socketspec.cli.output import FAILED, MISUSED, fail
 
@@ -30,6 +31,9 @@ Latency is measured by the clock of this machine, from just before publishing to
 
 exit status: 0 measured; 1 not measured, or with --strict anything refused, closed, lost or delivered twice; 2 misused
 """
+_MOST = 10_000_000
+_ROOMS = whole("rooms", 1, _MOST)
+_SECONDS = number("seconds", 0.05, 86_400)
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -42,7 +46,9 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("url", metavar="URL", help="ws:// or wss:// URL of the app's WebSocket path")
-    _add_load(parser.add_argument_group("load"))
+    load = parser.add_argument_group("load")
+    _add_load(load)
+    _add_connecting(load)
     _add_words(parser.add_argument_group("what is said"))
     _add_access(parser.add_argument_group("access"))
     output = parser.add_argument_group("output")
@@ -59,28 +65,53 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def _add_load(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--connections", type=_count, default=100, metavar="N", help="(default: %(default)s)")
-    group.add_argument("--rooms", type=_count, default=1, metavar="N", help="(default: %(default)s)")
-    group.add_argument("--rooms-per-connection", type=_count, default=1, metavar="N", help="(default: %(default)s)")
-    group.add_argument("--publishers", type=_count, default=1, metavar="N", help="in each room (default: %(default)s)")
     group.add_argument(
-        "--rate", type=_rate, default=10.0, metavar="N", help="messages published a second, in all (default: 10)"
+        "--connections", type=whole("connections", 1, _MOST), default=100, metavar="N", help="(default: %(default)s)"
     )
-    group.add_argument("--duration", type=_seconds, default=10.0, metavar="SECONDS", help="(default: 10)")
-    group.add_argument("--size", type=_count, default=120, metavar="BYTES", help="of the text (default: %(default)s)")
+    group.add_argument("--rooms", type=_ROOMS, default=1, metavar="N", help="(default: %(default)s)")
+    group.add_argument("--rooms-per-connection", type=_ROOMS, default=1, metavar="N", help="(default: %(default)s)")
     group.add_argument(
-        "--connect-rate", type=_rate, default=200.0, metavar="N", help="connections opened a second (default: 200)"
+        "--publishers",
+        type=whole("publishers", 1, _MOST),
+        default=1,
+        metavar="N",
+        help="in each room (default: %(default)s)",
     )
-    group.add_argument("--connect-timeout", type=_seconds, default=10.0, metavar="SECONDS", help="(default: 10)")
+    group.add_argument(
+        "--rate",
+        type=number("messages a second", 1e-3, 1e7),
+        default=10.0,
+        metavar="N",
+        help="messages published a second, in all (default: 10)",
+    )
+    group.add_argument("--duration", type=_SECONDS, default=10.0, metavar="SECONDS", help="(default: 10)")
+    group.add_argument(
+        "--size", type=whole("bytes", 1, _MOST), default=120, metavar="BYTES", help="of the text (default: %(default)s)"
+    )
+
+
+def _add_connecting(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--connect-rate",
+        type=number("connections a second", 1e-3, 1e7),
+        default=200.0,
+        metavar="N",
+        help="connections opened a second (default: 200)",
+    )
+    group.add_argument("--connect-timeout", type=_SECONDS, default=10.0, metavar="SECONDS", help="(default: 10)")
     group.add_argument(
         "--settle",
-        type=_seconds,
+        type=_SECONDS,
         default=2.0,
         metavar="SECONDS",
         help="without an arrival at the end, until what is missing is lost (default: 2)",
     )
     group.add_argument(
-        "--processes", type=_count, default=1, metavar="N", help="that make the load, one core each (default: 1)"
+        "--processes",
+        type=whole("processes", 1, _MOST),
+        default=1,
+        metavar="N",
+        help="that make the load, one core each (default: 1)",
     )
     group.add_argument(
         "--source-address",
@@ -133,31 +164,6 @@ def _add_access(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'", help="of the handshake")
     group.add_argument("--ca", dest="ca_file", metavar="FILE", help="trust these certificate authorities")
     group.add_argument("--insecure", dest="is_insecure", action="store_true", help="do not check the certificate")
-
-
-def _count(text: str) -> int:
-    digits = text.replace("_", "")
-    if not (digits.isascii() and digits.isdigit() and 1 <= int(digits) <= 10_000_000):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number; use 1 to 10000000")
-    return int(digits)
-
-
-def _rate(text: str) -> float:
-    return _number(text, 1e-3, 1e7, "a number a second")
-
-
-def _seconds(text: str) -> float:
-    return _number(text, 0.05, 86_400, "a number of seconds")
-
-
-def _number(text: str, lowest: float, highest: float, what: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not lowest <= value <= highest:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what}; use {lowest:g} to {highest:g}")
-    return value
 
 
 def _run(arguments: argparse.Namespace) -> int:

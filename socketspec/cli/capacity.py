@@ -7,70 +7,21 @@ it, a busy one finds several at once. So a node's use of its core is the solutio
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, fields, replace
 from typing import Final
+
+from socketspec.cli.costs import COSTS, Costs
+from socketspec.cli.rollout import Rollout, drain_rate, rollout
 
 __all__ = ("COSTS", "Capacity", "Costs", "Demand", "Plan", "PlanError", "nodes_reached", "plan", "share_of_core")
 
 MAX_NODES: Final = 100_000
+_SURGE: Final = re.compile(r"([1-9][0-9]?|100)%")
 
 
 class PlanError(ValueError):
     """No number of nodes fits; the text says why."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Costs:
-    """What things cost: seconds of one core, and bytes. Measured on the machine of docs/performance.md.
-
-    Yours differs; take the figures of `socketspec bench` and of your metrics where they matter.
-    """
-
-    accept: float = 1 / 2_400
-    """Handshake, authentication not included. Source: the benchmark ``idle`` of docs/performance.md: 2,400/s a core."""
-    join: float = 350e-6
-    """Joining a room through Redis and leaving it again. Source: 900 connections of `bench`, life less `accept`."""
-    arrival: float = 20e-6
-    """A message of Redis at a busy node, without what its members cost. Source: docs/performance.md, several nodes:
-    21 us a delivery unpaced is 63 us a message, at 2.1 nodes with 1.4 members each."""
-    waking: float = 118e-6
-    """More, where the node was asleep. Source: the same at 1,000 publishes a second: 96 us a delivery."""
-    delivery: float = 7e-6
-    """Writing a frame to one member. Source: docs/performance.md, fan-out: 6.2 us, 7 us for one write a message."""
-    event: float = 220e-6
-    """An event of a client: parsed, validated, handled, and broadcast through Redis; without its arrival.
-    Your handler's own work comes on top. Source: `bench`, 2,000 events less the same from the backend."""
-    heartbeat: float = 30e-6
-    """A ping and its pong. Estimated from `delivery` and a read."""
-    node_memory: int = 96 << 20
-    """A node without connections. Source: 82 MiB resident with FastAPI and redis-py, and room for your code."""
-    connection_memory: int = 5_740
-    """Resident, of a connection in one room. Source: the benchmark ``idle``: 5.2 KiB; 2,000 of `bench`: 5.5."""
-    membership_memory: int = 500
-    """Each further room. Estimated."""
-    kernel_memory: int = 4_096
-    """The kernel's, of an idle TCP connection: socket, file, epoll entry. It counts in a container. Estimated."""
-    redis_publish: float = 40e-6
-    """Redis: one publish that is not pipelined. Source: `bench`, 500/s: 40 to 60 us with one node listening."""
-    redis_delivery: float = 8e-6
-    """Redis: each node that a message goes to. Estimated from 15,107 publishes/s to three nodes on one core."""
-    redis_join: float = 45e-6
-    """Redis: joining and leaving, presence included. Source: 900 connections of `bench`."""
-    redis_membership_memory: int = 200
-    """Redis: presence of a connection in a room. Estimated."""
-    redis_room_memory: int = 400
-    """Redis: a room that somebody is in, and its channel. Estimated."""
-    redis_node_memory: int = 1 << 20
-    """Redis: a node's connections and output buffers. Estimated."""
-    envelope: int = 60
-    """Bytes round the payload of a message to a client: event, room, frame header."""
-    redis_envelope: int = 180
-    """Bytes round it in Redis: command, channel, publisher, time."""
-    packet: int = 66
-    """Ethernet, IPv4 and TCP headers of a packet, with timestamps."""
-
-
-COSTS: Final = Costs()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +62,10 @@ class Capacity:
     """Seconds within which the connections of a node that died should be back."""
     drain_window: float = 10.0
     drain_grace: float = 10.0
+    surge: int | str = "25%"
+    """Nodes that a rolling deploy replaces at once: a number, or a percentage of them, as Kubernetes' maxSurge."""
+    start: float = 10.0
+    """Until a new node is ready."""
     cores_per_machine: int = 1
 
 
@@ -158,13 +113,10 @@ class Plan:
     full_reconnect: float
     """Until all connections are back after all were lost at once."""
     drain_rate: float
-    """Connections a second that a node sends to the others while it drains."""
-    drain_window: float
-    """The shortest window in which the others can take them."""
+    """Connections a second that one node sends to the others while it drains."""
     node_stop: float
     """At most, from SIGTERM to the end of a node."""
-    rolling_deploy: float
-    """At most, when nodes are replaced one after the other."""
+    rollout: Rollout
     warnings: tuple[str, ...]
 
 
@@ -198,7 +150,9 @@ def _check(demand: Demand, capacity: Capacity) -> None:
     for options in (demand, capacity):
         for each in fields(options):
             value = getattr(options, each.name)
-            if not math.isfinite(value) or value < 0:
+            if each.name == "surge":
+                _check_surge(value)
+            elif not math.isfinite(value) or value < 0:
                 raise PlanError(f"{each.name} must be a number of 0 or more, not {value}")
     positive = {
         "connections": demand.connections,
@@ -214,6 +168,11 @@ def _check(demand: Demand, capacity: Capacity) -> None:
         raise PlanError("headroom must be 1 or more: 2 leaves half of a node unused")
     if demand.by_clients > 1:
         raise PlanError("by_clients is a part, from 0 to 1")
+
+
+def _check_surge(surge: int | str) -> None:
+    if not (_SURGE.fullmatch(surge) if isinstance(surge, str) else surge >= 1):
+        raise PlanError(f"surge must be 1 node or more, or a whole percentage from 1% to 100%, not {surge}")
 
 
 def _cpu(demand: Demand, nodes: int, costs: Costs) -> float:
@@ -297,16 +256,10 @@ def _described(demand: Demand, capacity: Capacity, costs: Costs, nodes: int, lim
     out, into = _traffic(demand, costs)
     redis_in, redis_out = _redis_traffic(demand, reached, costs)
     connects = demand.connections / demand.session
-    redis_cpu = (
-        demand.rate * (costs.redis_publish + reached * costs.redis_delivery)
-        + connects * demand.rooms_per_connection * costs.redis_join
-    )
+    redis_cpu = _redis_cpu(demand, reached, costs)
     memory = _memory(demand, left, costs)
     limit = _rounded(memory * capacity.headroom)
     rooms = demand.connections * demand.rooms_per_connection / members if members else 0.0
-    free = max(1 - _cpu(demand, left, costs), 1e-6)
-    window = max(demand.connections / nodes * _coming(demand, costs) / (left * free), 0.0)
-    stop = capacity.drain_window + 2 * capacity.drain_grace + 10
     shards = max(math.ceil(redis_cpu * capacity.headroom), 1)
     found = Plan(
         nodes=nodes,
@@ -338,13 +291,25 @@ def _described(demand: Demand, capacity: Capacity, costs: Costs, nodes: int, lim
         connects=connects,
         crash_recovery=_crash_recovery(demand, nodes, costs),
         full_reconnect=demand.connections * _coming(demand, costs) / nodes,
-        drain_rate=demand.connections / nodes / capacity.drain_window if capacity.drain_window else math.inf,
-        drain_window=window,
-        node_stop=stop,
-        rolling_deploy=nodes * (stop + 10),
+        drain_rate=drain_rate(demand.connections / nodes, capacity.drain_window),
+        node_stop=capacity.drain_window + 2 * capacity.drain_grace + 10,
+        rollout=_rollout(demand, capacity, costs, nodes),
         warnings=(),
     )
-    return _with_warnings(found, demand, capacity)
+    return _with_warnings(found, demand, capacity, costs)
+
+
+def _rollout(demand: Demand, capacity: Capacity, costs: Costs, nodes: int) -> Rollout:
+    left = max(nodes - capacity.spare, 1)
+    free = max(1 - _cpu(demand, left, costs), 1e-6)
+    return rollout(
+        nodes,
+        demand.connections,
+        surge=capacity.surge,
+        start=capacity.start,
+        window=capacity.drain_window,
+        accepting=_coming(demand, costs) / (left * free),
+    )
 
 
 def _traffic(demand: Demand, costs: Costs) -> tuple[float, float]:
@@ -358,6 +323,11 @@ def _traffic(demand: Demand, costs: Costs) -> tuple[float, float]:
     return out * 8, into * 8
 
 
+def _redis_cpu(demand: Demand, reached: float, costs: Costs) -> float:
+    joins = demand.connections / demand.session * demand.rooms_per_connection
+    return demand.rate * (costs.redis_publish + reached * costs.redis_delivery) + joins * costs.redis_join
+
+
 def _redis_traffic(demand: Demand, reached: float, costs: Costs) -> tuple[float, float]:
     each = demand.size + costs.redis_envelope + costs.packet
     return demand.rate * each * 8, demand.rate * reached * each * 8
@@ -369,14 +339,27 @@ def _rounded(size: float) -> int:
     return math.ceil(size / unit) * unit
 
 
-def _with_warnings(found: Plan, demand: Demand, capacity: Capacity) -> Plan:
+def _with_warnings(found: Plan, demand: Demand, capacity: Capacity, costs: Costs) -> Plan:
+    crowded = replace(demand, connections=math.ceil(demand.connections * found.rollout.crowding))
+    crowded_memory = _memory(crowded, found.nodes, costs)
     warnings = []
     if capacity.spare == 0:
         warnings.append("no spare node: when one is missing, the others are used beyond the headroom")
-    if found.drain_window > capacity.drain_window:
+    if demand.room_size > demand.connections:
         warnings.append(
-            f"a drain window of {capacity.drain_window:g} s sends connections faster than the other nodes accept them; "
-            f"use {math.ceil(found.drain_window)} s or more"
+            f"rooms of {demand.room_size:,g} are larger than all {demand.connections:,} connections: "
+            f"planned with rooms of {demand.connections:,}, which everybody is in"
+        )
+    if found.rollout.window > capacity.drain_window:
+        warnings.append(
+            f"a drain window of {capacity.drain_window:g} s sends connections faster than the other nodes accept them "
+            f"while a new version is rolled out; use {math.ceil(found.rollout.window)} s or more, or a smaller surge"
+        )
+    if crowded_memory > found.node_memory_limit:
+        warnings.append(
+            f"the last old node of a rolling deploy may hold {found.rollout.crowding:.1f} times its connections, "
+            f"{crowded_memory >> 20:,} MiB, where proxies do not balance by connections: more than the memory limit; "
+            "use a larger surge or more memory"
         )
     if found.redis_shards > 1:
         warnings.append(

@@ -35,7 +35,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     )
     parser.add_argument(
         "--nodes",
-        type=whole(MAX_NODES, "a number of nodes"),
+        type=whole("nodes", 1, MAX_NODES),
         default=1,
         help="how many nodes to run (default: %(default)s)",
     )

@@ -14,9 +14,11 @@ __all__ = ("main",)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (None: the process's own). Returns the exit status: 0 fine, 1 failed, 2 misused."""
-    parser = _parser()
+    parser, commands = _parser()
     try:
-        arguments = parser.parse_args(argv)
+        arguments, unknown = parser.parse_known_args(argv)
+        if unknown:
+            commands.get(arguments.command, parser).error(f"unrecognized arguments: {' '.join(unknown)}")
     except SystemExit as end:  # argparse has printed the help, the version or what was wrong
         return end.code if isinstance(end.code, int) else 2
     if arguments.command is None:
@@ -26,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The command line's, and each command's: that one's usage is what helps whoever misspelt its options."""
     parser = argparse.ArgumentParser(
         prog="socketspec", description="FastAPI-style WebSocket pub/sub that scales horizontally."
     )
@@ -34,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
     for command in (serve_command, publish_command, bench_command, plan_command, demo_command):
         command.add_to(commands)
-    return parser
+    return parser, commands.choices
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import math
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from socketspec.cli.capacity import COSTS, Capacity, Costs, Demand, Plan, PlanError, plan
+from socketspec.cli.arguments import number, surge, whole
+from socketspec.cli.capacity import COSTS, MAX_NODES, Capacity, Costs, Demand, Plan, PlanError, plan
 from socketspec.cli.output import MISUSED, fail
 
 __all__ = ("add_to",)
@@ -25,6 +26,9 @@ work is not known to it: add it with --cost event=SECONDS.
 exit status: 0 planned, 2 misused or no number of nodes is enough
 """
 _MIB = 1 << 20
+_ROOM = 50
+_MOST = 1_000_000_000
+"""Of what is counted. More is a slip of the keyboard: there are not that many people."""
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -37,30 +41,9 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     demand = parser.add_argument_group("what is to be carried")
-    demand.add_argument("--connections", type=_number, default=10_000.0, metavar="N", help="(default: 10000)")
-    demand.add_argument(
-        "--rate", type=_number, default=100.0, metavar="N", help="messages published a second, in all (default: 100)"
-    )
-    demand.add_argument("--room-size", type=_number, default=50.0, metavar="N", help="members of a room (default: 50)")
-    demand.add_argument("--rooms-per-connection", type=_number, default=1.0, metavar="N", help="(default: 1)")
-    demand.add_argument("--size", type=_number, default=200.0, metavar="BYTES", help="of a payload (default: 200)")
-    demand.add_argument(
-        "--by-clients",
-        type=_number,
-        default=1.0,
-        metavar="PART",
-        help="of the messages; the rest: backend (default: 1)",
-    )
-    demand.add_argument(
-        "--events", type=_number, default=0.0, metavar="N", help="events a second that are not broadcast (default: 0)"
-    )
-    demand.add_argument(
-        "--session", type=_number, default=1800.0, metavar="SECONDS", help="a connection lasts (default: 1800)"
-    )
-    demand.add_argument(
-        "--heartbeat", type=_number, default=25.0, metavar="SECONDS", help="between pings; 0: none (default: 25)"
-    )
+    _add_demand(demand)
     _add_capacity(parser.add_argument_group("what a node may be used for"))
+    _add_rollout(parser.add_argument_group("how nodes are replaced"))
     parser.add_argument(
         "--cost", action="append", default=[], metavar="NAME=VALUE", help="another cost than the measured one"
     )
@@ -69,39 +52,118 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.set_defaults(run=_run)
 
 
+def _add_demand(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--connections", type=whole("connections", 1, _MOST), default=10_000, metavar="N", help="(default: 10000)"
+    )
+    group.add_argument(
+        "--rate",
+        type=number("messages a second", 0, _MOST),
+        default=100.0,
+        metavar="N",
+        help="messages published a second, in all (default: 100)",
+    )
+    group.add_argument(
+        "--room-size",
+        type=number("members", 0, _MOST),
+        metavar="N",
+        help="members of a room (default: 50, or all where there are fewer)",
+    )
+    rooms = number("rooms", 0, 1e6)
+    group.add_argument("--rooms-per-connection", type=rooms, default=1.0, metavar="N", help="(default: 1)")
+    group.add_argument(
+        "--size", type=whole("bytes", 0, _MOST), default=200, metavar="BYTES", help="of a payload (default: 200)"
+    )
+    group.add_argument(
+        "--by-clients",
+        type=number("", 0, 1),
+        default=1.0,
+        metavar="PART",
+        help="of the messages, from 0 to 1; the rest: backend (default: 1)",
+    )
+    group.add_argument(
+        "--events",
+        type=number("events a second", 0, _MOST),
+        default=0.0,
+        metavar="N",
+        help="events a second that are not broadcast (default: 0)",
+    )
+    group.add_argument(
+        "--session",
+        type=number("seconds", 0.1, _MOST),
+        default=1800.0,
+        metavar="SECONDS",
+        help="a connection lasts (default: 1800)",
+    )
+    group.add_argument(
+        "--heartbeat",
+        type=number("seconds", 0, 86_400),
+        default=25.0,
+        metavar="SECONDS",
+        help="between pings; 0: none (default: 25)",
+    )
+
+
 def _add_capacity(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--headroom",
-        type=_number,
+        type=number("", 1, 100),
         default=2.0,
         metavar="FACTOR",
         help="CPU and memory a node has for what it needs (default: 2, half is unused)",
     )
-    group.add_argument("--spare", type=_number, default=1.0, metavar="N", help="nodes that may be missing (default: 1)")
-    group.add_argument("--node-memory", type=_number, default=2048.0, metavar="MIB", help="(default: 2048)")
     group.add_argument(
-        "--node-connections", type=_number, default=50_000.0, metavar="N", help="at most (default: 50000)"
+        "--spare",
+        type=whole("nodes", 0, MAX_NODES - 1),
+        default=1,
+        metavar="N",
+        help="nodes that may be missing (default: 1)",
+    )
+    group.add_argument(
+        "--node-memory", type=number("MiB", 1, 1e9), default=2048.0, metavar="MIB", help="(default: 2048)"
+    )
+    group.add_argument(
+        "--node-connections",
+        type=whole("connections", 1, _MOST),
+        default=50_000,
+        metavar="N",
+        help="at most (default: 50000)",
     )
     group.add_argument(
         "--recovery",
-        type=_number,
+        type=number("seconds", 0.1, 86_400),
         default=60.0,
         metavar="SECONDS",
         help="until the connections of a node that died are back (default: 60)",
     )
-    group.add_argument("--drain-window", type=_number, default=10.0, metavar="SECONDS", help="(default: 10)")
-    group.add_argument("--drain-grace", type=_number, default=10.0, metavar="SECONDS", help="(default: 10)")
-    group.add_argument("--cores-per-machine", type=_number, default=1.0, metavar="N", help="(default: 1)")
+    group.add_argument("--cores-per-machine", type=whole("cores", 1, 4096), default=1, metavar="N", help="(default: 1)")
 
 
-def _number(text: str) -> float:
-    try:
-        value = float(text.replace(",", ""))
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < 1e15:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more, such as 250000, 250,000 or 2.5e5")
-    return value
+def _add_rollout(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--drain-window",
+        type=number("seconds", 0, 86_399),
+        default=10.0,
+        metavar="SECONDS",
+        help="and minReadySeconds of the Deployment (default: 10)",
+    )
+    group.add_argument(
+        "--drain-grace", type=number("seconds", 0, 86_399), default=10.0, metavar="SECONDS", help="(default: 10)"
+    )
+    group.add_argument(
+        "--surge",
+        type=surge,
+        default="25%",
+        metavar="N|PERCENT",
+        help="nodes that a rolling deploy replaces at once: the Deployment's maxSurge (default: 25%%)",
+    )
+    group.add_argument(
+        "--start",
+        type=number("seconds", 0, 86_400),
+        default=10.0,
+        metavar="SECONDS",
+        help="until a new node is ready (default: 10)",
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -111,9 +173,9 @@ def _run(arguments: argparse.Namespace) -> int:
             for each in fields(costs):
                 print(f"{each.name:<26}{getattr(costs, each.name):g}")
             return 0
-        given = vars(arguments) | {"node_memory": arguments.node_memory * _MIB}
-        whole = ("connections", "size", "spare", "node_memory", "node_connections", "cores_per_machine")
-        given |= {name: round(given[name]) for name in whole}
+        given = vars(arguments) | {"node_memory": round(arguments.node_memory * _MIB)}
+        if arguments.room_size is None:
+            given["room_size"] = float(min(_ROOM, arguments.connections))
         demand = Demand(**{each.name: given[each.name] for each in fields(Demand)})
         capacity = Capacity(**{each.name: given[each.name] for each in fields(Capacity)})
         found = plan(demand, capacity, costs)
@@ -139,12 +201,11 @@ def _costs(changes: list[str]) -> Costs:
         name, _, text = change.partition("=")
         if name not in known:
             raise PlanError(f"there is no cost {name!r}; --costs shows them")
+        parse = whole("bytes", 0, 10**12) if known[name] is int else number("seconds", 0, 1e6)
         try:
-            values[name] = known[name](float(text))
-        except (ValueError, OverflowError):
-            values[name] = -1
-        if not 0 <= values[name] < math.inf:
-            raise PlanError(f"--cost {change}: {text!r} is not a number of 0 or more")
+            values[name] = parse(text)
+        except argparse.ArgumentTypeError as error:
+            raise PlanError(f"--cost {change}: {error}") from None
     return replace(COSTS, **values)
 
 
@@ -156,8 +217,9 @@ def _without_infinity(value: object) -> object:
 
 
 def _show(demand: Demand, capacity: Capacity, found: Plan) -> None:
+    members = min(demand.room_size, demand.connections)
     print(
-        f"{demand.connections:,} connections, {demand.rate:,g} messages a second into rooms of {demand.room_size:,g}: "
+        f"{demand.connections:,} connections, {demand.rate:,g} messages a second into rooms of {members:,g}: "
         f"{found.deliveries:,.0f} deliveries a second"
     )
     for title, rows in _rows(capacity, found).items():
@@ -196,14 +258,31 @@ def _rows(capacity: Capacity, found: Plan) -> dict[str, list[tuple[str, str]]]:
             ("new connections", f"{found.connects:,.0f} a second"),
             ("a node dies: all are back", f"{found.crash_recovery:.1f} s later at the soonest"),
             ("all are lost: all are back", f"{found.full_reconnect:.1f} s later at the soonest"),
-            (
-                "a node drains",
-                f"{found.drain_rate:,.0f} connections a second; window of {found.drain_window:.1f} s or more",
-            ),
-            ("a node stops", f"within {found.node_stop:.0f} s"),
-            ("rolling deploy, one by one", f"within {_duration(found.rolling_deploy)}"),
+            ("a node drains", f"{found.drain_rate:,.0f} connections a second"),
+            ("a node stops", f"within {_duration(found.node_stop)}"),
         ],
+        "Rolling deploy": _rollout_rows(capacity, found),
     }
+
+
+def _rollout_rows(capacity: Capacity, found: Plan) -> list[tuple[str, str]]:
+    rollout = found.rollout
+    of_all = f" (surge {capacity.surge})" if isinstance(capacity.surge, str) else ""
+    rows = [
+        ("nodes draining at once", f"{rollout.nodes:,} of {found.nodes:,}{of_all}, {_times(rollout.times)}"),
+        ("reconnects", f"{rollout.rate:,.0f} a second, {rollout.node_rate:,.0f} for each node that does not drain"),
+    ]
+    if rollout.times > 1:
+        rows.append(("not balanced by connections", f"up to {rollout.crowding:.1f} times as many at the end"))
+    return [
+        *rows,
+        ("drain window", f"{rollout.window:.1f} s or more"),
+        ("all are replaced", f"after about {_duration(rollout.seconds)}"),
+    ]
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count:,} times"
 
 
 def _bits(rate: float) -> str:

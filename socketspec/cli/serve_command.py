@@ -9,7 +9,7 @@ import traceback
 from importlib.util import find_spec
 from pathlib import Path
 
-from socketspec.cli.arguments import port, whole
+from socketspec.cli.arguments import number, port, whole
 from socketspec.cli.output import FAILED, MISUSED, fail
 
 __all__ = ("add_to",)
@@ -40,20 +40,20 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("--port", type=port, default=8000, help="0 picks a free one (default: %(default)s)")
     parser.add_argument(
         "--workers",
-        type=whole(1024, "a number of processes"),
+        type=whole("processes", 1, 1024),
         default=1,
         help="processes that share the port (default: 1)",
     )
     parser.add_argument("--deflate", action="store_true", help="compress messages for clients that offer it")
     parser.add_argument(
         "--drain-window",
-        type=_seconds,
+        type=number("seconds", 0, 86_399),
         metavar="SECONDS",
         help="over which connections leave at the end (default: as each SocketApp says: 10)",
     )
     parser.add_argument(
         "--drain-grace",
-        type=_seconds,
+        type=number("seconds", 0, 86_399),
         metavar="SECONDS",
         help="that handlers have after that (default: as each SocketApp says: 10)",
     )
@@ -75,16 +75,6 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.set_defaults(run=_run)
 
 
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < 86_400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds; use 0 to 86399")
-    return seconds
-
-
 def _run(arguments: argparse.Namespace) -> int:
     missing = [name for name in ("uvicorn", "websockets", "h11") if find_spec(name) is None]
     if missing:
@@ -95,17 +85,19 @@ def _run(arguments: argparse.Namespace) -> int:
             os.environ[f"SOCKETSPEC_{name.upper()}"] = str(seconds)
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    problem = _problem(arguments.app)
-    if problem is not None:
-        return problem
 
-    from socketspec.adapters.serve import Serving, serve
+    from socketspec.adapters.serve import Serving, serve, set_up_logging
 
     options = {
         name: value for name, value in vars(arguments).items() if name in Serving.__slots__ and value is not None
     }
+    serving = Serving(**options)
+    set_up_logging(serving)
+    problem = _problem(arguments.app)
+    if problem is not None:
+        return problem
     try:
-        return 0 if serve(Serving(**options)) else FAILED
+        return 0 if serve(serving) else FAILED
     except OSError as error:
         return fail(f"cannot listen on {arguments.host}:{arguments.port}: {error.strerror or error}")
 

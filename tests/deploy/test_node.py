@@ -418,6 +418,18 @@ async def test_sigterm_drains_and_the_log_is_json_if_wanted(tmp_path: Path) -> N
         assert lines[0]["settings"]["SOCKETSPEC_LOG_FORMAT"] == "json"
 
 
+async def test_the_log_is_json_where_the_command_says_so_from_the_first_line_on(tmp_path: Path) -> None:
+    port = free_port()
+    command = ["socketspec.cli.main", "serve", "node:app", "--port", str(port), "--log-format", "json"]
+    environment = {**variables(JWT_SECRET="short"), "PYTHONPATH": f"{ROOT}:{DEPLOY}"}
+    server = Server(tmp_path / "node", {}, command, port, environment)
+    with serving(server):
+        assert await rejected(server.url("/ws")) == 4001
+    lines = [json.loads(line) for line in server.log.splitlines()]
+    assert any(line.get("settings", {}).get("SOCKETSPEC_JWT_SECRET") == "***" for line in lines)
+    assert any("the secret has 5 bytes" in line["message"] for line in lines)
+
+
 async def test_two_workers_share_the_port_and_a_backend(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     backend = request.getfixturevalue("standalone_server").url + "?prefix=two-workers"
     with running(tmp_path, ANONYMOUS="true", WORKERS="2", METRICS="false", BACKEND=backend) as server:

@@ -44,9 +44,9 @@ def test_the_demos_help_names_its_options_and_defaults() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["demo", "--nodes", "33"], "'33' is not a number of nodes; use 1 to 32"),
-        (["demo", "--nodes", "0"], "'0' is not a number of nodes"),
-        (["demo", "--nodes", "two"], "'two' is not a number of nodes"),
+        (["demo", "--nodes", "33"], "33 is too many nodes; at most 32"),
+        (["demo", "--nodes", "0"], "0 is too few nodes; it must be at least 1"),
+        (["demo", "--nodes", "two"], "'two' is not a number of nodes; use 1 to 32"),
         (["demo", "--port", "65536"], "'65536' is not a port"),
         (["demo", "--port", "-1"], "'-1' is not a port"),
         (["demo", "--port", "x"], "'x' is not a port"),

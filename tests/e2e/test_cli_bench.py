@@ -454,8 +454,14 @@ def test_ctrl_c_ends_the_run_early_and_reports_what_there_was(server: Server, tm
         (["ws://x/ws", "--header", "Origin"], "is no header; write 'Name: value'"),
         (["ws://x/ws", "--token-file", "nowhere"], "cannot read nowhere"),
         (["ws://x/ws", "--json", "nowhere/file"], "there is no folder nowhere"),
-        (["ws://x/ws", "--rate", "0"], "'0' is not a number a second"),
-        (["ws://x/ws", "--connections", "many"], "'many' is not a number"),
+        (["ws://x/ws", "--rate", "0"], "0 is too few messages a second; it must be at least 0.001"),
+        (["ws://x/ws", "--connections", "many"], "'many' is not a number of connections; use 1 to 10,000,000"),
+        (["ws://x/ws", "--connections", "0"], "0 is too few connections; it must be at least 1"),
+        (["ws://x/ws", "--connections", "-1"], "-1 is too few connections; it must be at least 1"),
+        (["ws://x/ws", "--connections", "1e30"], "1e30 is too many connections; at most 10,000,000"),
+        (["ws://x/ws", "--processes", "1.5"], "1.5 is not a whole number of processes"),
+        (["ws://x/ws", "--duration", "1e9"], "1e9 is too many seconds; at most 86,400"),
+        (["ws://x/ws", "--conections", "5"], "usage: socketspec bench"),
     ],
 )
 def test_a_misuse_is_one_sentence_and_status_2(

@@ -253,6 +253,111 @@ async def test_json_logs_say_which_connection_event_and_request(tmp_path: Path) 
         assert "SECRET123" not in server.log
 
 
+SHOP = """
+import logging
+import logging.config
+import os
+import sys
+import warnings
+
+import httpx
+from fastapi import FastAPI
+from socketspec import SocketApp
+from socketspec.adapters.fastapi import mount
+from socketspec.security.auth import JWTAuth
+
+if "OWN" in os.environ:
+    own = {"format": "own %(name)s %(message)s"}
+    root = {"handlers": ["own"], "level": "INFO"}
+    handler = {"class": "logging.StreamHandler", "formatter": "own"}
+    logging.config.dictConfig({"version": 1, "formatters": {"own": own}, "handlers": {"own": handler}, "root": root})
+log = logging.getLogger("shop")
+log.warning("imported")
+warnings.warn("old wheels")
+app = FastAPI()
+JWTAuth("short", "HS256")  # it warns
+socket = SocketApp()
+mount(socket, app)
+
+
+@socket.on_connect
+async def on_connect(conn):
+    log.info("connects")
+
+
+@socket.on("buy")
+async def buy(conn):
+    log.info("buys at %s", httpx.URL("http://pay/now?key=SECRET123"))
+    log.debug("not at this level")
+    warnings.warn("old handles")
+    return {}
+
+
+@socket.on("sell")
+async def sell(conn):
+    raise ValueError("nothing left")
+
+
+@socket.on_disconnect
+async def on_disconnect(conn, reason):
+    log.info("leaves")
+"""
+
+
+@contextmanager
+def shop(folder: Path, *options: str, **environment: str) -> Iterator[Server]:
+    port = free_port()
+    command = ["socketspec.cli.main", "serve", "main:app", "--port", str(port), *options]
+    server = Server(folder, {"main.py": SHOP}, command, port, environment)
+    with serving(server):
+        yield server
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_json_logs_are_all_that_is_written_whoever_logs(workers: str, tmp_path: Path) -> None:
+    with shop(tmp_path / "shop", "--log-format", "json", "--workers", workers) as server:
+        async with client(server.url("/ws?token=SECRET123")) as ada:
+            await ada.call("buy")
+        await server.logged("leaves")
+        assert server.stop() == 0
+    lines = [json.loads(line) for line in server.log.splitlines()]
+    said = {line["message"]: line for line in lines}
+    bought = said["buys at http://pay/now?[redacted]"]
+    accepted = next(line for line in lines if "[accepted]" in line["message"])
+    assert (bought["logger"], bought["level"], bought["event"]) == ("shop", "info", "buy")
+    assert bought["request"]
+    of_ada = (bought, accepted, said["connects"], said["leaves"])
+    assert {line["connection"] for line in of_ada} == {bought["connection"]}
+    assert any("the secret has 5 bytes" in message for message in said)
+    assert said["imported"]["level"] == "warning"
+    warned = [line["message"] for line in lines if line["logger"] == "py.warnings"]
+    assert any("old wheels" in message for message in warned)
+    assert any("old handles" in message for message in warned)
+    assert "SECRET123" not in server.log
+    assert "not at this level" not in server.log
+
+
+async def test_text_logs_show_the_applications_own_lines_without_queries(tmp_path: Path) -> None:
+    with shop(tmp_path / "text") as server:
+        async with client(server.url("/ws")) as ada:
+            await ada.call("buy")
+        assert server.stop() == 0
+    assert re.search(r"INFO.* buys at http://pay/now\?\[redacted\]", server.log)
+
+
+async def test_a_set_up_of_the_applications_own_stays_and_silences_nobody(tmp_path: Path) -> None:
+    with shop(tmp_path / "own", "--log-format", "json", OWN="1") as server:
+        async with client(server.url("/ws")) as ada:
+            await ada.send("sell")
+            await ada.error()
+        assert server.stop() == 0
+    lines = server.log.splitlines()
+    assert "own shop connects" in lines
+    rest = [json.loads(line)["message"] for line in lines if line.startswith("{")]
+    assert any("Application startup complete" in message for message in rest)
+    assert any("Handling 'sell' failed" in message for message in rest)
+
+
 async def test_workers_share_the_port_and_drain_as_well(tmp_path: Path) -> None:
     with served(tmp_path / "workers", "--workers", "2", "--drain-window", "1") as server:
         await server.logged("(?s)Application startup complete.*Application startup complete", within=20)
@@ -265,6 +370,22 @@ async def test_workers_share_the_port_and_drain_as_well(tmp_path: Path) -> None:
         assert server.log.count("gone server_shutdown") == 40
 
 
+FAILING = """
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+
+@asynccontextmanager
+async def lifespan(app):
+    raise RuntimeError("nothing to start with")
+    yield
+
+
+app = FastAPI(lifespan=lifespan)
+"""
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
@@ -273,14 +394,19 @@ async def test_workers_share_the_port_and_drain_as_well(tmp_path: Path) -> None:
         (["main:absent"], 1, "absent"),
         (["main:nothing"], 1, "is str, not an ASGI application"),
         (["broken:app"], 1, "importing 'broken' failed"),
+        (["failing:app"], 1, "nothing to start with"),
+        (["failing:app", "--workers", "2"], 1, "nothing to start with"),
         (["main:app", "--port", "99999"], 2, "'99999' is not a port"),
-        (["main:app", "--workers", "0"], 2, "use 1 to 1024"),
-        (["main:app", "--drain-window", "soon"], 2, "'soon' is not a number of seconds"),
+        (["main:app", "--workers", "0"], 2, "0 is too few processes; it must be at least 1"),
+        (["main:app", "--drain-window", "soon"], 2, "'soon' is not a number of seconds; use 0 to 86,399"),
+        (["main:app", "--drain-window", "1e6"], 2, "1e6 is too many seconds; at most 86,399"),
+        (["main:app", "--wrokers", "2"], 2, "usage: socketspec serve"),
     ],
 )
 def test_what_cannot_be_served_is_said(tmp_path: Path, arguments: Sequence[str], status: int, said: str) -> None:
     (tmp_path / "main.py").write_text(APP)
     (tmp_path / "broken.py").write_text("1 / 0")
+    (tmp_path / "failing.py").write_text(FAILING)
     result = run("serve", *arguments, folder=tmp_path)
     assert result.returncode == status
     assert said in result.stderr

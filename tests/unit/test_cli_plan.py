@@ -172,7 +172,7 @@ def test_a_window_too_short_for_the_others_is_warned_of_and_the_named_one_is_not
     demand = Demand(connections=60_000, rate=10)
     short = plan(demand, Capacity(drain_window=1))
     assert any("a drain window of 1 s sends connections faster" in each for each in short.warnings), short
-    enough = plan(demand, Capacity(drain_window=short.drain_window))
+    enough = plan(demand, Capacity(drain_window=short.rollout.window))
     assert not any("drain window" in each for each in enough.warnings)
 
 
@@ -183,6 +183,9 @@ def test_a_window_too_short_for_the_others_is_warned_of_and_the_named_one_is_not
         (Demand(connections=1, rate=-1), Capacity(), "rate must be a number of 0 or more"),
         (Demand(connections=1, rate=float("nan")), Capacity(), "rate must be a number"),
         (Demand(connections=1, rate=1, by_clients=2), Capacity(), "by_clients is a part"),
+        (Demand(connections=1, rate=1), Capacity(surge=0), "surge must be 1 node or more, .* not 0"),
+        (Demand(connections=1, rate=1), Capacity(surge="0%"), "from 1% to 100%, not 0%"),
+        (Demand(connections=1, rate=1), Capacity(surge="101%"), "from 1% to 100%, not 101%"),
         (Demand(connections=1, rate=1), Capacity(headroom=0.5), "headroom must be 1 or more"),
         (Demand(connections=1, rate=1), Capacity(node_memory=1 << 26), "a node without connections needs 96 MiB"),
         (Demand(connections=10**9, rate=10**9), Capacity(), "more than 100,000 nodes would be needed"),
@@ -234,9 +237,34 @@ def test_memory_is_what_five_hundred_real_connections_take_within_a_factor_of_th
 def test_the_command_shows_every_part_of_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--connections", "1e6", "--rate", "100", "--room-size", "50"]) == 0
     said = capsys.readouterr().out
-    for words in ("1,000,000 connections", "5,000 deliveries a second", "Redis", "rolling deploy"):
+    for words in ("1,000,000 connections", "5,000 deliveries a second", "Redis", "Rolling deploy"):
         assert words in said
     assert re.search(r"nodes, of one core each +21 \(limited by connections\)", said)
+    assert re.search(r"nodes draining at once +6 of 21 \(surge 25%\), 4 times", said)
+    assert re.search(r"reconnects +28,571 a second, 1,361 for each node", said)
+    assert re.search(r"all are replaced +after about 80 s", said)
+
+
+def test_a_surge_of_some_nodes_is_slower_and_gentler_than_one_of_a_quarter(capsys: pytest.CaptureFixture[str]) -> None:
+    load = ["plan", "--connections", "1e6", "--drain-window", "60", "--start", "30"]
+    assert main([*load, "--surge", "2"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"nodes draining at once +2 of 21, 11 times", said)
+    assert re.search(r"reconnects +1,587 a second, 76 for each node", said)
+    assert re.search(r"all are replaced +after about 16 minutes", said)
+    assert main([*load, "--surge", "100%"]) == 0
+    assert re.search(r"nodes draining at once +21 of 21 \(surge 100%\), once", capsys.readouterr().out)
+
+
+def test_rooms_larger_than_all_connections_are_planned_as_one_of_all_and_it_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["plan", "--connections", "10", "--room-size", "100"]) == 0
+    said = capsys.readouterr().out
+    assert "into rooms of 10: 1,000 deliveries a second" in said
+    assert "rooms of 100 are larger than all 10 connections: planned with rooms of 10" in said
+    assert main(["plan", "--connections", "10"]) == 0
+    assert "larger than all" not in capsys.readouterr().out, "nobody asked for rooms of 50"
 
 
 def test_as_json_it_has_what_was_asked_the_costs_and_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
@@ -293,14 +321,28 @@ def test_a_cost_of_ones_own_takes_the_place_of_the_measured_one(capsys: pytest.C
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--connections", "many"], "'many' is not a number of 0 or more, such as 250000"),
-        (["--rate", "-1"], "'-1' is not a number"),
+        (["--connections", "many"], "'many' is not a number of connections; use 1 to 1,000,000,000"),
+        (["--connections", "1e30"], "1e30 is too many connections; at most 1,000,000,000"),
+        (["--connections", "0"], "0 is too few connections; it must be at least 1"),
+        (["--connections", "-1"], "-1 is too few connections; it must be at least 1"),
+        (["--connections", "10.5"], "10.5 is not a whole number of connections"),
+        (["--rate", "-1"], "-1 is too few messages a second; it must be at least 0"),
         (["--rate", "nan"], "'nan' is not a number"),
-        (["--headroom", "0.9"], "headroom must be 1 or more"),
+        (["--headroom", "0.9"], "0.9 is too small; it must be at least 1"),
+        (["--headroom", "1,5"], "'1,5' is not a number; use 1 to 100"),
+        (["--by-clients", "2"], "2 is too large; at most 1"),
+        (["--surge", "0"], "0 is too few nodes; it must be at least 1"),
+        (["--surge", "0%"], "0 is too few percent; it must be at least 1"),
+        (["--surge", "150%"], "150 is too many percent; at most 100"),
+        (["--surge", "12.5%"], "12.5 is not a whole number of percent"),
+        (["--surge", "25%5"], "'25%5' is neither a number of nodes nor a percentage such as 25%"),
+        (["--conections", "10"], "usage: socketspec plan "),
+        (["--conections", "10"], "unrecognized arguments: --conections"),
         (["--cost", "speed=1"], "there is no cost 'speed'; --costs shows them"),
         (["--cost", "event=fast"], "'fast' is not a number"),
         (["--cost", "event"], "'' is not a number"),
-        (["--connections", "0"], "connections must be greater than 0"),
+        (["--cost", "event=1e300"], "--cost event=1e300: 1e300 is too many seconds; at most 1,000,000"),
+        (["--cost", "envelope=0.5"], "0.5 is not a whole number of bytes"),
     ],
 )
 def test_a_misuse_is_one_sentence_and_status_2(

@@ -9,6 +9,8 @@ from importlib.util import find_spec
 import pytest
 
 from socketspec.cli.main import main
+from socketspec.cluster import RedisOptions
+from socketspec.errors import ConfigurationError
 from tests.servers import free_port
 
 NOBODY = ["--backend", "redis://127.0.0.1:1", "--timeout", "0.2"]
@@ -39,8 +41,8 @@ NOBODY = ["--backend", "redis://127.0.0.1:1", "--timeout", "0.2"]
         (["--user", "", "event"], "user id '' is empty"),
         (["room", "event", "--namespace", "chat"], 'does not start with "/"'),
         (["room", "event", "--prefix", "a b"], "prefix"),
-        (["room", "event", "--timeout", "-1"], "--timeout=-1.0 must be a number of seconds from 0.05 to 60"),
-        (["room", "event", "--timeout", "soon"], "invalid float value"),
+        (["room", "event", "--timeout", "-1"], "-1 is too few seconds; it must be at least 0.05"),
+        (["room", "event", "--timeout", "soon"], "'soon' is not a number of seconds; use 0.05 to 60"),
         (["room", "event", "--backend", "http://x"], "scheme 'http' is unknown"),
         (["--all", "event", "--idempotency-key", "k"], "--idempotency-key is for rooms"),
         (["--user", "u", "event", "--exclude", "id"], "--exclude cannot be combined with --user"),
@@ -94,3 +96,17 @@ def test_without_the_extra_it_says_what_to_install(
     monkeypatch.setattr("socketspec.cli.publish_command.find_spec", find)
     assert main(["publish", "room", "event"]) == 1
     assert capsys.readouterr().err == "socketspec: publish needs redis and hiredis: pip install 'socketspec[redis]'\n"
+
+
+@pytest.mark.parametrize(("seconds", "is_fine"), [("0.05", True), ("60", True), ("0.049", False), ("60.1", False)])
+def test_the_command_takes_the_timeouts_that_a_publisher_takes(
+    seconds: str, is_fine: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Payloads are looked at after the command line was understood.
+    assert main(["publish", "room", "event", "[]", *NOBODY[:2], "--timeout", seconds]) == 2
+    assert ("must be a JSON object" in capsys.readouterr().err) == is_fine
+    if is_fine:
+        RedisOptions(command_timeout=float(seconds))
+    else:
+        with pytest.raises(ConfigurationError):
+            RedisOptions(command_timeout=float(seconds))

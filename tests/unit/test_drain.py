@@ -198,6 +198,86 @@ def test_a_handler_under_way_finishes_and_its_answer_arrives_before_the_close() 
     in_virtual_time(main)
 
 
+@pytest.mark.parametrize("max_in_flight", [1, 8])
+def test_a_client_that_goes_on_sending_leaves_once_what_it_sent_before_its_turn_is_handled(max_in_flight: int) -> None:
+    async def main() -> None:
+        app = SocketApp(drain_window=0.5, drain_grace=60, max_in_flight=max_in_flight)
+
+        @app.on("work")
+        async def work(conn: Connection) -> dict[str, str]:
+            await asyncio.sleep(0.3)
+            return {}
+
+        async with TestClient(app) as client:
+            conn = await client.connect()
+            reading = asyncio.create_task(read(conn))
+            draining = asyncio.create_task(app.drain())
+            for id in range(100):  # there is always one under way
+                if not conn.connection.is_open:
+                    break
+                await conn.send("work", id=id)
+                await asyncio.sleep(0.1)
+            messages, closed, left = await reading
+            await draining
+            assert closed.code == 1012
+            assert left < 1.5
+            acks = [message["id"] for message in messages if message["event"] == "__ack__"]
+            assert acks == list(range(len(acks)))
+            assert len(acks) >= 1
+
+    in_virtual_time(main)
+
+
+def test_a_message_that_waits_for_its_place_is_handled_before_the_connection_leaves() -> None:
+    async def main() -> None:
+        app = SocketApp(drain_window=0, drain_grace=60, max_in_flight=1)
+
+        @app.on("work")
+        async def work(conn: Connection) -> dict[str, str]:
+            await asyncio.sleep(3)
+            return {}
+
+        async with TestClient(app) as client:
+            conn = await client.connect()
+            sending = [asyncio.create_task(conn.send("work", id=id)) for id in range(2)]
+            await asyncio.sleep(1)
+            draining = asyncio.create_task(app.drain())
+            messages, closed, left = await read(conn)
+            await asyncio.gather(draining, *sending)
+            assert [message["id"] for message in messages if message["event"] == "__ack__"] == [0, 1]
+            assert closed.code == 1012
+            assert left == pytest.approx(6)
+
+    in_virtual_time(main)
+
+
+def test_a_connection_whose_hooks_are_under_way_leaves_when_they_are_through() -> None:
+    async def main() -> None:
+        app = SocketApp(drain_window=0, drain_grace=60)
+        log: list[tuple[str, float]] = []
+
+        @app.on_connect
+        async def arrive(conn: Connection) -> None:
+            await asyncio.sleep(5)
+            log.append(("connected", now()))
+
+        @app.on_disconnect
+        async def depart(conn: Connection, reason: str) -> None:
+            log.append((reason, now()))
+
+        async with TestClient(app) as client:
+            connecting = asyncio.create_task(client.connect())
+            await asyncio.sleep(1)
+            draining = asyncio.create_task(app.drain())
+            _, closed, _ = await read(await connecting)
+            await draining
+            assert closed.code == 1012
+            assert [what for what, _ in log] == ["connected", "server_shutdown"]
+            assert log[0][1] == pytest.approx(5)
+
+    in_virtual_time(main)
+
+
 def test_a_handler_that_does_not_finish_is_left_behind_after_the_grace_and_then_cancelled() -> None:
     async def main() -> None:
         app = SocketApp(drain_window=0, drain_grace=7)

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from itertools import pairwise
+from pathlib import PurePosixPath
 from typing import Any, ClassVar
 
 import pytest
@@ -469,6 +470,9 @@ def test_no_bytes_make_it_fail(pieces: list[bytes]) -> None:
         ("%s", ("/ws?SECRET?SECRET",), "/ws?[redacted]"),
         ("what now? %s %r", ("/plain", 5), "what now? /plain 5"),
         ("%(path)s", ({"path": "/plain"},), "/plain"),
+        ("%(path)s %(n)d", ({"path": "/a?token=SECRET", "n": 1},), "/a?[redacted] 1"),
+        ("%s", (PurePosixPath("/ws?token=SECRET"),), "/ws?[redacted]"),
+        ("failed: %s", (OSError("http://x/a?key=SECRET is away"),), "failed: http://x/a?[redacted] is away"),
     ],
 )
 def test_queries_are_removed_from_log_records(message: str, arguments: Any, logged: str) -> None:
