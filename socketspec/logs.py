@@ -30,7 +30,7 @@ class Requests:
     __slots__ = ("_prefix", "namespace", "numbers")
 
     def __init__(self, namespace: str) -> None:
-        self.namespace = namespace
+        self.namespace: str = namespace
         self.numbers: Iterator[int] = itertools.count(1)
         self._prefix = secrets.token_hex(4)
 

@@ -158,7 +158,8 @@ async def test_a_user_on_three_nodes_has_one_bucket(standalone_server: Server, t
             began = time.monotonic()
             await asyncio.gather(*(press(connected, began + 3.0) for connected in (a, b, c)))
             took = time.monotonic() - began
-            assert abs(passed - (capacity + rate * took)) <= 1 + rate * 0.05, (passed, took)
+            # A token may be left over, and the last press of each was up to a pause and an answer before the end.
+            assert abs(passed - (capacity + rate * took)) <= 3, (passed, took)
 
 
 async def test_a_session_ends_counted_from_its_first_connect_wherever_it_returns(
