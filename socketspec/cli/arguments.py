@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-__all__ = ("number", "port", "surge", "whole")
+__all__ = ("drain_seconds", "number", "port", "surge", "whole")
 
 _GROUPED: Final = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?")
 
@@ -50,6 +50,10 @@ def whole(what: str, lowest: int, highest: int) -> Callable[[str], int]:
         return int(value)
 
     return parse
+
+
+drain_seconds: Final = number("seconds", 0, 86_399)
+"""How long a part of a drain takes, as `SocketApp` and the chart have it."""
 
 
 def surge(text: str) -> int | str:

@@ -14,7 +14,7 @@ from typing import Final
 from socketspec.cli.costs import COSTS, Costs
 from socketspec.cli.rollout import Rollout, drain_rate, rollout
 
-__all__ = ("COSTS", "Capacity", "Costs", "Demand", "Plan", "PlanError", "nodes_reached", "plan", "share_of_core")
+__all__ = ("MAX_NODES", "Capacity", "Demand", "Plan", "PlanError", "nodes_reached", "plan", "share_of_core")
 
 MAX_NODES: Final = 100_000
 _SURGE: Final = re.compile(r"([1-9][0-9]?|100)%")

@@ -8,8 +8,9 @@ import math
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from socketspec.cli.arguments import number, surge, whole
-from socketspec.cli.capacity import COSTS, MAX_NODES, Capacity, Costs, Demand, Plan, PlanError, plan
+from socketspec.cli.arguments import drain_seconds, number, surge, whole
+from socketspec.cli.capacity import MAX_NODES, Capacity, Demand, Plan, PlanError, plan
+from socketspec.cli.costs import COSTS, Costs
 from socketspec.cli.output import MISUSED, fail
 
 __all__ = ("add_to",)
@@ -142,14 +143,12 @@ def _add_capacity(group: argparse._ArgumentGroup) -> None:
 def _add_rollout(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--drain-window",
-        type=number("seconds", 0, 86_399),
+        type=drain_seconds,
         default=10.0,
         metavar="SECONDS",
         help="and minReadySeconds of the Deployment (default: 10)",
     )
-    group.add_argument(
-        "--drain-grace", type=number("seconds", 0, 86_399), default=10.0, metavar="SECONDS", help="(default: 10)"
-    )
+    group.add_argument("--drain-grace", type=drain_seconds, default=10.0, metavar="SECONDS", help="(default: 10)")
     group.add_argument(
         "--surge",
         type=surge,

@@ -9,7 +9,7 @@ import traceback
 from importlib.util import find_spec
 from pathlib import Path
 
-from socketspec.cli.arguments import number, port, whole
+from socketspec.cli.arguments import drain_seconds, port, whole
 from socketspec.cli.output import FAILED, MISUSED, fail
 
 __all__ = ("add_to",)
@@ -47,13 +47,13 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("--deflate", action="store_true", help="compress messages for clients that offer it")
     parser.add_argument(
         "--drain-window",
-        type=number("seconds", 0, 86_399),
+        type=drain_seconds,
         metavar="SECONDS",
         help="over which connections leave at the end (default: as each SocketApp says: 10)",
     )
     parser.add_argument(
         "--drain-grace",
-        type=number("seconds", 0, 86_399),
+        type=drain_seconds,
         metavar="SECONDS",
         help="that handlers have after that (default: as each SocketApp says: 10)",
     )

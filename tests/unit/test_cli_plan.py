@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socketspec.cli.capacity import COSTS, Capacity, Demand, PlanError, nodes_reached, plan, share_of_core
+from socketspec.cli.capacity import Capacity, Demand, PlanError, nodes_reached, plan, share_of_core
+from socketspec.cli.costs import COSTS
 from socketspec.cli.main import main
 from tests.support import Server, serving
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socketspec.cli.capacity import COSTS, Capacity, Demand, plan
+from socketspec.cli.capacity import Capacity, Demand, plan
+from socketspec.cli.costs import COSTS
 from socketspec.cli.rollout import drain_rate, rollout, surge_nodes
 
 STEP = 0.5

@@ -198,16 +198,25 @@ def test_a_handler_under_way_finishes_and_its_answer_arrives_before_the_close() 
     in_virtual_time(main)
 
 
+def add_work(app: SocketApp, *, seconds: float) -> None:
+    """An event whose handler takes that long."""
+
+    @app.on("work")
+    async def work(conn: Connection) -> dict[str, str]:
+        await asyncio.sleep(seconds)
+        return {}
+
+
+def acked(messages: Iterable[dict[str, Any]]) -> list[int]:
+    """The ids of the events that were answered, in order."""
+    return [message["id"] for message in messages if message["event"] == "__ack__"]
+
+
 @pytest.mark.parametrize("max_in_flight", [1, 8])
 def test_a_client_that_goes_on_sending_leaves_once_what_it_sent_before_its_turn_is_handled(max_in_flight: int) -> None:
     async def main() -> None:
         app = SocketApp(drain_window=0.5, drain_grace=60, max_in_flight=max_in_flight)
-
-        @app.on("work")
-        async def work(conn: Connection) -> dict[str, str]:
-            await asyncio.sleep(0.3)
-            return {}
-
+        add_work(app, seconds=0.3)
         async with TestClient(app) as client:
             conn = await client.connect()
             reading = asyncio.create_task(read(conn))
@@ -221,7 +230,7 @@ def test_a_client_that_goes_on_sending_leaves_once_what_it_sent_before_its_turn_
             await draining
             assert closed.code == 1012
             assert left < 1.5
-            acks = [message["id"] for message in messages if message["event"] == "__ack__"]
+            acks = acked(messages)
             assert acks == list(range(len(acks)))
             assert len(acks) >= 1
 
@@ -231,12 +240,7 @@ def test_a_client_that_goes_on_sending_leaves_once_what_it_sent_before_its_turn_
 def test_a_message_that_waits_for_its_place_is_handled_before_the_connection_leaves() -> None:
     async def main() -> None:
         app = SocketApp(drain_window=0, drain_grace=60, max_in_flight=1)
-
-        @app.on("work")
-        async def work(conn: Connection) -> dict[str, str]:
-            await asyncio.sleep(3)
-            return {}
-
+        add_work(app, seconds=3)
         async with TestClient(app) as client:
             conn = await client.connect()
             sending = [asyncio.create_task(conn.send("work", id=id)) for id in range(2)]
@@ -244,7 +248,7 @@ def test_a_message_that_waits_for_its_place_is_handled_before_the_connection_lea
             draining = asyncio.create_task(app.drain())
             messages, closed, left = await read(conn)
             await asyncio.gather(draining, *sending)
-            assert [message["id"] for message in messages if message["event"] == "__ack__"] == [0, 1]
+            assert acked(messages) == [0, 1]
             assert closed.code == 1012
             assert left == pytest.approx(6)
 

@@ -213,12 +213,18 @@ def test_a_close_within_a_message_still_sees_the_clients_close_frame() -> None:
     assert not rig.transport.is_aborted
 
 
-async def test_who_reads_slowly_has_the_send_timeout_to_take_what_waits_before_the_close() -> None:
+def closing_while_full(stall_timeout: float) -> Rig:
+    """A line that is told to close while its client has not taken what was written."""
     rig = Rig()
-    rig.line.stall_timeout = 10.0
+    rig.line.stall_timeout = stall_timeout
     rig.transport.waiting = 8_000_000
     rig.line.pause_writing()
     rig.line.close(1012, "")
+    return rig
+
+
+async def test_who_reads_slowly_has_the_send_timeout_to_take_what_waits_before_the_close() -> None:
+    rig = closing_while_full(stall_timeout=10.0)
     rig.loop.pass_time(9.9)
     assert not rig.transport.is_aborted
     rig.line.resume_writing()  # it has taken all, and now it may answer
@@ -229,11 +235,7 @@ async def test_who_reads_slowly_has_the_send_timeout_to_take_what_waits_before_t
 
 
 async def test_who_does_not_take_what_waits_before_the_close_is_cut() -> None:
-    rig = Rig()
-    rig.line.stall_timeout = 10.0
-    rig.transport.waiting = 8_000_000
-    rig.line.pause_writing()
-    rig.line.close(1012, "")
+    rig = closing_while_full(stall_timeout=10.0)
     rig.loop.pass_time(10.0)
     assert rig.transport.is_aborted
     rig.line.connection_lost(None)
