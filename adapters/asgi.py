@@ -16,12 +16,13 @@ from typing import Any, Final, cast
 from socketspec.adapters.asgi_transport import ASGITransport, Event, Send
 from socketspec.adapters.direct import take_over
 from socketspec.adapters.handover import EXTENSION, HandOver
-from socketspec.app import SocketApp
-from socketspec.connection import Connection
-from socketspec.engine import Admission, Engine
-from socketspec.handshake import Handshake, Headers, QueryParams
-from socketspec.logs import telling
-from socketspec.pages import Response
+from socketspec.app.app import SocketApp
+from socketspec.connection.connection import Connection
+from socketspec.lifecycle.admission import Admission
+from socketspec.pages.pages import Response
+from socketspec.protocol.handshake import Handshake, Headers, QueryParams
+from socketspec.runtime.engine import Engine
+from socketspec.telemetry.context import telling
 
 __all__ = ("ASGIApp",)
 

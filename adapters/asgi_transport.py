@@ -9,10 +9,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMa
 from types import CoroutineType
 from typing import Any
 
-from socketspec.counters import Counters
-from socketspec.tasks import Tasks
-from socketspec.transport import Backpressure, Outbox, Overflow
-from socketspec.wire import Format, Message
+from socketspec.concurrency.tasks import Tasks
+from socketspec.connection.outbox import Backpressure, Outbox, Overflow
+from socketspec.protocol.formats import Format
+from socketspec.protocol.messages import Message
+from socketspec.telemetry.counters import Counters
 
 __all__ = ("ASGITransport", "Event", "Send")
 

@@ -12,13 +12,15 @@ from functools import lru_cache
 from typing import Any, Final
 
 from socketspec.adapters.handover import HandOver, Line
-from socketspec.connection import Connection
-from socketspec.counters import Counters
-from socketspec.engine import Admission, Engine
-from socketspec.handshake import Handshake
-from socketspec.running import drain_soon
-from socketspec.transport import Backpressure, Outbox, Overflow
-from socketspec.wire import Format, Message
+from socketspec.connection.connection import Connection
+from socketspec.connection.outbox import Backpressure, Outbox, Overflow
+from socketspec.lifecycle.admission import Admission
+from socketspec.protocol.formats import Format
+from socketspec.protocol.handshake import Handshake
+from socketspec.protocol.messages import Message
+from socketspec.runtime.engine import Engine
+from socketspec.runtime.engines import drain_soon
+from socketspec.telemetry.counters import Counters
 
 __all__ = ("DirectTransport", "take_over")
 

@@ -14,9 +14,9 @@ except ImportError as _error:
 
 from socketspec.adapters.asgi import ASGIApp, Receive, Scope, answer, send_response
 from socketspec.adapters.asgi_transport import Send
-from socketspec.app import SocketApp
+from socketspec.app.app import SocketApp
 from socketspec.errors import ConfigurationError
-from socketspec.pages import Response
+from socketspec.pages.pages import Response
 
 __all__ = ("mount",)
 

@@ -20,9 +20,11 @@ try:
 except ImportError as _error:
     raise ImportError("Tracing needs opentelemetry-api: pip install 'socketspec[otel]'") from _error
 
-from socketspec import __version__, tracing
-from socketspec.backend import Topic
+from socketspec import __version__
 from socketspec.errors import EventError
+from socketspec.protocol.messages import Span
+from socketspec.protocol.publications import Topic
+from socketspec.telemetry import tracing
 
 __all__ = ("instrument", "uninstrument")
 
@@ -41,7 +43,7 @@ def uninstrument() -> None:
 
 
 class _OpenTelemetry:
-    """`socketspec.tracing.Tracing` by the OpenTelemetry API. Attributes are those of its messaging conventions."""
+    """`telemetry.tracing.Tracing` by the OpenTelemetry API. Attributes are those of its messaging conventions."""
 
     def __init__(self, tracer: trace.Tracer) -> None:
         self._tracer = tracer
@@ -79,7 +81,7 @@ class _OpenTelemetry:
         _W3C.inject(carrier)
         return carrier.get(_HEADER, "")
 
-    def delivering(self, topic: Topic, event: str, trace: str, members: int) -> tracing.Span:
+    def delivering(self, topic: Topic, event: str, trace: str, members: int) -> Span:
         return self._tracer.start_span(
             f"fan-out {event}",
             context=_W3C.extract({_HEADER: trace}),

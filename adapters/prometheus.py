@@ -29,11 +29,12 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, Router
 
-from socketspec import __version__, running
-from socketspec.backend import BackendFigures, Measured
-from socketspec.counters import Histogram
-from socketspec.engine import Engine
+from socketspec import __version__
+from socketspec.backend.protocols import BackendFigures, Measured
 from socketspec.errors import ConfigurationError
+from socketspec.runtime import engines as running
+from socketspec.runtime.engine import Engine
+from socketspec.telemetry.counters import Histogram
 
 __all__ = ("NAMES", "SocketSpecCollector", "mount_metrics")
 

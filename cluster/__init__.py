@@ -5,9 +5,9 @@ Import from here: `RedisBackend` and `RedisOptions` for nodes, `Publisher` and `
 
 from __future__ import annotations
 
-from socketspec.cluster.async_publisher import AsyncPublisher
 from socketspec.cluster.backend import RedisBackend
 from socketspec.cluster.options import RedisOptions
-from socketspec.cluster.publisher import Publisher
+from socketspec.cluster.publishers.async_publisher import AsyncPublisher
+from socketspec.cluster.publishers.publisher import Publisher
 
 __all__ = ("AsyncPublisher", "Publisher", "RedisBackend", "RedisOptions")

@@ -1,4 +1,4 @@
-"""`RedisBackend`: the cluster layer as one `socketspec.backend.Backend`."""
+"""`RedisBackend`: the cluster layer as one `socketspec.backend.protocols.Backend`."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import weakref
 from collections.abc import Sequence
 from typing import Any, Final
 
-from socketspec.backend import BackendFigures, Deliver, Health, HistoryStore, Limits, Lost, Sessions
+from socketspec.backend.protocols import BackendFigures, Deliver, Health, HistoryStore, Limits, Lost, Sessions
 from socketspec.cluster.broker import RedisBroker
-from socketspec.cluster.commands import Command
-from socketspec.cluster.history import RedisHistory
-from socketspec.cluster.keys import Keys
-from socketspec.cluster.limits import RedisLimits
+from socketspec.cluster.commands.command import Command
+from socketspec.cluster.commands.keys import Keys
+from socketspec.cluster.commands.runner import Runner
 from socketspec.cluster.options import RedisOptions, configured
-from socketspec.cluster.presence import RedisPresence
-from socketspec.cluster.runner import Runner
-from socketspec.cluster.sessions import RedisSessions
-from socketspec.cluster.subscriptions import Subscriptions
-from socketspec.cluster.topology import make_topology
-from socketspec.tasks import SeparateTasks
+from socketspec.cluster.presence.members import RedisPresence
+from socketspec.cluster.pubsub.subscriptions import Subscriptions
+from socketspec.cluster.servers.topology import make_topology
+from socketspec.cluster.stores.history import RedisHistory
+from socketspec.cluster.stores.limits import RedisLimits
+from socketspec.cluster.stores.sessions import RedisSessions
+from socketspec.concurrency.tasks import SeparateTasks
 
 __all__ = ("RedisBackend", "from_url")
 

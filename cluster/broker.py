@@ -14,15 +14,16 @@ from collections import deque
 from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from typing import Final
 
-from socketspec.backend import Broker, History, HistoryStore, Position, Publication, Receipt, Topic
-from socketspec.cluster.envelope import decode
-from socketspec.cluster.keys import Keys
-from socketspec.cluster.publishing import parse_receipt, publish_command
-from socketspec.cluster.runner import Runner
-from socketspec.cluster.subscriptions import Subscriptions
+from socketspec.backend.listeners import Listeners
+from socketspec.backend.protocols import Broker, HistoryStore
+from socketspec.cluster.commands.envelope import decode
+from socketspec.cluster.commands.keys import Keys
+from socketspec.cluster.commands.publishing import parse_receipt, publish_command
+from socketspec.cluster.commands.runner import Runner
+from socketspec.cluster.pubsub.subscriptions import Subscriptions
+from socketspec.concurrency.tasks import Tasks
 from socketspec.errors import BackendError
-from socketspec.listeners import Listeners
-from socketspec.tasks import Tasks
+from socketspec.protocol.publications import History, Position, Publication, Receipt, Topic
 
 __all__ = ("RedisBroker",)
 

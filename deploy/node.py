@@ -25,8 +25,8 @@ from socketspec.adapters.fastapi import mount
 from socketspec.adapters.prometheus import mount_metrics
 from socketspec.cli.demo.messages import ChatMessage, Joined, Kept, Presence, Typing
 from socketspec.errors import AuthError, ConfigurationError, PermissionDenied
-from socketspec.handshake import Handshake
 from socketspec.identity import ANONYMOUS
+from socketspec.protocol.handshake import Handshake
 from socketspec.security.auth import APIKeyAuth, AuthBackend, JWTAuth
 from socketspec.security.ratelimit import RateLimit
 

@@ -16,8 +16,8 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from socketspec.adapters.prometheus import NAMES
+from socketspec.connection.states import TRANSITIONS
 from socketspec.errors import CLOSE_CODES, ERROR_CODES
-from socketspec.lifecycle import TRANSITIONS
 
 logger = logging.getLogger("mkdocs.hooks.socketspec")
 

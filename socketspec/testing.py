@@ -17,13 +17,14 @@ from typing import Any, Final
 import msgpack
 from pydantic_core import from_json, to_json, to_jsonable_python
 
-from socketspec.app import SocketApp
-from socketspec.connection import Connection
-from socketspec.engine import Engine
+from socketspec.app.app import SocketApp
+from socketspec.connection.connection import Connection
 from socketspec.errors import SocketSpecError
-from socketspec.handshake import Handshake, Headers, QueryParams
 from socketspec.identity import Identity
-from socketspec.wire import Format, Message
+from socketspec.protocol.formats import Format
+from socketspec.protocol.handshake import Handshake, Headers, QueryParams
+from socketspec.protocol.messages import Message
+from socketspec.runtime.engine import Engine
 
 __all__ = ("ConnectionClosed", "HandshakeRefused", "TestClient", "TestConnection")
 

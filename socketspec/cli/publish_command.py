@@ -8,10 +8,10 @@ import sys
 from importlib.util import find_spec
 from typing import Any
 
-from socketspec.backend import Position, Receipt
 from socketspec.cli.arguments import number
 from socketspec.cli.output import FAILED, MISUSED, fail
 from socketspec.errors import BackendError, ConfigurationError
+from socketspec.protocol.publications import Position, Receipt
 
 __all__ = ("add_to",)
 
@@ -86,7 +86,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _publish(arguments: argparse.Namespace) -> Receipt:
     # Imported here, not above: the rest of the command works without the extra.
-    from socketspec.cluster.publisher import Publisher
+    from socketspec.cluster.publishers.publisher import Publisher
 
     room, event, text = _words(arguments)
     if room is None and arguments.idempotency_key is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from socketspec.drain import SLOWEST
+from socketspec.lifecycle.drain import SLOWEST
 
 __all__ = ("Rollout", "drain_rate", "rollout", "surge_nodes")
 

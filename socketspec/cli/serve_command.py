@@ -86,7 +86,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
 
-    from socketspec.adapters.serve import Serving, serve, set_up_logging
+    from socketspec.adapters.uvicorn.serve import Serving, serve, set_up_logging
 
     options = {
         name: value for name, value in vars(arguments).items() if name in Serving.__slots__ and value is not None

@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import cast
 
 from socketspec.errors import AuthError, ConfigurationError
-from socketspec.handshake import Handshake
 from socketspec.identity import Identity
+from socketspec.protocol.handshake import Handshake
 from socketspec.security._refusal import refused, unavailable
 
 __all__ = ("APIKeyAuth",)

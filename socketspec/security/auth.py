@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from socketspec.errors import AuthError, ConfigurationError
-from socketspec.handshake import Handshake
 from socketspec.identity import Identity
+from socketspec.protocol.handshake import Handshake
 from socketspec.security._apikeys import APIKeyAuth
 from socketspec.security._claims import ClaimMap, IdentityFactory
 from socketspec.security._jwks import KeySet

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from socketspec.errors import ConfigurationError
-from socketspec.handshake import Headers
+from socketspec.protocol.handshake import Headers
 
 __all__ = ("OriginPolicy",)
 

@@ -45,7 +45,7 @@ class Target(NamedTuple):
 
 def fast_http() -> str:
     """Our HTTP guard, where it is installed."""
-    return "socketspec.adapters.http:GuardedH11Protocol" if find_spec("socketspec.adapters.http") else "h11"
+    return "socketspec.adapters.uvicorn.request_guard:GuardedH11Protocol" if find_spec("socketspec.adapters") else "h11"
 
 
 OURS: Final = Target(

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from socketspec.adapters.frames import CLOSE, TEXT, FrameReader
+from socketspec.adapters.uvicorn.frames import CLOSE, TEXT, FrameReader
 from tests.benchmarks import native, sockets, stage
 from tests.benchmarks.bench_all import BENCHMARKS
 from tests.benchmarks.plot import Line, Panel, ceiling, short, svg

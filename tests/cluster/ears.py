@@ -9,10 +9,10 @@ from typing import Any
 
 import hiredis
 
-from socketspec.backend import History, Publication, Topic
-from socketspec.cluster.envelope import decode
-from socketspec.cluster.keys import Keys
-from socketspec.rooms import Room
+from socketspec.cluster.commands.envelope import decode
+from socketspec.cluster.commands.keys import Keys
+from socketspec.declaration.rooms import Room
+from socketspec.protocol.publications import History, Publication, Topic
 from tests.servers import Server, free_port
 
 __all__ = ("ROOMS", "Ear", "hearing", "reads", "refused", "room")

@@ -16,14 +16,14 @@ from redis import Redis
 from redis.crc import key_slot
 from redis.exceptions import NoPermissionError
 
-from socketspec.backend import History, Member, Position, Publication, Topic
 from socketspec.cli.main import main
-from socketspec.cluster.async_publisher import AsyncPublisher
 from socketspec.cluster.backend import RedisBackend
-from socketspec.cluster.keys import Keys
-from socketspec.cluster.publisher import Publisher
+from socketspec.cluster.commands.keys import Keys
+from socketspec.cluster.publishers.async_publisher import AsyncPublisher
+from socketspec.cluster.publishers.publisher import Publisher
+from socketspec.declaration.rooms import Room
 from socketspec.errors import BackendError
-from socketspec.rooms import Room
+from socketspec.protocol.publications import History, Member, Position, Publication, Topic
 from tests.servers import Cluster, Sentinels, Server, redis_binary, started
 
 PAGE = Path(__file__).parents[2] / "docs/deploy/redis.md"

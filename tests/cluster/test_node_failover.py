@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from socketspec.backend import Topic
-from socketspec.cluster.keys import Keys
+from socketspec.cluster.commands.keys import Keys
+from socketspec.protocol.publications import Topic
 from tests.cluster.nodes import Nodes, ask, eventually_async
 from tests.cluster.test_redis_trouble import COMMAND_TIMEOUT, ROOMS, Scene, scene, still_here, works
 from tests.servers import Cluster, Sentinels, Server

@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
-from socketspec.backend import Member, Publication, Topic
 from socketspec.cluster.backend import RedisBackend
-from socketspec.cluster.commands import Command
-from socketspec.cluster.keys import Keys
+from socketspec.cluster.commands.command import Command
+from socketspec.cluster.commands.keys import Keys
+from socketspec.cluster.commands.runner import Runner
 from socketspec.cluster.options import parse_url
-from socketspec.cluster.presence import RedisPresence
-from socketspec.cluster.runner import Runner
-from socketspec.cluster.topology import make_topology
+from socketspec.cluster.presence.members import RedisPresence
+from socketspec.cluster.servers.topology import make_topology
+from socketspec.concurrency.tasks import Tasks
 from socketspec.errors import BackendError
-from socketspec.tasks import Tasks
+from socketspec.protocol.publications import Member, Publication, Topic
 from tests.servers import Cluster, Server, started
 
 PREFIX = "presence"

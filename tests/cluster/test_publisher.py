@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 from redis.crc import key_slot
 
-from socketspec.backend import Publication, Topic
-from socketspec.cluster.keys import Keys
-from socketspec.cluster.publisher import Publisher
-from socketspec.control import control_topic
+from socketspec.cluster.commands.keys import Keys
+from socketspec.cluster.publishers.publisher import Publisher
 from socketspec.errors import BackendError
-from socketspec.sessions import revocation_subjects
+from socketspec.protocol.orders import control_topic
+from socketspec.protocol.publications import Publication, Topic
+from socketspec.session.revocation import revocation_subjects
 from tests.cluster.ears import ROOMS, hearing, reads, refused, room
 from tests.servers import Cluster, Sentinels, Server
 from tests.support import ROOT
@@ -257,7 +257,7 @@ def test_a_replica_is_sent_nothing_whether_it_was_one_before_or_has_become_one(
     with Publisher(server.url, timeout=0.5) as publisher, Publisher(server.url, timeout=0.5) as newcomer:
         publisher.broadcast("r", "e")
         server.ask("REPLICAOF", primary.host, primary.port)
-        monkeypatch.setattr("socketspec.cluster.sync_link.CHECK_EVERY", 0.0)
+        monkeypatch.setattr("socketspec.cluster.publishers.blocking_link.CHECK_EVERY", 0.0)
         for one in (publisher, newcomer):
             with pytest.raises(BackendError, match=r"was not sent\..* is a replica now.* give the primary's address"):
                 one.broadcast("r", "e")

@@ -14,14 +14,14 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, OutOfMemoryError
 
-from socketspec.backend import History, Position, Publication, Receipt, Topic
-from socketspec.cluster.commands import Command, Script
-from socketspec.cluster.envelope import decode
-from socketspec.cluster.history import RedisHistory
-from socketspec.cluster.keys import Keys
-from socketspec.cluster.limits import RedisLimits
-from socketspec.cluster.publishing import ONCE_SECONDS, parse_receipt, publish_any_command, publish_command
-from socketspec.cluster.sessions import RedisSessions
+from socketspec.cluster.commands.command import Command, Script
+from socketspec.cluster.commands.envelope import decode
+from socketspec.cluster.commands.keys import Keys
+from socketspec.cluster.commands.publishing import ONCE_SECONDS, parse_receipt, publish_any_command, publish_command
+from socketspec.cluster.stores.history import RedisHistory
+from socketspec.cluster.stores.limits import RedisLimits
+from socketspec.cluster.stores.sessions import RedisSessions
+from socketspec.protocol.publications import History, Position, Publication, Receipt, Topic
 from tests.servers import Server, eventually, free_port, redis_binary, started, valkey_binary
 
 ROOM = Topic("/", "room", "orders:1")

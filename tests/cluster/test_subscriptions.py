@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from redis.crc import key_slot
 
-from socketspec.cluster.commands import Command
-from socketspec.cluster.keys import Keys
+from socketspec.cluster.commands.command import Command
+from socketspec.cluster.commands.keys import Keys
+from socketspec.cluster.commands.runner import Runner
 from socketspec.cluster.options import RedisOptions, parse_url
-from socketspec.cluster.runner import Runner
-from socketspec.cluster.subscriptions import Subscriptions
-from socketspec.cluster.topology import make_topology
+from socketspec.cluster.pubsub.subscriptions import Subscriptions
+from socketspec.cluster.servers.topology import make_topology
+from socketspec.concurrency.tasks import Tasks
 from socketspec.errors import BackendError
-from socketspec.tasks import Tasks
 from tests.servers import Cluster, Proxy, Sentinels, Server
 from tests.watching import open_sockets, until
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from redis import exceptions as replied
 
-from socketspec.cluster.commands import Command, Script
+from socketspec.cluster.commands.command import Command, Script
+from socketspec.cluster.commands.runner import Runner
 from socketspec.cluster.options import Address, parse_url
-from socketspec.cluster.runner import Runner
-from socketspec.cluster.topology import NotSentError, RefusedError, Topology, make_topology
+from socketspec.cluster.servers.topology import NotSentError, RefusedError, Topology, make_topology
+from socketspec.concurrency.tasks import Tasks
 from socketspec.errors import BackendError, ConfigurationError
-from socketspec.tasks import Tasks
 from tests.servers import Certificates, Cluster, Proxy, Sentinels, Server, free_port
 from tests.watching import open_sockets, until
 

@@ -14,9 +14,9 @@ from opentelemetry.trace import Tracer
 
 from socketspec import Connection, SocketApp
 from socketspec.adapters.opentelemetry import instrument, uninstrument
-from socketspec.backend import Publication
 from socketspec.cluster import Publisher, RedisBackend
-from socketspec.cluster.envelope import decode, encode
+from socketspec.cluster.commands.envelope import decode, encode
+from socketspec.protocol.publications import Publication
 from socketspec.testing import TestClient
 from tests.servers import Server
 from tests.watching import until

@@ -15,8 +15,9 @@ from typing import Any, Protocol
 
 import pytest
 
-from socketspec.backend import Backend, Member, Publication, Topic
-from socketspec.memory import MemoryBackend
+from socketspec.backend.memory import MemoryBackend
+from socketspec.backend.protocols import Backend
+from socketspec.protocol.publications import Member, Publication, Topic
 from tests.in_loop import InLoop, Picked
 
 NAMESPACES = ("/", "/other", "/two")

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from socketspec.backend import Backend, Publication, Topic
+from socketspec.backend.protocols import Backend
+from socketspec.protocol.publications import Publication, Topic
 
 ROOM = Topic("/", "room", "lobby")
 

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from socketspec.backend import Backend, History, Position, Publication, Receipt, Topic
+from socketspec.backend.protocols import Backend
+from socketspec.protocol.publications import History, Position, Publication, Receipt, Topic
 from tests.contract.conftest import Subject
 from tests.contract.test_broker import node
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socketspec.backend import Backend
+from socketspec.backend.protocols import Backend
 from tests.contract.conftest import Subject, memory
 
 

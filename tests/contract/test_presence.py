@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from socketspec.backend import Backend, Member, Topic
+from socketspec.backend.protocols import Backend
+from socketspec.protocol.publications import Member, Topic
 
 ROOM = Topic("/", "room", "lobby")
 

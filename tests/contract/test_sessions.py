@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from socketspec.backend import Backend
+from socketspec.backend.protocols import Backend
 from tests.contract.conftest import Subject
 
 

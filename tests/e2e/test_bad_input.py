@@ -25,7 +25,7 @@ from pydantic import BaseModel
 from socketspec import Connection, SocketApp
 from socketspec.adapters.fastapi import mount
 from socketspec.security.ratelimit import RateLimit
-from socketspec.transport import Backpressure
+from socketspec.connection.outbox import Backpressure
 
 app = FastAPI()
 reasons: dict[str, str] = {}

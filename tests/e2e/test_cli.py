@@ -14,10 +14,10 @@ from importlib.machinery import ModuleSpec
 import pytest
 
 from socketspec import __version__
-from socketspec.backend import History
 from socketspec.cli.main import main
-from socketspec.cluster.publisher import Publisher
-from socketspec.rooms import Room
+from socketspec.cluster.publishers.publisher import Publisher
+from socketspec.declaration.rooms import Room
+from socketspec.protocol.publications import History
 from tests.servers import Server
 from tests.support_demo import Demo, run, running_demo
 

@@ -19,10 +19,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from socketspec.adapters.uvicorn.frames import frame_header
 from socketspec.cli.bench.counting import Histogram, Seen, Sequences
 from socketspec.cli.bench.frames import Frames
 from socketspec.cli.main import main
-from socketspec.wire import frame_header
 from tests.servers import Server as Redis
 from tests.servers import free_port
 from tests.support import ROOT, Server, jwt, serving

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from socketspec.cluster.embedded import EmbeddedServer
-from socketspec.cluster.publisher import Publisher
+from socketspec.cluster.publishers.publisher import Publisher
 from tests.servers import started
 from tests.support import Client, client
 from tests.support_demo import COMMAND, ROOT, Demo, run, running_demo

@@ -12,7 +12,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from socketspec.adapters.line import FrameLine
+from socketspec.adapters.uvicorn.frame_connection import FrameLine
 from tests.support import Server, client, fetch, serving
 from tests.support_process import Closed, RawClient, frame
 

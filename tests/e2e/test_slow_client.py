@@ -17,7 +17,7 @@ import asyncio
 from fastapi import FastAPI
 from socketspec import Connection, SocketApp
 from socketspec.adapters.fastapi import mount
-from socketspec.transport import Backpressure
+from socketspec.connection.outbox import Backpressure
 
 app = FastAPI()
 reasons: dict[str, str] = {}

@@ -18,7 +18,7 @@ from socketspec import Broadcasts, Connection, History, Identity, Room, SocketAp
 from socketspec.adapters.fastapi import mount
 from socketspec.cli.demo.messages import ChatMessage, Joined, Kept, Presence, Typing
 from socketspec.errors import AuthError, PermissionDenied
-from socketspec.handshake import Handshake
+from socketspec.protocol.handshake import Handshake
 from socketspec.security.ratelimit import RateLimit
 
 MAX_NAMES = 100

@@ -1,0 +1,209 @@
+"""The fast and hardened WebSocket protocol for uvicorn.
+
+    uvicorn main:app --ws socketspec.adapters.uvicorn:WebSocketProtocol
+
+It serves every WebSocket route of the application. A `SocketApp` takes its connections over
+(`socketspec.adapters.handover`); the others go through ASGI as with any server. What a client may not do to a server is
+in `frame_connection` beside this file, for what comes after the handshake; what stands before the upgrade (slow or
+endless headers) is `request_guard`'s to guard, which ``socketspec serve`` sets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any, Final, NamedTuple, cast
+
+from uvicorn.config import Config
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
+from uvicorn.server import ServerState
+from websockets.http11 import Request, Response
+
+from socketspec.adapters.handover import EXTENSION, Line, Sink
+from socketspec.adapters.uvicorn.asgi_bridge import Bridge
+from socketspec.adapters.uvicorn.deflate import negotiate
+from socketspec.adapters.uvicorn.frame_connection import CLOSING, OPEN, SHAKING, FrameLine
+from socketspec.adapters.uvicorn.frames import FrameReader
+from socketspec.adapters.uvicorn.upgrade import Pairs, ends_head, read, refusal, scope_of
+
+__all__ = ("DeflateWebSocketProtocol", "WebSocketProtocol")
+
+EARLY: Final = 65_536
+"""Bytes that a client may send before its handshake is answered."""
+
+
+class WebSocketProtocol(FrameLine):
+    """One connection, from its upgrade request on."""
+
+    __slots__ = ("_app_state", "_bridge", "_config", "_extension", "_gap", "_response", "_server_state")
+
+    compresses: bool = False
+    """Whether permessage-deflate is agreed to where a client offers it."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(_loop or asyncio.get_running_loop())
+        if not config.loaded:
+            config.load()
+        self._config = config
+        self._server_state = server_state
+        self._app_state = app_state
+        self._bridge: Bridge | None = None
+        self._response: Response | None = None
+        self._extension = ""
+        self._gap: _Gap | None = None
+
+    # What uvicorn and asyncio call
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._server_state.connections.add(cast("Any", self))
+
+    def data_received(self, data: bytes) -> None:
+        if self._state != SHAKING:
+            super().data_received(data)
+        elif self._bridge is None:
+            self._shake_hands(data)
+        else:
+            self._reader.feed(data)
+            if self._reader.held > EARLY:
+                self.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server_state.connections.discard(cast("Any", self))
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """uvicorn stops, and waits until this connection is gone."""
+        if self._sink is not None and self._state < CLOSING:
+            self._sink.shutting_down()
+        elif self._state != CLOSING:
+            self._transport.close()
+
+    # The opening handshake
+
+    def _shake_hands(self, data: bytes) -> None:
+        request, response = read(data)
+        if request is None:
+            self._end(response.serialize())
+            return
+        if self.compresses:
+            agreed = negotiate(request.headers.get_all("Sec-WebSocket-Extensions"))
+            if agreed is not None:
+                self._extension, self._deflate = agreed
+        self._response = response
+        self._reader = FrameReader(
+            max_size=self._config.ws_max_size, inflate=None if self._deflate is None else self._deflate.inflater()
+        )
+        self._run(request)
+
+    def _run(self, request: Request) -> None:
+        scope = scope_of(
+            request,
+            asgi_version=self._config.asgi_version,
+            scheme="wss" if is_ssl(self._transport) else "ws",
+            server=get_local_addr(self._transport),
+            client=get_remote_addr(self._transport),
+            root_path=self._config.root_path,
+            state=self._app_state.copy(),
+        )
+        scope["extensions"][EXTENSION] = self.hand_over
+        self._bridge = self._sink = bridge = Bridge(
+            self, scope, ping_interval=self._config.ws_ping_interval, ping_timeout=self._config.ws_ping_timeout
+        )
+        bridge.logs = self._config.access_log
+        task = self._loop.create_task(self._serve(bridge))
+        self._server_state.tasks.add(task)
+        task.add_done_callback(self._server_state.tasks.discard)
+
+    async def _serve(self, bridge: Bridge) -> None:
+        try:
+            await bridge.run(self._config.loaded_app)
+        finally:
+            self._bridge = None
+
+    def accept(self, subprotocol: str | None, headers: Pairs) -> None:
+        """Answer with 101: the connection is open."""
+        if ends_head((*headers, (b"", (subprotocol or "").encode()))):
+            raise ValueError("A header or subprotocol of the application has a line end in it.")
+        response, self._response = self._response, None
+        if response is None or self._state != SHAKING:
+            return
+        for name, value in (*self._server_state.default_headers, *headers):
+            response.headers[name.decode("latin-1")] = value.decode("latin-1")
+        if subprotocol:
+            response.headers["Sec-WebSocket-Protocol"] = subprotocol
+        if self._deflate is not None:
+            response.headers["Sec-WebSocket-Extensions"] = self._extension
+        self._state = OPEN
+        self._write(response.serialize())
+        if self._reader.held:  # the client did not wait for the answer
+            self._yield()
+
+    def reject(self, status: int, headers: Pairs, body: bytes) -> None:
+        """Answer with another status, and close."""
+        if self._state == SHAKING:
+            self._end(refusal(status, (*self._server_state.default_headers, *headers), body))
+
+    def hand_over(self, sink: Sink) -> Line:
+        """Give the connection to `sink` (a `HandOver`)."""
+        bridge, self._bridge = self._bridge, None
+        if bridge is None:
+            raise RuntimeError("This connection has been handed over before.")
+        messages, end = bridge.hand_over()
+        is_open = self._state == OPEN
+        self._gap = _Gap(sink, messages, None if is_open else end)
+        if is_open:
+            self._sink = sink
+            self.hold()
+            if self._is_full:
+                self._loop.call_soon(self._say_full, sink)  # who is called now has no line yet
+        else:
+            if self._state == SHAKING:  # something between us and the application kept the accept: nobody is left
+                self.abort()
+            self.mute()
+        return self
+
+    def _say_full(self, sink: Sink) -> None:
+        if self._is_full and self._sink is sink:
+            sink.full()
+
+    def go_on(self) -> None:
+        """End a `hold`. What came before the hand-over comes first."""
+        gap = self._gap
+        while gap is not None and gap.messages:
+            self._is_held = False
+            gap.sink.received(gap.messages.popleft())
+            if self._is_held:
+                return
+            self._is_held = True
+        self._gap = None
+        super().go_on()
+        if gap is not None and gap.end is not None:
+            gap.sink.lost(*gap.end)
+
+
+class _Gap(NamedTuple):
+    """What came between the accept and the hand-over, for whoever took the connection over."""
+
+    sink: Sink
+    messages: deque[str | bytes]
+    end: tuple[int, str] | None
+    """How the connection ended, if it did."""
+
+
+class DeflateWebSocketProtocol(WebSocketProtocol):
+    """As `WebSocketProtocol`, with permessage-deflate (RFC 7692) for clients that offer it.
+
+    It saves traffic and costs time and memory: about 40 KiB a connection that sends compressed messages. A broadcast is
+    compressed once for all its recipients.
+    """
+
+    __slots__ = ()
+
+    compresses = True

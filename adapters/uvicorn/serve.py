@@ -1,0 +1,257 @@
+"""Run an ASGI application with everything that SocketSpec adds to uvicorn: what ``socketspec serve`` does.
+
+The fast WebSocket protocol, the guard before it, no secrets in the log, and a stop that hurts nobody. The application
+stays what it is: any ASGI application, with `SocketApp`s mounted or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Final, Literal
+
+import uvicorn
+from uvicorn.config import LOGGING_CONFIG, STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess, multiprocess
+
+from socketspec.adapters.uvicorn.request_guard import GuardedH11Protocol, listening_socket
+from socketspec.runtime import engines as running
+
+__all__ = ("DrainingServer", "Serving", "serve", "set_up_logging")
+
+logger: logging.Logger = logging.getLogger("uvicorn.error")
+
+BACKLOG: Final = 4096
+"""Connections that the kernel may keep until they are accepted."""
+LOOK: Final = 0.1
+"""Seconds after which a second signal is heeded while the drain is under way."""
+LAST_GRACE: Final = 2.0
+"""Seconds that threads and tasks which heed nothing have once everything else has ended."""
+CLOSING: Final = 10
+"""Seconds that connections which are no `SocketApp`'s, and requests, have to end after the drain."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """How to serve an application; the defaults are those of ``socketspec serve``."""
+
+    app: str
+    """``module:attribute``."""
+    host: str = "127.0.0.1"
+    port: int = 8000
+    workers: int = 1
+    deflate: bool = False
+    """Whether messages are compressed for clients that offer it."""
+    root_path: str = ""
+    log_level: str = "info"
+    log_format: Literal["text", "json"] = "text"
+    access_log: bool = True
+    proxy_headers: bool = True
+    forwarded_allow_ips: str | None = None
+    """Addresses of proxies whose ``X-Forwarded-*`` headers are believed; None: 127.0.0.1."""
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+
+
+class DrainingServer(uvicorn.Server):
+    """A uvicorn that lets every `SocketApp` drain before it stops listening.
+
+    Until then the health report answers, and says that the node is not ready. A second signal ends everything at once.
+    """
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called by the signals that ask the process to end."""
+        # uvicorn notes the signal to raise it again at the end; an orderly stop is no failure, so here it is not.
+        if self.should_exit:
+            self.force_exit = True
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain, then do what uvicorn does; after a second signal, neither."""
+        ending = asyncio.create_task(self._end(sockets), name="drain and shut down")
+        while not ending.done() and not self.force_exit:
+            await asyncio.wait((ending,), timeout=LOOK)
+        if not ending.done():
+            ending.cancel()
+            await asyncio.wait((ending,), timeout=LAST_GRACE)
+            self._give_up()
+        elif ending.exception() is not None:
+            logger.error("Shutting down failed", exc_info=ending.exception())
+        _end_for_sure()
+
+    async def _end(self, sockets: list[socket.socket] | None) -> None:
+        try:
+            await running.drain()
+        except Exception:
+            logger.exception("Draining failed")
+        await super().shutdown(sockets)
+
+    def _give_up(self) -> None:
+        logger.warning("Told twice to stop: ending at once")
+        # What is cut off now is cancelled when the event loop ends, and would say so with tracebacks of its own.
+        logger.setLevel(logging.CRITICAL)
+        for server in self.servers:
+            server.close()
+
+
+def _end_for_sure() -> None:
+    """End the process in a moment, whatever still runs in it: Python waits for threads and tasks that never end."""
+
+    def end() -> None:
+        logger.critical("Ending the process, although something of the application does not end")
+        logging.shutdown()
+        os._exit(0)
+
+    watchdog = threading.Timer(LAST_GRACE, end)
+    watchdog.daemon = True  # where everything ends by itself, it is never heard of
+    watchdog.start()
+
+
+class _WorkerServer(DrainingServer):
+    """One of several processes. Ctrl-C reaches it directly, and the supervisor then tells it as well, by SIGTERM."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if sig == signal.SIGINT or not self.should_exit:
+            super().handle_exit(sig, frame)
+
+
+class _Worker(multiprocess.Process):
+    @property
+    def server(self) -> uvicorn.Server:
+        if self._server is None:
+            self._server = _WorkerServer(self.config)
+        return self._server
+
+
+class _Supervisor(Multiprocess):
+    """Starts the workers, and hands signals on."""
+
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
+        super().__init__(config, sockets)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._signalled)
+
+    def _signalled(self, sig: int, frame: FrameType | None) -> None:
+        # uvicorn looks at its queue no more once it waits for the workers to end.
+        if not self.should_exit.is_set():
+            self.signal_queue.append(sig)
+            return
+        for worker in self.processes:
+            if worker.pid is not None and worker.exitcode is None:
+                os.kill(worker.pid, signal.SIGINT)
+
+
+@contextmanager
+def _draining_workers() -> Iterator[None]:
+    """uvicorn's supervisor makes its processes from a name in its module, and offers no other way to choose them."""
+    original = multiprocess.Process
+    multiprocess.Process = _Worker  # type: ignore[misc] # a class, taken for a type by the checker
+    try:
+        yield
+    finally:
+        multiprocess.Process = original  # type: ignore[misc] # as above
+
+
+def set_up_logging(serving: Serving) -> None:
+    """Log as `serving` says, all of the process, warnings too. Before the application is imported: that may log as
+    well, and may have a set-up of its own, which then is the later one and stays.
+    """
+    _config(serving).configure_logging()
+
+
+def serve(serving: Serving) -> bool:
+    """Serve until the process is told to stop; whether it had started. Raises `OSError` where it cannot listen.
+
+    Logging is left as it is: see `set_up_logging`.
+    """
+    listener = listening_socket(serving.host, serving.port, BACKLOG)
+    try:
+        config = _config(serving)
+        _wake_loggers()
+        logger.info("Serving %s on %s (Ctrl-C to drain and stop)", serving.app, _url(serving, listener))
+        if serving.workers > 1:
+            with _draining_workers():
+                supervisor = _Supervisor(config, sockets=[listener])
+                supervisor.run()
+            return all(worker.exitcode != STARTUP_FAILURE for worker in supervisor.processes)
+        server = DrainingServer(config)
+        try:
+            server.run(sockets=[listener])
+        except SystemExit:  # how uvicorn says that the application's start failed
+            return False
+        return server.started
+    finally:
+        listener.close()
+
+
+class _Config(uvicorn.Config):
+    """Sets up logging when it is asked to. uvicorn asks in workers, before they import the application."""
+
+    def configure_logging(self) -> None:
+        super().configure_logging()
+        if self.log_config is not None:
+            logging.captureWarnings(True)
+
+    def load(self) -> None:
+        super().load()
+        _wake_loggers()
+
+
+def _wake_loggers() -> None:
+    """The application may have set up logging anew, which by default disables all loggers that are there already."""
+    for name, found in logging.root.manager.loggerDict.items():
+        if isinstance(found, logging.Logger) and name.partition(".")[0] in ("socketspec", "uvicorn"):
+            found.disabled = False
+
+
+def _config(serving: Serving) -> uvicorn.Config:
+    protocol = "DeflateWebSocketProtocol" if serving.deflate else "WebSocketProtocol"
+    config = _Config(
+        serving.app,
+        host=serving.host,
+        port=serving.port,
+        workers=serving.workers,
+        ws=f"socketspec.adapters.uvicorn:{protocol}",
+        http=GuardedH11Protocol,
+        backlog=BACKLOG,
+        root_path=serving.root_path,
+        log_level=serving.log_level,
+        log_config=None,
+        access_log=serving.access_log,
+        proxy_headers=serving.proxy_headers,
+        forwarded_allow_ips=serving.forwarded_allow_ips,
+        ssl_certfile=serving.ssl_certfile,
+        ssl_keyfile=serving.ssl_keyfile,
+        timeout_graceful_shutdown=CLOSING,
+    )
+    config.log_config = _logging(serving)
+    return config
+
+
+def _logging(serving: Serving) -> dict[str, Any]:
+    """For everything that logs, uvicorn's handlers, without what stands in queries: that is where tokens are."""
+    config: dict[str, Any] = copy.deepcopy(LOGGING_CONFIG)
+    config["filters"] = {"redact": {"()": "socketspec.adapters.uvicorn.request_guard.RedactQuery"}}
+    for handler in config["handlers"].values():
+        handler["filters"] = ["redact"]
+    if serving.log_format == "json":
+        config["formatters"] = {name: {"()": "socketspec.logs.JsonFormatter"} for name in config["formatters"]}
+    config["root"] = {"handlers": ["default"], "level": serving.log_level.upper()}
+    # Not by way of the root: where an application sets that up anew, ours go on.
+    config["loggers"]["socketspec"] = {**config["root"], "propagate": False}
+    return config
+
+
+def _url(serving: Serving, listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    scheme = "https" if serving.ssl_certfile else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

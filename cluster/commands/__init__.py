@@ -1,0 +1,1 @@
+"""What is asked of Redis: commands, their keys, the scripts they run."""

@@ -1,0 +1,145 @@
+"""The only place where the name of a key or channel in Redis is made.
+
+Every name is ``prefix:{tag}suffix``. Redis Cluster places a key by what stands in the braces, so all keys of one topic
+lie in one slot and a script may use them together. Names of rooms, users and nodes are percent-encoded: they hold no
+``:``, no brace and no glob character, and so cannot end early, reach another key or form a pattern.
+An ACL for one prefix is ``~prefix:* &prefix:*``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import lru_cache
+from typing import Literal, cast
+from urllib.parse import unquote_to_bytes
+
+from socketspec.errors import ConfigurationError
+from socketspec.protocol.publications import Topic
+
+__all__ = ("Keys",)
+
+_PREFIX = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+_UNSAFE = re.compile(rb"[^A-Za-z0-9_.-]")
+_TAG = re.compile(r"[A-Za-z0-9_.:%-]+")
+_CHANNEL = re.compile(r"\{(room|all|user|control):([A-Za-z0-9_.%-]*):([A-Za-z0-9_.%-]*)\}:channel")
+_READABLE = 100
+"""Encoded parts up to this many characters stay readable in keys that need no inverse."""
+
+
+class Keys:
+    """Names of keys and channels under one `prefix`: 1 to 64 of ``A-Z a-z 0-9 _ . : -``.
+
+    Different arguments give different names. Raises `ConfigurationError` for any other prefix.
+    """
+
+    __slots__ = ("_start", "prefix")
+
+    def __init__(self, prefix: str = "socketspec") -> None:
+        if not _is_prefix(prefix):
+            raise ConfigurationError(
+                f"The key prefix {prefix!r} cannot be used: write 1 to 64 letters, digits or any of _ . : - "
+                "(ASCII only), for example 'socketspec' or 'shop:live'."
+            )
+        self.prefix: str = prefix
+        self._start = prefix.encode() + b":"
+
+    def channel(self, topic: Topic) -> bytes:
+        """The sharded channel that carries `topic`."""
+        return self._start + _topic_tag(topic) + b":channel"
+
+    def topic(self, channel: bytes) -> Topic | None:
+        """The topic that `channel` carries; None for a channel that `channel()` did not make."""
+        if not channel.startswith(self._start):
+            return None
+        try:
+            match = _CHANNEL.fullmatch(channel[len(self._start) :].decode("ascii"))
+            if match is None:
+                return None
+            kind = cast("Literal['room', 'all', 'user', 'control']", match[1])
+            topic = Topic(_decode(match[2]), kind, _decode(match[3]))
+        except UnicodeDecodeError:
+            return None
+        return topic if self.channel(topic) == channel else None  # percent-encoding has more than one spelling
+
+    def stream(self, topic: Topic) -> bytes:
+        """The kept publications of `topic`."""
+        return self._start + _topic_tag(topic) + b":stream"
+
+    def meta(self, topic: Topic) -> bytes:
+        """Epoch, newest offset and policy of the history of `topic`."""
+        return self._start + _topic_tag(topic) + b":meta"
+
+    def idempotency(self, topic: Topic, key: str) -> bytes:
+        """What became of the publication to `topic` with this idempotency key."""
+        return self._start + _topic_tag(topic) + b":once:" + _short(key)
+
+    def nodes(self, topic: Topic) -> bytes:
+        """How many members each node has in `topic`."""
+        return self._start + _topic_tag(topic) + b":nodes"
+
+    def members(self, topic: Topic, node: str) -> bytes:
+        """The members that one node has in `topic`."""
+        return self._start + _topic_tag(topic) + b":members:" + _encode(node)
+
+    def leases(self, namespace: str) -> bytes:
+        """Until when each node of `namespace` counts as alive. In one slot with `node_topics`."""
+        return self._start + b"{nodes:" + _encode(namespace) + b"}:leases"
+
+    def node_topics(self, namespace: str, node: str) -> bytes:
+        """The topics of `namespace` that one node has members in. In one slot with `leases`."""
+        return self._start + b"{nodes:" + _encode(namespace) + b"}:topics:" + _encode(node)
+
+    def bucket(self, key: str) -> bytes:
+        """One token bucket."""
+        return self._start + b"{bucket:" + _short(key) + b"}"
+
+    def session(self, id: str) -> bytes:
+        """When a session began. Hashed: an id may be a secret, and names of keys appear in logs and monitors."""
+        return self._start + b"{session:" + _hashed(id) + b"}"
+
+    def revoked(self, subject: str) -> bytes:
+        """Present while `subject` is revoked. Hashed, as in `session`."""
+        return self._start + b"{revoked:" + _hashed(subject) + b"}"
+
+    def probe(self, node: str, tag: str) -> bytes:
+        """The channel on which `node` hears itself; `tag` is the hash tag and so decides the slot.
+
+        Raises `ValueError` for a tag that is not made of letters, digits and ``_ . : % -``.
+        """
+        if _TAG.fullmatch(tag) is None:
+            raise ValueError(f"{tag!r} cannot be a hash tag: use letters, digits and _ . : % - only")
+        return self._start + b"{" + tag.encode() + b"}:probe:" + _encode(node)
+
+
+def _is_prefix(prefix: object) -> bool:
+    return isinstance(prefix, str) and _PREFIX.fullmatch(prefix) is not None
+
+
+@lru_cache(maxsize=10_000)
+def _topic_tag(topic: Topic) -> bytes:
+    return b"{" + _encode(topic.kind) + b":" + _encode(topic.namespace) + b":" + _encode(topic.name) + b"}"
+
+
+def _encode(text: str) -> bytes:
+    # surrogatepass: whatever str comes in has a name of its own; which ones are allowed is decided elsewhere.
+    return _UNSAFE.sub(_percent, text.encode("utf-8", "surrogatepass"))
+
+
+def _percent(match: re.Match[bytes]) -> bytes:
+    return b"%%%02X" % match[0][0]
+
+
+def _decode(encoded: str) -> str:
+    return unquote_to_bytes(encoded).decode("utf-8", "surrogatepass")
+
+
+def _short(text: str) -> bytes:
+    """`_encode`, or where that is long a hash; told apart by "~", which `_encode` never lets through."""
+    if len(text) <= _READABLE and len(encoded := _encode(text)) <= _READABLE:
+        return encoded
+    return b"~" + _hashed(text)
+
+
+def _hashed(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=20).hexdigest().encode()

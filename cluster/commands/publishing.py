@@ -1,0 +1,75 @@
+"""How a publication becomes a command, and the reply a receipt. No I/O: nodes and publishers share it."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from socketspec.cluster.commands.command import Command, Script, milliseconds
+from socketspec.cluster.commands.envelope import encode_body
+from socketspec.cluster.commands.keys import Keys
+from socketspec.errors import BackendError
+from socketspec.protocol.publications import History, Position, Publication, Receipt, Topic
+
+__all__ = ("ONCE_SECONDS", "parse_receipt", "publish_any_command", "publish_command")
+
+ONCE_SECONDS: Final = 300.0
+"""An idempotency key is remembered for this long, or for the history's `ttl` where that is longer; in either case no
+longer than the history's life."""
+
+_ONCE_MS: Final = milliseconds(ONCE_SECONDS)
+_PUBLISH: Final = Script("publish")
+
+
+def publish_command(
+    keys: Keys,
+    topic: Topic,
+    publication: Publication,
+    history: History | None,
+    idempotency_key: str | None = None,
+    *,
+    epoch: str,
+    tag: str,
+) -> Command:
+    """Send `publication` to the nodes and, with `history`, keep it in the same atomic step.
+
+    `epoch` names the stream's life if a new one begins, `tag` this publication: random letters and digits. Raises
+    `BackendError` for a publication that is too large.
+    """
+    body = encode_body(publication)
+    if history is None:
+        return Command("SPUBLISH", None, (keys.channel(topic),), (b"\x01" + body,))
+    args = (history.size, milliseconds(history.ttl), epoch, tag, body, _ONCE_MS)
+    return _script(keys, topic, idempotency_key, args)
+
+
+def publish_any_command(
+    keys: Keys, topic: Topic, publication: Publication, idempotency_key: str | None = None, *, epoch: str, tag: str
+) -> Command:
+    """`publish_command` for who does not know the room's declaration: keeps it the way the nodes' last one was kept.
+
+    Where nothing is kept at present, or no longer, it is only sent, and `idempotency_key` has no effect.
+    """
+    body = encode_body(publication)
+    return _script(keys, topic, idempotency_key, (0, 0, epoch, tag, body, _ONCE_MS))
+
+
+def parse_receipt(reply: Any) -> Receipt:
+    """The receipt in the reply to either command. Raises `BackendError` for a reply that is none."""
+    try:
+        if isinstance(reply, int):
+            return Receipt(reply)
+        nodes, offset, epoch, tag, _is_new = reply
+        return Receipt(int(nodes), Position(int(offset), _text(epoch), _text(tag)))
+    except (TypeError, ValueError):
+        raise BackendError(f"Redis answered a publish with {reply!r:.200}; is a proxy in between?") from None
+
+
+def _script(keys: Keys, topic: Topic, once: str | None, args: tuple[bytes | str | int, ...]) -> Command:
+    names = [keys.meta(topic), keys.stream(topic), keys.channel(topic)]
+    if once is not None:
+        names.append(keys.idempotency(topic, once))
+    return _PUBLISH.command(names, *args)
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,111 @@
+"""The commands that presence consists of. No I/O happens here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from typing import Any, Final
+
+import msgpack
+
+from socketspec.cluster.commands.command import Command, Script, milliseconds
+from socketspec.cluster.commands.keys import Keys
+from socketspec.protocol.publications import Member, Topic
+
+__all__ = ("PresenceCommands", "pack_member", "parse_members")
+
+logger: logging.Logger = logging.getLogger("socketspec.cluster")
+
+_ENTER: Final = Script("enter")
+_LEAVE: Final = Script("leave")
+_REAP: Final = Script("reap")
+_RENEW: Final = Script("renew")
+_CLAIM: Final = Script("claim")
+
+
+class PresenceCommands:
+    """Commands on the presence keys. `lease` and `ttl`, how long keys outlive who keeps them alive, in seconds.
+
+    A `node` here is the name that a lease is held under.
+    """
+
+    def __init__(self, keys: Keys, lease: float, ttl: float) -> None:
+        self._keys = keys
+        self._lease = milliseconds(lease)
+        self._ttl = milliseconds(ttl)
+
+    def counts(self, topic: Topic) -> Command:
+        """How many members each node has in `topic`."""
+        return Command("HVALS", None, (self._keys.nodes(topic),))
+
+    def nodes(self, topic: Topic) -> Command:
+        """Which nodes have members in `topic`."""
+        return Command("HKEYS", None, (self._keys.nodes(topic),))
+
+    def members(self, topic: Topic, node: str) -> Command:
+        """The members that `node` has in `topic`: connection id, packed member, and so on."""
+        return Command("HGETALL", None, (self._keys.members(topic, node),))
+
+    def ids(self, topic: Topic, node: str) -> Command:
+        """The connection ids of the members that `node` has in `topic`."""
+        return Command("HKEYS", None, (self._keys.members(topic, node),))
+
+    def enter(self, topic: Topic, node: str, members: Sequence[str | bytes] = (), limit: int | None = None) -> Command:
+        """Add members (connection id, packed member, and so on); without any, keep the keys alive. 1: all are in."""
+        return _ENTER.command(self._of(topic, node), node, -1 if limit is None else limit, self._ttl, *members)
+
+    def leave(self, topic: Topic, node: str, ids: Sequence[str]) -> Command:
+        """Remove members, at most a few thousand at once."""
+        return _LEAVE.command(self._of(topic, node), node, *ids)
+
+    def reap(self, topic: Topic, node: str) -> Command:
+        """Remove, and return, all members that `node` has in `topic`."""
+        return _REAP.command(self._of(topic, node), node)
+
+    def index(self, namespace: str, node: str, topics: Collection[Topic]) -> list[Command]:
+        """Put `topics` on the list of those that `node` has members in, where a reaper finds them."""
+        index = self._keys.node_topics(namespace, node)
+        add = Command("SADD", None, (index,), tuple(map(self._keys.channel, topics)))
+        return [add, Command("PEXPIRE", None, (index,), (self._ttl,))]
+
+    def drop_index(self, namespace: str, node: str, topics: Collection[Topic]) -> Command:
+        """Take `topics` off that list."""
+        return Command("SREM", None, (self._keys.node_topics(namespace, node),), tuple(map(self._keys.channel, topics)))
+
+    def resign(self, namespace: str, node: str) -> list[Command]:
+        """Remove that list, then the lease."""
+        unlink = Command("UNLINK", None, (self._keys.node_topics(namespace, node),))
+        return [unlink, Command("ZREM", None, (self._keys.leases(namespace),), (node,))]
+
+    def renew(self, namespace: str, node: str, *, begin: bool) -> Command:
+        """Renew the lease, or begin it; see ``renew.lua``."""
+        return _RENEW.command(self._leases(namespace, node), node, self._lease, self._ttl, "1" if begin else "0")
+
+    def claim(self, namespace: str, node: str, own: bytes, batch: int, finished: Sequence[bytes]) -> Command:
+        """Claim the dead `node`, or go on with the claim that ends at `own`; see ``claim.lua``."""
+        return _CLAIM.command(self._leases(namespace, node), node, self._lease, self._ttl, own, batch, *finished)
+
+    def _of(self, topic: Topic, node: str) -> tuple[bytes, bytes]:
+        return self._keys.nodes(topic), self._keys.members(topic, node)
+
+    def _leases(self, namespace: str, node: str) -> tuple[bytes, bytes]:
+        return self._keys.leases(namespace), self._keys.node_topics(namespace, node)
+
+
+def pack_member(member: Member) -> bytes:
+    """What is kept of `member` beside its connection id."""
+    packed: Any = msgpack.packb([member.user_id, member.joined_at])
+    return bytes(packed)
+
+
+def parse_members(reply: Sequence[bytes]) -> list[Member]:
+    """Members in a flat list of connection ids and packed members. What cannot be read is passed over."""
+    found = []
+    for id, packed in zip(reply[::2], reply[1::2], strict=True):
+        try:
+            user_id, joined_at = msgpack.unpackb(packed)
+        except (ValueError, TypeError, msgpack.UnpackException):
+            logger.warning("A member of a room cannot be read: another version's? %r", packed[:50])
+            continue
+        found.append(Member(id.decode(), user_id, joined_at))
+    return found

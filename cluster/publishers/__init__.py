@@ -1,0 +1,1 @@
+"""For code that is no node: publish, count and disconnect from anywhere."""

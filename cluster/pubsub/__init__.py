@@ -1,0 +1,1 @@
+"""What this node hears from Redis."""

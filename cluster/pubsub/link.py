@@ -1,0 +1,284 @@
+"""One pub/sub connection to one server: an `asyncio.Protocol` over hiredis, for sharded channels.
+
+redis-py's pub/sub reconnects without saying so, and costs fifteen times as much a message. A `Link` says everything: it
+lives until it is lost, says why, and never comes back; `socketspec.cluster.pubsub.subscriptions` makes the next one.
+
+Answers come in the order of the commands, so a queue of what is awaited tells an answer from what the server says
+unasked. A link that can no longer match them is of no use and ends itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from typing import Any, Final, Literal, NamedTuple, Protocol, cast
+
+import hiredis
+
+from socketspec.cluster.options import Address
+from socketspec.cluster.servers.topology import LinkOptions
+from socketspec.concurrency.cancellation import unless_cancelled
+from socketspec.errors import BackendError
+
+__all__ = ("Answer", "Link", "Listener", "Message", "Spawn")
+
+logger: logging.Logger = logging.getLogger("socketspec.cluster")
+
+MAX_UNPARSED: Final = 64 * 2**20
+"""Bytes of one incomplete message after which a link gives up; a frame of ours has at most 16 MiB."""
+
+_MESSAGE: Final = b"smessage"
+_SUBSCRIBE: Final = b"ssubscribe"
+_UNSUBSCRIBE: Final = b"sunsubscribe"
+_PONG: Final = b"pong"
+_LOGIN: Final = b"login"
+
+Message = tuple[bytes, bytes]
+"""A channel and what was published to it."""
+
+Spawn = Callable[[Coroutine[Any, Any, Any], str], asyncio.Task[Any]]
+"""Starts a named task, which ends with the one who gave this out."""
+
+
+class Answer(NamedTuple):
+    """What became of a channel: it stands, was given up as asked, was refused, or was ended by the server unasked."""
+
+    what: Literal["stands", "ended", "refused", "dropped"]
+    channel: bytes
+    text: str = ""
+    """The server's words where it refused."""
+
+
+class Listener(Protocol):
+    """Whom a link tells what it hears. Each call comes from the event loop and must not block or raise."""
+
+    def received(self, messages: Sequence[Message]) -> Awaitable[None] | None:
+        """Take what one read brought, in order; what to await before the link reads on, if anything."""
+        ...
+
+    def probed(self, nonce: bytes) -> None:
+        """Something came on the link's `probe` channel."""
+        ...
+
+    def answered(self, answers: Sequence[Answer]) -> None:
+        """Take what one read said about channels; comes before `received` of the same read."""
+        ...
+
+
+class Link(asyncio.Protocol):
+    """One connection from `open` to its loss. `closed` is done, with the reason, once nothing more will be heard."""
+
+    def __init__(self, address: Address, listener: Listener, spawn: Spawn) -> None:
+        self.address: Address = address
+        self.probe: bytes | None = None
+        """Messages of this channel go to `Listener.probed`."""
+        self.pongs: int = 0
+        """Answers to `ping` so far."""
+        self.is_paused: bool = False
+        """Whether it waits for the listener before it reads on."""
+        loop = asyncio.get_running_loop()
+        self.closed: asyncio.Future[str] = loop.create_future()
+        self._gone: asyncio.Future[None] = loop.create_future()
+        self._ready: asyncio.Future[str] = loop.create_future()
+        self._listener = listener
+        self._spawn = spawn
+        self._transport: asyncio.Transport | None = None
+        self._parser = hiredis.Reader()
+        self._awaited: deque[tuple[bytes, bytes]] = deque()
+        self._answers: list[Answer] = []
+
+    async def open(self, options: LinkOptions) -> None:
+        """Connect and log in, within `options.connect_timeout`. Raises `BackendError`, with nothing left open."""
+        try:
+            async with asyncio.timeout(options.connect_timeout):
+                refusal = await self._connect(options)
+        except TimeoutError:
+            await self.end("it did not answer in time")
+            raise BackendError(f"{self.address} did not answer within {options.connect_timeout:g} s.") from None
+        except OSError as error:
+            await self.end("it cannot be reached")
+            raise BackendError(f"{self.address} cannot be reached: {error}") from error
+        except BaseException:
+            await self.end("the connection is not wanted any more")
+            raise
+        if refusal:
+            await self.end(refusal)
+            raise BackendError(f"{self.address} did not take the connection: {refusal}")
+
+    @property
+    def outstanding(self) -> int:
+        """How many commands have not been answered."""
+        return len(self._awaited)
+
+    def send(self, subscribe: Iterable[bytes], unsubscribe: Iterable[bytes]) -> None:
+        """Ask for channels and give channels up: one command each, in one write. `Listener.answered` tells the rest.
+
+        The caller has at most one unanswered command a channel, and minds `outstanding`.
+        """
+        # One channel a command: in a cluster those of one command must share a slot, and an error is about all of them.
+        words: list[bytes] = []
+        for channel in unsubscribe:
+            words.append(_pack(b"SUNSUBSCRIBE", channel))
+            self._awaited.append((_UNSUBSCRIBE, channel))
+        for channel in subscribe:
+            words.append(_pack(b"SSUBSCRIBE", channel))
+            self._awaited.append((_SUBSCRIBE, channel))
+        self._write(b"".join(words))
+
+    def ping(self) -> None:
+        """Ask for an answer: `pongs` counts it."""
+        self._awaited.append((_PONG, b""))
+        self._write(_pack(b"PING"))
+
+    def abort(self, reason: str) -> None:
+        """Close the connection at once; nothing is heard from now on. The first reason counts."""
+        if not self.closed.done():
+            self.closed.set_result(reason)
+        if not self._ready.done():
+            self._ready.set_result(reason)
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def end(self, reason: str) -> None:
+        """`abort`, and wait until the socket is closed."""
+        self.abort(reason)
+        if self._transport is not None:
+            await self._gone
+
+    # What asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        if self.closed.done():
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.abort("the server closed the connection" if exc is None else f"the connection broke: {exc}")
+        if not self._gone.done():
+            self._gone.set_result(None)
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed(data)
+        if not self.is_paused:  # with TLS, what was decrypted already may still come
+            self._take()
+
+    # The inside
+
+    async def _connect(self, options: LinkOptions) -> str:
+        """Why the server did not take us; empty if it did."""
+        loop = asyncio.get_running_loop()
+        await loop.create_connection(lambda: self, self.address.host, self.address.port, ssl=options.ssl)
+        commands: list[bytes] = []
+        if options.password:
+            login = (options.username, options.password) if options.username else (options.password,)
+            commands.append(_pack(b"AUTH", *(word.encode() for word in login)))
+        if options.client_name:
+            commands.append(_pack(b"CLIENT", b"SETNAME", options.client_name.encode()))
+        commands.append(_pack(b"PING"))  # at least one answer: a frozen server accepts connections as well
+        self._awaited.extend((_LOGIN, b"") for _ in commands)
+        self._write(b"".join(commands))
+        return await self._ready
+
+    def _write(self, data: bytes) -> None:
+        if data and self._transport is not None and not self.closed.done():
+            self._transport.write(data)
+
+    def _take(self) -> None:
+        """Hand on everything that is complete."""
+        messages: list[Message] = []
+        try:
+            self._parse(messages)
+        except (hiredis.HiredisError, LookupError, TypeError, ValueError) as error:
+            self.abort(f"the server sent what is no answer: {error}")
+        if self._parser.len() > MAX_UNPARSED:
+            self.abort(f"a message of more than {MAX_UNPARSED >> 20} MiB came in; who else publishes to our channels?")
+        if self._answers:
+            answers, self._answers = self._answers, []
+            self._tell(answers)
+        if messages and not self.closed.done():
+            self._hand_on(messages)
+
+    def _parse(self, messages: list[Message]) -> None:
+        gets = self._parser.gets
+        append = messages.append
+        while (item := gets()) is not False:
+            if type(item) is list and item[0] == _MESSAGE:
+                _, channel, data = item
+                if channel == self.probe:
+                    self._listener.probed(data)
+                else:
+                    append((channel, data))
+            elif not self.closed.done():
+                self._understand(item)
+
+    def _understand(self, item: object) -> None:
+        """Match an answer with the command it belongs to."""
+        kind, channel = self._awaited[0] if self._awaited else (b"", b"")
+        if isinstance(item, hiredis.ReplyError):
+            self._refused(kind, channel, str(item))
+        elif isinstance(item, list) and item[0] in (_SUBSCRIBE, _UNSUBSCRIBE):
+            self._changed(item[0], item[1], is_asked=(kind, channel) == (item[0], item[1]))
+        elif kind == _LOGIN:
+            self._awaited.popleft()
+            if not self._awaited and not self._ready.done():
+                self._ready.set_result("")
+        elif kind == _PONG:  # a list, or a plain PONG while there is no subscription
+            self._awaited.popleft()
+            self.pongs += 1
+        else:
+            raise ValueError(f"{item!r:.100}, which nothing asked for")
+
+    def _refused(self, kind: bytes, channel: bytes, text: str) -> None:
+        if self._awaited:
+            self._awaited.popleft()
+        if kind == _SUBSCRIBE:
+            self._answers.append(Answer("refused", channel, text))
+        elif kind == _UNSUBSCRIBE:  # it is not there any more
+            self._answers.append(Answer("ended", channel, text))
+        else:
+            self.abort(text)
+
+    def _changed(self, kind: bytes, channel: bytes, *, is_asked: bool) -> None:
+        if is_asked:
+            self._awaited.popleft()
+            self._answers.append(Answer("stands" if kind == _SUBSCRIBE else "ended", channel))
+        elif kind == _UNSUBSCRIBE:
+            self._answers.append(Answer("dropped", channel))
+        else:
+            raise ValueError("a subscription that nothing asked for")
+
+    def _tell(self, answers: Sequence[Answer]) -> None:
+        try:
+            self._listener.answered(answers)
+        except Exception as error:
+            logger.exception("What %s said about channels could not be taken", self.address)
+            self.abort(f"an error of our own: {error!r}")
+
+    def _hand_on(self, messages: Sequence[Message]) -> None:
+        try:
+            behind = self._listener.received(messages)
+        except Exception:
+            logger.exception("%d messages from %s could not be delivered", len(messages), self.address)
+            return
+        if behind is not None and self._transport is not None:
+            self.is_paused = True
+            self._transport.pause_reading()
+            self._spawn(self._read_on_after(behind), f"read on from {self.address}")
+
+    async def _read_on_after(self, behind: Awaitable[None]) -> None:
+        try:
+            await unless_cancelled(behind)
+        except Exception:
+            logger.exception("Waiting for deliveries of messages from %s failed", self.address)
+        self.is_paused = False
+        if self._transport is not None and not self.closed.done():
+            self._transport.resume_reading()
+            self._take()
+
+
+def _pack(*words: bytes) -> bytes:
+    parts = [b"*%d\r\n" % len(words)]
+    parts.extend(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
+    return b"".join(parts)

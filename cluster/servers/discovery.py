@@ -1,0 +1,191 @@
+"""How the servers are found: one by its address, the primary by the Sentinels, a cluster's slots by its nodes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import replace
+from typing import Any, Final, TypeVar
+
+from redis.exceptions import ClusterDownError, ResponseError
+
+from socketspec.cluster.options import Address, Mode, RedisOptions, Servers, tls_context
+from socketspec.cluster.servers.layout import Layout
+from socketspec.cluster.servers.shard import Hello, LinkOptions, RefusedError, ReplicaError, Shard, as_dict
+from socketspec.errors import BackendError
+
+__all__ = ("Connector", "Find", "finder_for")
+
+OLDEST: Final = 7
+"""The first version of Redis, and so of Valkey, with sharded pub/sub."""
+MAX_ASKED: Final = 9
+"""Nodes of a cluster that are asked for the slots at once."""
+
+T = TypeVar("T")
+
+
+class Connector:
+    """Makes the shards, with what the URL and the options say about connections."""
+
+    def __init__(self, servers: Servers, options: RedisOptions) -> None:
+        self.servers: Servers = servers
+        self.options: RedisOptions = options
+        self._met: set[Address] = set()
+        self.link: LinkOptions = LinkOptions(
+            username=options.username or servers.username,
+            password=options.password or servers.password,
+            ssl=tls_context(options) if servers.tls else None,
+            connect_timeout=options.connect_timeout,
+            client_name=options.client_name,
+        )
+
+    def shard(self, address: Address) -> Shard:
+        """For the commands of this node."""
+        return self._make(address, self.link, self.servers.db, self.options.command_timeout)
+
+    def finder(self, address: Address) -> Shard:
+        """For questions about the servers, whose answers come at once or not at all."""
+        return self._make(address, self.link, 0, self.options.connect_timeout)
+
+    def sentinel(self, address: Address) -> Shard:
+        """As `finder`, with the Sentinels' own login."""
+        link = replace(
+            self.link, username=self.options.sentinel_username, password=self.options.sentinel_password, client_name=""
+        )
+        return self._make(address, link, 0, self.options.connect_timeout)
+
+    def _make(self, address: Address, link: LinkOptions, db: int, timeout: float) -> Shard:
+        tls = self.options if self.servers.tls else None
+        return Shard(address, link, db=db, tls=tls, timeout=timeout, met=self._met)
+
+
+Find = Callable[[Connector, Sequence[Address]], Awaitable[Layout]]
+"""Finds the servers; it is given the primaries that were known so far."""
+
+
+def finder_for(mode: Mode) -> Find:
+    """The way to find servers of this kind. It raises `BackendError`."""
+    finders: dict[Mode, Find] = {
+        "standalone": _find_one,
+        "sentinel": _find_by_sentinels,
+        "cluster": _find_cluster,
+    }
+    return finders[mode]
+
+
+async def _find_one(connector: Connector, _known: Sequence[Address]) -> Layout:
+    (address,) = connector.servers.hosts
+    await _check(connector.finder(address), "standalone")
+    return Layout.of_one(address)
+
+
+async def _find_by_sentinels(connector: Connector, _known: Sequence[Address]) -> Layout:
+    name = connector.servers.name
+    found = await _ask_most([_ask_sentinel(connector.sentinel(host), name) for host in connector.servers.hosts])
+    # A Sentinel that was cut off knows an older configuration than the others.
+    _, address = max(found)
+    await _check(connector.finder(address), "standalone")
+    return Layout.of_one(address)
+
+
+async def _ask_sentinel(sentinel: Shard, name: str) -> tuple[int, Address]:
+    try:
+        await _check(sentinel, "sentinel", close=False)
+        (reply,) = await sentinel.execute([("SENTINEL", "MASTER", name)])
+    finally:
+        await sentinel.close()
+    if isinstance(reply, ResponseError) and "no such master" in str(reply).lower():
+        raise RefusedError(
+            f"The Sentinel at {sentinel.address} knows no primary called {name!r}: correct the name after the hosts "
+            "in the URL (redis+sentinel://hosts/name)."
+        )
+    if isinstance(reply, Exception):
+        raise sentinel.explain(reply) from reply
+    fields = as_dict(reply)
+    return int(fields.get("config-epoch", 0)), Address(fields["ip"], int(fields["port"]))
+
+
+async def _find_cluster(connector: Connector, known: Sequence[Address]) -> Layout:
+    hosts = list(dict.fromkeys((*known, *connector.servers.hosts)))[:MAX_ASKED]
+    found = await _ask_most([_ask_node(connector.finder(host)) for host in hosts])
+    _, _, layout = max(found, key=lambda item: item[:2])
+    if not layout.covered():
+        raise BackendError(f"The cluster of {connector.servers} has assigned no slots yet.")
+    return layout
+
+
+async def _ask_node(node: Shard) -> tuple[bool, int, Layout]:
+    """Whether the node calls the cluster well, the newest epoch it has heard of, and who owns what by its account."""
+    try:
+        await _check(node, "cluster", close=False)
+        info, slots = await node.execute([("CLUSTER", "INFO"), ("CLUSTER", "SLOTS")])
+    finally:
+        await node.close()
+    for reply in (info, slots):
+        if isinstance(reply, ClusterDownError):
+            raise BackendError(f"The cluster is down, says {node.address}: {reply}") from reply
+        if isinstance(reply, Exception):
+            raise node.explain(reply) from reply
+    lines = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+    is_well = lines.get("cluster_state") == "ok"
+    return is_well, int(lines.get("cluster_current_epoch", 0)), Layout.of_slots(slots, node.address)
+
+
+async def _check(shard: Shard, mode: str, *, close: bool = True) -> None:
+    """Raise `RefusedError` unless the server is of a kind that can be used as `mode`; `ReplicaError` for a replica."""
+    try:
+        hello = await shard.hello()
+    finally:
+        if close:
+            await shard.close()
+    major = hello.version.partition(".")[0]
+    if not major.isdecimal() or int(major) < OLDEST:
+        raise RefusedError(
+            f"{shard.address} runs {_name(hello)}: SocketSpec needs Redis 7 or Valkey 8 at least, for sharded pub/sub."
+        )
+    if hello.mode != mode:
+        hint = _MISMATCHES.get((hello.mode, mode), "{} is not a server of the kind that the URL speaks of.")
+        raise RefusedError(hint.format(shard.address))
+    if mode == "standalone" and hello.role != "master":
+        raise ReplicaError(shard.address)
+
+
+def _name(hello: Hello) -> str:
+    return f"{hello.server.capitalize()} {hello.version}"
+
+
+_CLUSTER_HINT = "{} runs in cluster mode: use redis+cluster://hosts (rediss+cluster:// with TLS)."
+_SENTINEL_HINT = "{} is a Sentinel: use redis+sentinel://hosts/name."
+_MISMATCHES: Final = {
+    ("cluster", "standalone"): _CLUSTER_HINT,
+    ("sentinel", "standalone"): _SENTINEL_HINT,
+    ("standalone", "cluster"): "{} does not run in cluster mode: use redis://host (rediss:// with TLS).",
+    ("sentinel", "cluster"): _SENTINEL_HINT,
+    ("standalone", "sentinel"): "{} is no Sentinel but the server itself: use redis://host, or give a Sentinel's port.",
+    ("cluster", "sentinel"): _CLUSTER_HINT,
+}
+
+
+async def _ask_most(questions: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """The answers, as soon as more than half have come or nobody is left: one who is silent delays nothing.
+
+    Raises the first error where there is no answer.
+    """
+    tasks = [asyncio.ensure_future(question) for question in questions]
+    answers: list[T] = []
+    errors: list[BackendError] = []
+    try:
+        for task in asyncio.as_completed(tasks):
+            try:
+                answers.append(await task)
+            except BackendError as error:
+                errors.append(error)
+            if 2 * len(answers) > len(tasks):
+                break
+    finally:
+        for unanswered in tasks:
+            unanswered.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    if answers:
+        return answers
+    raise next((error for error in errors if isinstance(error, RefusedError)), errors[0])

@@ -1,0 +1,201 @@
+"""Which servers there are and which of them is asked: one server, whoever the Sentinels call primary, or a cluster.
+
+The three differ in how they find out who owns which hash slot, and in nothing else. Primaries only are talked to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from itertools import count
+from typing import Any, Protocol
+
+from redis.exceptions import AskError
+
+from socketspec.cluster.options import Address, RedisOptions, Servers
+from socketspec.cluster.servers.backoff import Backoff
+from socketspec.cluster.servers.discovery import Connector, Find, finder_for
+from socketspec.cluster.servers.layout import NOBODY, Layout
+from socketspec.cluster.servers.shard import LinkOptions, NotSentError, RefusedError, ReplicaError, Shard
+from socketspec.errors import BackendError
+
+__all__ = ("Address", "LinkOptions", "NotSentError", "RefusedError", "ReplicaError", "Topology", "make_topology")
+
+logger: logging.Logger = logging.getLogger("socketspec.cluster")
+
+
+class Topology(Protocol):
+    """The servers as one thing to send commands to."""
+
+    @property
+    def link(self) -> LinkOptions:
+        """What it takes to open a connection of one's own to any primary."""
+        ...
+
+    async def start(self) -> None:
+        """Find the servers and log in, trying for `start_timeout` seconds. Raises `BackendError`."""
+        ...
+
+    async def stop(self) -> None:
+        """Close every connection."""
+        ...
+
+    async def refresh(self) -> None:
+        """Find out anew who owns what; callers at the same time share one search. Raises `BackendError`.
+
+        A `ReplicaError` says that a server has lost its role; any other, that the search failed.
+        """
+        ...
+
+    def addresses(self) -> Sequence[Address]:
+        """The primaries."""
+        ...
+
+    def address_for(self, channel: bytes) -> Address | None:
+        """The primary that owns this key's or sharded channel's slot; None where nobody is known to."""
+        ...
+
+    def tag_for(self, address: Address) -> str:
+        """A hash tag whose slot `address` owns. Raises `LookupError` where it owns none."""
+        ...
+
+    async def execute(self, words: Sequence[Sequence[Any]]) -> list[Any]:
+        """Run commands, one pipeline for each primary, all at once: a reply or an exception for each, in order.
+
+        A `NotSentError` means that the server was not reached; any other `ConnectionError` or `TimeoutError` of
+        redis-py, that nobody knows whether the command was carried out. Keys come first in a command or a script.
+        """
+        ...
+
+
+class _Found:
+    """The topology as `find` found it last."""
+
+    def __init__(self, connector: Connector, find: Find) -> None:
+        self.link: LinkOptions = connector.link
+        self._connector = connector
+        self._find = find
+        self._layout: Layout = NOBODY
+        self._shards: dict[Address, Shard] = {}
+        self._tags: dict[Address, str] = {}
+        self._finding = asyncio.Lock()
+        self._times_found = 0
+
+    def __repr__(self) -> str:
+        return f"<topology of {self._connector.servers} with {', '.join(map(str, self._shards)) or 'nothing found'}>"
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._connector.options.start_timeout
+        backoff = Backoff()
+        while True:
+            try:
+                await self.refresh()
+                await self._greet()
+                return
+            except RefusedError:
+                raise
+            except BackendError as error:
+                pause = backoff.next()
+                if loop.time() + pause > deadline:
+                    raise
+                logger.warning("%s Trying again in %.1f s.", error, pause)
+            await asyncio.sleep(pause)
+
+    async def _greet(self) -> None:
+        """Log in to every primary: one that is announced by an address that we cannot reach is found here."""
+        greeted = await asyncio.gather(*(shard.hello() for shard in self._shards.values()), return_exceptions=True)
+        for outcome in greeted:
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    async def stop(self) -> None:
+        await self._adopt(NOBODY)
+
+    async def refresh(self) -> None:
+        seen = self._times_found
+        async with self._finding:
+            if self._times_found == seen:
+                await self._adopt(await self._find(self._connector, tuple(self._shards)))
+                self._times_found += 1
+
+    async def _adopt(self, layout: Layout) -> None:
+        wanted = dict.fromkeys(owner for owner in layout.owners if owner is not None)
+        gone = [shard for address, shard in self._shards.items() if address not in wanted]
+        self._shards = {address: self._shards.get(address) or self._connector.shard(address) for address in wanted}
+        self._layout = layout
+        self._tags.clear()
+        if self._connector.servers.mode != "cluster":  # a name or a virtual address may lead to another server now
+            for shard in self._shards.values():
+                shard.renew()
+        for shard in gone:
+            await shard.close()
+
+    def addresses(self) -> Sequence[Address]:
+        return tuple(self._shards)
+
+    def address_for(self, channel: bytes) -> Address | None:
+        return self._layout.owner(channel)
+
+    def tag_for(self, address: Address) -> str:
+        tag = self._tags.get(address)
+        if tag is None:
+            if address not in self._shards:
+                raise LookupError(f"{address} owns no slot.")
+            tag = next(text for text in map(str, count()) if self._layout.owner(text.encode()) == address)
+            self._tags[address] = tag
+        return tag
+
+    async def execute(self, words: Sequence[Sequence[Any]]) -> list[Any]:
+        parts: dict[Address | None, list[int]] = {}
+        for index, command in enumerate(words):
+            parts.setdefault(self._address_of(command), []).append(index)
+        if len(parts) == 1:
+            return await self._ask(next(iter(parts)), words)
+        replies: list[Any] = [None] * len(words)
+
+        async def ask(address: Address | None, indexes: list[int]) -> None:
+            for index, reply in zip(indexes, await self._ask(address, [words[i] for i in indexes]), strict=True):
+                replies[index] = reply
+
+        async with asyncio.TaskGroup() as group:
+            for address, indexes in parts.items():
+                group.create_task(ask(address, indexes))
+        return replies
+
+    def _address_of(self, command: Sequence[Any]) -> Address | None:
+        key = _key_of(command)
+        return next(iter(self._shards), None) if key is None else self._layout.owner(key)
+
+    async def _ask(self, address: Address | None, words: Sequence[Sequence[Any]]) -> list[Any]:
+        shard = None if address is None else self._shards.get(address)
+        if shard is None:
+            return [NotSentError(BackendError("No primary is known for this command's slot."))] * len(words)
+        replies = await shard.execute(words)
+        for index, reply in enumerate(replies):
+            if type(reply) is AskError:
+                replies[index] = await self._follow(shard, reply, words[index])
+        return replies
+
+    async def _follow(self, source: Shard, ask: AskError, command: Sequence[Any]) -> Any:
+        """While a slot migrates, keys that are no longer at its owner are asked for where they go."""
+        target = self._shards.get(Address(ask.host or source.address.host, ask.port))
+        if target is None:
+            return ask
+        return (await target.execute([("ASKING",), command]))[1]
+
+
+def make_topology(servers: Servers, options: RedisOptions) -> Topology:
+    """The topology that a URL speaks of. Nothing is connected yet. Raises `ConfigurationError`."""
+    return _Found(Connector(servers, options), finder_for(servers.mode))
+
+
+def _key_of(command: Sequence[Any]) -> bytes | None:
+    at = 1
+    if command[0] in {"EVALSHA", "EVAL"}:
+        at = 3 if int(command[2]) > 0 else len(command)
+    if len(command) <= at:
+        return None
+    key = command[at]
+    return key if isinstance(key, bytes) else str(key).encode()

@@ -1,0 +1,1 @@
+"""What is kept in Redis: histories, limits, sessions."""

@@ -1,0 +1,121 @@
+"""Reads what was kept of a topic. The builder and the parser do no I/O: nodes and publishers share them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from socketspec.backend.protocols import HistoryStore
+from socketspec.cluster.commands.command import Command, CommandRunner, Script
+from socketspec.cluster.commands.envelope import decode_body
+from socketspec.cluster.commands.keys import Keys
+from socketspec.errors import BackendError
+from socketspec.protocol.publications import Position, Publication, Topic
+
+__all__ = ("RedisHistory", "parse_position", "parse_read", "position_command", "read_command")
+
+_READ: Final = Script("read")
+_NO_LIMIT: Final = -1
+
+
+class RedisHistory(HistoryStore):
+    """Reads the streams that `publish_command` filled, each read in one atomic step."""
+
+    def __init__(self, runner: CommandRunner, keys: Keys) -> None:
+        self._runner = runner
+        self._keys = keys
+
+    async def read(
+        self, topic: Topic, *, since: Position | None = None, limit: int | None = None
+    ) -> Sequence[Publication]:
+        """See `HistoryStore.read`. Raises `LookupError`, and `BackendError` where Redis cannot be asked."""
+        reply = await self._runner.run(read_command(self._keys, topic, since=since, limit=limit))
+        return parse_read(reply, topic, since=since, limit=limit)
+
+    async def position(self, topic: Topic) -> Position | None:
+        """The newest position; None where nothing is kept. Raises `BackendError`."""
+        return parse_position(await self._runner.run(position_command(self._keys, topic)))
+
+
+def read_command(keys: Keys, topic: Topic, *, since: Position | None = None, limit: int | None = None) -> Command:
+    """Read the newest `limit` publications, or those after `since`. Its reply goes to `parse_read`."""
+    names = (keys.meta(topic), keys.stream(topic))
+    if since is None:
+        return _READ.command(names, "newest", _NO_LIMIT if limit is None else max(limit, 0), 0)
+    # From the one at `since` on, to compare its tag. Offsets come from clients: no other than possible ones go further.
+    offset = min(max(since.offset, 0), 2**53)
+    return _READ.command(names, "since", _NO_LIMIT if limit is None else max(limit, 0) + 1, offset)
+
+
+def position_command(keys: Keys, topic: Topic) -> Command:
+    """Ask for the newest position. Its reply goes to `parse_position`."""
+    return _READ.command((keys.meta(topic), keys.stream(topic)), "newest", 0, 0)
+
+
+def parse_position(reply: Any) -> Position | None:
+    """The newest position in the reply to `position_command`. Raises `BackendError` for a reply that is none."""
+    return None if reply is None else _header(reply)[0]
+
+
+def parse_read(
+    reply: Any, topic: Topic, *, since: Position | None = None, limit: int | None = None
+) -> list[Publication]:
+    """The publications in the reply to `read_command` for the same `since` and `limit`, oldest first.
+
+    Raises `LookupError` where `since` cannot be honoured, and `BackendError` for a reply that is none.
+    """
+    if reply is None:
+        if since is None:
+            return []
+        raise LookupError(f"{topic.name!r} keeps no history at present")
+    newest, size, raw = _header(reply)
+    entries = [_entry(item, newest.epoch) for item in raw]
+    if since is None:
+        return [publication for _, publication in reversed(entries) if publication is not None]
+    _check_since(topic, since, newest, size)
+    return _following(topic, since, entries, limit)
+
+
+def _check_since(topic: Topic, since: Position, newest: Position, size: int) -> None:
+    """Refuse what the newest position alone rules out."""
+    if since.epoch != newest.epoch or not 0 <= since.offset <= newest.offset:
+        raise LookupError(f"{topic.name!r} has begun a new history since that position")
+    if since.offset < newest.offset - size:
+        raise LookupError(f"{topic.name!r} no longer keeps what followed offset {since.offset}")
+
+
+def _following(
+    topic: Topic, since: Position, entries: list[tuple[Position, Publication | None]], limit: int | None
+) -> list[Publication]:
+    """What follows `since`, of which the entry comes first unless it is the very beginning."""
+    if since.offset > 0:
+        if not entries or entries[0][0].offset != since.offset:
+            raise LookupError(f"{topic.name!r} no longer keeps offset {since.offset}, so it cannot be verified")
+        if entries[0][0].tag != since.tag:
+            raise LookupError(f"offset {since.offset} of {topic.name!r} is another publication")
+        entries = entries[1:]
+    found: list[Publication] = []
+    for expected, (position, publication) in enumerate(entries[:limit], since.offset + 1):
+        if position.offset != expected or publication is None:
+            raise LookupError(f"{topic.name!r} no longer keeps offset {expected} in a form this version can read")
+        found.append(publication)
+    return found
+
+
+def _header(reply: Any) -> tuple[Position, int, list[Any]]:
+    try:
+        offset, epoch, tag, size, entries = reply
+        return Position(int(offset), epoch.decode(), tag.decode()), int(size), list(entries)
+    except (TypeError, ValueError, AttributeError):
+        raise BackendError(f"Redis answered a history read with {reply!r:.200}; is a proxy in between?") from None
+
+
+def _entry(item: Any, epoch: str) -> tuple[Position, Publication | None]:
+    """An entry's position, and what it holds; None for what another version wrote."""
+    try:
+        name, fields = item
+        values = dict(zip(fields[::2], fields[1::2], strict=True))
+        position = Position(int(name.partition(b"-")[0]), epoch, values[b"t"].decode())
+        return position, decode_body(values[b"b"], position)
+    except (TypeError, ValueError, AttributeError, KeyError):
+        return Position(-1, epoch), None

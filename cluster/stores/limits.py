@@ -1,0 +1,133 @@
+"""Token buckets that all nodes share, with a local bucket in front so that a flood costs Redis nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final
+
+from socketspec.backend.protocols import Limits
+from socketspec.backend.token_buckets import TokenBucket
+from socketspec.cluster.commands.command import Command, CommandRunner, Script
+from socketspec.cluster.commands.keys import Keys
+from socketspec.errors import BackendError
+
+__all__ = ("RedisLimits",)
+
+logger: logging.Logger = logging.getLogger("socketspec.cluster")
+
+AWAY_SECONDS: Final = 1.0
+"""After a failure Redis is asked again only once in this many seconds, until it answers."""
+
+_TAKE: Final = Script("take")
+
+
+class _Local:
+    """What one node knows of a shared bucket: it holds at most what a bucket of this node's takes alone would."""
+
+    __slots__ = ("bucket", "owed", "until")
+
+    def __init__(self, rate: float, capacity: float, now: float) -> None:
+        self.bucket = TokenBucket(rate, capacity, now)
+        self.owed = 0
+        """Tokens that were taken here and then refused by Redis."""
+        self.until = now
+        """Until then Redis has no token, as it said itself."""
+
+    def take(self, now: float) -> float:
+        if now < self.until:
+            return self.until - now
+        if self.owed:
+            self.owed -= 1
+            return 0.0
+        return self.bucket.take(now)
+
+    def refused(self, until: float) -> None:
+        self.owed += 1
+        self.until = max(self.until, until)
+
+    def is_as_new(self, now: float) -> bool:
+        return now >= self.until and self.bucket.is_full(now)
+
+
+class RedisLimits(Limits):
+    """`take` asks Redis only for what this node alone would allow and Redis has not refused a moment ago.
+
+    While Redis is away, or does not answer within `patience` seconds, the local bucket alone decides: a limit then
+    holds for each node by itself, it never opens. Remembers at most `max_keys` buckets. `clock` is monotonic, in
+    seconds.
+    """
+
+    def __init__(
+        self,
+        runner: CommandRunner,
+        keys: Keys,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        patience: float = 1.0,
+        max_keys: int = 100_000,
+    ) -> None:
+        self._runner = runner
+        self._keys = keys
+        self._clock = clock
+        self._patience = patience
+        self._max_keys = max_keys
+        self._locals: OrderedDict[str, _Local] = OrderedDict()  # least recently used first
+        self._is_away = False
+        self._ask_again_at = 0.0
+
+    def __len__(self) -> int:
+        """How many buckets this node remembers."""
+        return len(self._locals)
+
+    async def take(self, key: str, *, rate: float, capacity: float) -> float:
+        """Take one token; 0.0, or the seconds until there will be one. Raises nothing where Redis is away."""
+        now = self._clock()
+        name = f"{float(rate)!r}/{float(capacity)!r}/{key}"  # other limits are other buckets
+        local = self._local(name, rate, capacity, now)
+        wait = local.take(now)
+        if wait > 0 or (self._is_away and now < self._ask_again_at):
+            return wait
+        self._ask_again_at = now + AWAY_SECONDS  # while it is away, this call alone finds out whether it is back
+        wait = await self._ask(_TAKE.command((self._keys.bucket(name),), rate, capacity))
+        if wait > 0:
+            local.refused(self._clock() + wait)
+        return wait
+
+    async def _ask(self, command: Command) -> float:
+        try:
+            async with asyncio.timeout(self._patience):
+                wait = float(await self._runner.run(command))
+        except (BackendError, TimeoutError) as error:
+            self._ask_again_at = self._clock() + AWAY_SECONDS
+            if not self._is_away:
+                self._is_away = True
+                reason = str(error) or f"no answer within {self._patience} s"
+                logger.warning("Rate limits hold for this node alone while Redis is away: %s", reason)
+            return 0.0  # the local bucket has allowed it
+        if self._is_away:
+            self._is_away = False
+            logger.info("Rate limits are shared between nodes again")
+        return wait
+
+    def _local(self, name: str, rate: float, capacity: float, now: float) -> _Local:
+        self._drop_old(now)
+        local = self._locals.get(name)
+        if local is not None:
+            self._locals.move_to_end(name)
+            return local
+        if len(self._locals) >= self._max_keys:
+            self._locals.popitem(last=False)
+        local = self._locals[name] = _Local(rate, capacity, now)
+        return local
+
+    def _drop_old(self, now: float) -> None:
+        # Two a call against one that may be added: the table shrinks faster than it can grow.
+        for _ in range(2):
+            name = next(iter(self._locals), None)
+            if name is None or not self._locals[name].is_as_new(now):
+                return
+            del self._locals[name]

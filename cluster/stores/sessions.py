@@ -1,0 +1,43 @@
+"""What outlives a connection, kept in Redis by the time of Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from socketspec.backend.protocols import Sessions
+from socketspec.cluster.commands.command import Command, CommandRunner, Script, milliseconds
+from socketspec.cluster.commands.keys import Keys
+
+__all__ = ("RedisSessions", "revoke_command")
+
+_BEGIN: Final = Script("begin")
+_REVOKE: Final = Script("revoke")
+
+
+class RedisSessions(Sessions):
+    """Every method raises `BackendError` where Redis cannot be asked: the caller refuses rather than guesses."""
+
+    def __init__(self, runner: CommandRunner, keys: Keys) -> None:
+        self._runner = runner
+        self._keys = keys
+
+    async def begin(self, session: str, *, ttl: float) -> float:
+        """The time `session` was first seen, remembered for `ttl` seconds from then."""
+        return float(await self._runner.run(_BEGIN.command((self._keys.session(session),), milliseconds(ttl))))
+
+    async def revoke(self, subject: str, *, ttl: float) -> None:
+        """Refuse `subject` for `ttl` seconds; never for less than was said before."""
+        await self._runner.run(revoke_command(self._keys, subject, ttl=ttl))
+
+    async def is_revoked(self, subjects: Sequence[str]) -> bool:
+        """Whether any of `subjects` is revoked."""
+        if not subjects:
+            return False
+        commands = [Command("EXISTS", None, (self._keys.revoked(subject),)) for subject in subjects]
+        return any(await self._runner.run_all(commands))
+
+
+def revoke_command(keys: Keys, subject: str, *, ttl: float) -> Command:
+    """Refuse `subject` for `ttl` seconds; never for less than was said before."""
+    return _REVOKE.command((keys.revoked(subject),), milliseconds(ttl))

@@ -1,0 +1,342 @@
+"""`SocketApp`: what you declare events, rooms, hooks and limits on."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import inspect
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from socketspec.app.rooms import Rooms
+from socketspec.app.sessions import Sessions
+from socketspec.app.users import Users
+from socketspec.backend.protocols import Backend
+from socketspec.backend.resolve import resolve_backend
+from socketspec.connection.connection import Connection
+from socketspec.connection.outbox import Backpressure
+from socketspec.declaration.contracts import Broadcasts, Emits, check_declarations
+from socketspec.declaration.patterns import RoomPattern
+from socketspec.declaration.plans import check_hook, compile_handler
+from socketspec.declaration.registry import EventSpec, Guard, Hook, Registry
+from socketspec.declaration.rooms import Room
+from socketspec.declaration.signatures import enclosing_locals
+from socketspec.errors import ConfigurationError
+from socketspec.pages.pages import Pages
+from socketspec.pages.schema import build_schema
+from socketspec.protocol.names import check_event_name, check_namespace, is_reserved
+from socketspec.runtime import settings as options
+from socketspec.runtime.engine import Engine
+from socketspec.runtime.settings import Settings
+from socketspec.security.auth import AuthBackend
+from socketspec.security.origins import OriginPolicy
+from socketspec.security.ratelimit import RateLimit
+from socketspec.session.config import SessionConfig
+
+__all__ = ("SocketApp",)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class SocketApp:
+    """A WebSocket application. Declare events on it with decorators, then mount it.
+
+    Args:
+        docs: serve the schema page at `docs_url` and its JSON at ``{docs_url}/schema``. Off by default.
+        docs_url: path of the schema page.
+        docs_access_token: where set, the page wants it as ``Authorization: Bearer`` or ``?token=``.
+        auth: an auth backend, or several that are tried in order. None: everybody may connect.
+        backend: ``"memory"``, a URL such as ``"redis://host:6379/0"``, or a `Backend`. None: what the environment
+            variable ``SOCKETSPEC_BACKEND`` says, else ``"memory"``.
+        allowed_origins: exact origins such as ``"https://myapp.com"``; ``["*"]`` allows all.
+        max_payload_size: bytes a message may have.
+        rate_limit: a token bucket for inbound events. None: no limit.
+        session: how long connections last, idle and heartbeat limits.
+        rooms: the app's rooms. Where given, there are no others.
+        namespace: begins with "/". Apps of different namespaces hear nothing of each other.
+        debug: show failures to clients and a live event feed at `debug_url`. Never in production.
+        debug_url: path of the event feed.
+        title, version, description: shown in the schema.
+        backpressure: what happens to clients that read too slowly.
+        max_in_flight: handlers that may run at once for one connection; beyond it, reading pauses.
+        max_rooms_per_connection: rooms one connection may be in.
+        max_connections_per_user: connections one authenticated user may have at once, on all nodes. None: no limit.
+        connection_limit_policy: what happens at that limit. ``"reject"`` refuses the new connection with 4008,
+            ``"evict_oldest"`` lets it in and closes the user's oldest with 4009.
+        auth_timeout: seconds a client has for its first message where `first_message` is on.
+        strict: check what handlers send against their `Emits` and `Broadcasts`. None: only with `debug`.
+        health_url: path of the health report; None: not served.
+        drain_window: seconds over which connections leave when the node stops, evenly. 0: all at once. None: what the
+            environment variable ``SOCKETSPEC_DRAIN_WINDOW`` says, else 10.
+        drain_grace: seconds that handlers have to finish after that. None: ``SOCKETSPEC_DRAIN_GRACE``, else 10.
+        drain_url: path that begins to drain the app and answers when it is done, for Kubernetes' preStop where the
+            server cannot do it at SIGTERM. Needs `drain_token`. None: not served.
+        drain_token: what the path wants as ``Authorization: Bearer``.
+
+    Raises `ConfigurationError` for options that cannot work, saying what to change.
+    """
+
+    if not TYPE_CHECKING:  # the signature is __init__'s; this only makes a mistyped option easy to find
+
+        def __new__(cls, *args: Any, **options: Any) -> SocketApp:
+            if cls.__init__ is not SocketApp.__init__:
+                return super().__new__(cls)  # a subclass has options of its own
+            known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+            for name in options:
+                if name not in known:
+                    close = difflib.get_close_matches(name, known, n=1)
+                    hint = f"Did you mean {close[0]!r}?" if close else f"The options are {', '.join(known)}."
+                    raise ConfigurationError(f"SocketApp has no option {name!r}. {hint}")
+            return super().__new__(cls)
+
+    def __init__(
+        self,
+        *,
+        docs: bool = False,
+        docs_url: str = "/socket-docs",
+        docs_access_token: str | None = None,
+        auth: AuthBackend | Sequence[AuthBackend] | None = None,
+        backend: str | Backend | None = None,
+        allowed_origins: Sequence[str] = ("*",),
+        max_payload_size: int = 65536,
+        rate_limit: RateLimit | None = None,
+        session: SessionConfig | None = None,
+        rooms: Sequence[Room | str] = (),
+        namespace: str = "/",
+        debug: bool = False,
+        debug_url: str = "/socket-debug",
+        title: str = "SocketSpec",
+        version: str = "0.1.0",
+        description: str = "",
+        backpressure: Backpressure | None = None,
+        max_in_flight: int = 16,
+        max_rooms_per_connection: int = 1000,
+        max_connections_per_user: int | None = None,
+        connection_limit_policy: Literal["reject", "evict_oldest"] = "reject",
+        auth_timeout: float = 10.0,
+        strict: bool | None = None,
+        health_url: str | None = "/socket-health",
+        drain_window: float | None = None,
+        drain_grace: float | None = None,
+        drain_url: str | None = None,
+        drain_token: str | None = None,
+    ) -> None:
+        self.title: str = title
+        self.version: str = version
+        self.description: str = description
+        self.settings: Settings = Settings(
+            namespace=options.checked(check_namespace, namespace),
+            auth=options.auth_backends(auth),
+            origins=OriginPolicy(allowed_origins),
+            max_payload_size=options.whole("max_payload_size", max_payload_size),
+            rate_limit=options.of_type("rate_limit", rate_limit, RateLimit, "RateLimit(rate=10, capacity=20)"),
+            session=options.of_type("session", session, SessionConfig, "SessionConfig(idle_timeout=300)")
+            or SessionConfig(),
+            backpressure=options.of_type(
+                "backpressure", backpressure, Backpressure, "Backpressure(max_buffer=1_048_576)"
+            )
+            or Backpressure(),
+            max_in_flight=options.whole("max_in_flight", max_in_flight),
+            max_rooms_per_connection=options.whole("max_rooms_per_connection", max_rooms_per_connection),
+            max_connections_per_user=None
+            if max_connections_per_user is None
+            else options.whole("max_connections_per_user", max_connections_per_user),
+            connection_limit_policy=options.policy(connection_limit_policy),
+            auth_timeout=options.positive("auth_timeout", auth_timeout),
+            drain_window=options.drain_seconds("drain_window", drain_window),
+            drain_grace=options.drain_seconds("drain_grace", drain_grace),
+            strict=debug if strict is None else strict,
+            debug=debug,
+        )
+        self.registry: Registry = Registry()
+        self.rooms: Rooms = Rooms(options.rooms(rooms), self.ensure_started)
+        self.users: Users = Users(self.ensure_started)
+        self.sessions: Sessions = Sessions(self.ensure_started)
+        self.pages: Pages = Pages(
+            self,
+            docs_url=options.path("docs_url", docs_url) if docs else None,
+            debug_url=options.path("debug_url", debug_url) if debug else None,
+            health_url=options.path("health_url", health_url) if health_url is not None else None,
+            token=docs_access_token,
+            drain_url=options.path("drain_url", drain_url) if drain_url is not None else None,
+            drain_token=drain_token,
+        )
+        self._backend: Backend = resolve_backend(backend)
+        self._engine: Engine | None = None
+        self._starting: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+
+    def __repr__(self) -> str:
+        return f"SocketApp(namespace={self.settings.namespace!r}, events={sorted(self.registry.events)})"
+
+    def on(
+        self,
+        event: str,
+        *,
+        description: str | None = None,
+        tags: Sequence[str] = (),
+        emits: Sequence[Emits] | None = None,
+        broadcasts: Sequence[Broadcasts] | None = None,
+        ordered: bool = False,
+        deprecated: bool = False,
+    ) -> Callable[[F], F]:
+        """Register a handler for `event`: ``async def handler(conn: Connection, payload: Model) -> Reply | None``.
+
+        The second parameter's type is the payload's model: a Pydantic model, dataclass, TypedDict or dict; leave it
+        out where there is none. Further parameters are dependencies (`Depends`). What the handler returns is sent as
+        the ``__ack__``'s payload. Without `description`, the docstring is shown. With `ordered`, the handlers of such
+        events run one after the other for each connection; else side by side.
+
+        Raises `ConfigurationError` for a name that is taken or reserved, and for a signature that cannot work.
+        """
+        options.checked(check_event_name, event)
+        if is_reserved(event):
+            raise ConfigurationError(
+                f"Event {event!r} is reserved for the protocol; choose a name without __ around it."
+            )
+
+        check_declarations(event, tags, emits, broadcasts)
+
+        def register(function: F) -> F:
+            caller_locals = enclosing_locals(function)
+            spec = EventSpec(
+                name=event,
+                function=function,
+                plan=compile_handler(function, connection_type=Connection, caller_locals=caller_locals),
+                caller_locals=caller_locals or None,
+                description=inspect.getdoc(function) or "" if description is None else description,
+                tags=tuple(tags),
+                emits=None if emits is None else tuple(emits),
+                broadcasts=None if broadcasts is None else tuple(broadcasts),
+                ordered=ordered,
+                deprecated=deprecated,
+            )
+            self.registry.add_event(spec)
+            return function
+
+        return register
+
+    def on_connect(self, function: F) -> F:
+        """Register a hook ``(conn)`` for new connections. Raise `PermissionDenied` in it to turn one away."""
+        return self._hook(self.registry.on_connect, function, "an on_connect hook", ("conn",))
+
+    def on_disconnect(self, function: F) -> F:
+        """Register a hook ``(conn, reason)`` for connections that have ended."""
+        return self._hook(self.registry.on_disconnect, function, "an on_disconnect hook", ("conn", "reason"))
+
+    def on_error(self, function: F) -> F:
+        """Register a hook ``(conn, error)`` for handlers that failed."""
+        return self._hook(self.registry.on_error, function, "an on_error hook", ("conn", "error"))
+
+    def on_room_join(self, function: F) -> F:
+        """Register a hook ``(conn, room)`` for connections of this node that have joined a room."""
+        return self._hook(self.registry.on_room_join, function, "an on_room_join hook", ("conn", "room"))
+
+    def on_room_leave(self, function: F) -> F:
+        """Register a hook ``(conn, room)`` for connections of this node that have left a room.
+
+        For a node that died, the hook runs on one of the others, with a closed connection in each one's place.
+        """
+        return self._hook(self.registry.on_room_leave, function, "an on_room_leave hook", ("conn", "room"))
+
+    def _hook(self, hooks: list[Hook], function: F, what: str, arguments: tuple[str, ...]) -> F:
+        hooks.append(check_hook(function, what=what, arguments=arguments))
+        return function
+
+    def room_guard(self, pattern: str) -> Callable[[F], F]:
+        """Register a guard for joining rooms that match `pattern`: ``async def guard(conn, **variables) -> bool``.
+
+        It gets the pattern's variables as keyword arguments. Every matching guard must return True.
+        """
+        parsed = RoomPattern(pattern)
+
+        def register(function: F) -> F:
+            guard = check_hook(function, what="a room guard", arguments=("conn",), keywords=parsed.variables)
+            self.registry.guards.append(Guard(parsed, guard))
+            return function
+
+        return register
+
+    def middleware(self, function: F) -> F:
+        """Register ``async def m(conn, event, payload, next_handler)``, which awaits
+        ``next_handler(conn, event, payload)`` and returns its result. The first registered is the outermost.
+        """
+        if not inspect.iscoroutinefunction(function):
+            raise ConfigurationError(
+                f"Middleware {getattr(function, '__qualname__', function)!r} must be "
+                "async def m(conn, event, payload, next_handler), to await next_handler."
+            )
+        check_hook(function, what="middleware", arguments=("conn", "event", "payload", "next_handler"))
+        self.registry.add_middleware(function)
+        return function
+
+    @property
+    def dependency_overrides(self) -> dict[Callable[..., Any], Callable[..., Any]]:
+        """For tests: what to call in the place of a dependency, as in FastAPI."""
+        return self.registry.dependency_overrides
+
+    @property
+    def engine(self) -> Engine | None:
+        """What runs while the app is started; None while it is not."""
+        return self._engine
+
+    @property
+    def node(self) -> str:
+        """This process's name among the nodes of its backend, as ``__connect__`` and the health report show it."""
+        return self._backend.node
+
+    async def ensure_started(self) -> Engine:
+        """The running engine, started now if it is not. Raises `BackendError`."""
+        loop = asyncio.get_running_loop()
+        if self._engine is not None and self._engine.loop is loop:
+            return self._engine
+        if self._starting is None or self._starting[0] is not loop:
+            self._starting = loop, asyncio.Lock()
+        async with self._starting[1]:
+            if self._engine is None or self._engine.loop is not loop:
+                await self._abandon()
+                engine = Engine(self.settings, self.registry, self.rooms, self._backend)
+                await engine.start()
+                self._engine = engine
+        return self._engine
+
+    async def _abandon(self) -> None:
+        """Detach an engine whose event loop ended without `stop`: nothing must be delivered to it any more."""
+        engine, self._engine = self._engine, None
+        if engine is not None and engine.loop.is_closed():
+            await self._backend.stop(self.settings.namespace, engine.deliver)
+
+    async def drain(self, *, window: float | None = None, grace: float | None = None) -> int:
+        """Let every connection go, announced and evenly over `window` seconds, without cutting a handler off.
+
+        New connections are refused with 503 and the health report says "stopping". `stop` does this by itself. Returns
+        how many connections there were, when the last has left or `grace` seconds after the window. None: as the app's
+        options say. Calls after the first wait for the same drain.
+        """
+        engine = self._engine
+        return 0 if engine is None else await asyncio.shield(engine.begin_drain(window, grace))
+
+    async def stop(self, *, grace: float | None = None, window: float | None = None) -> None:
+        """Drain (see `drain`), then cancel what does not finish within `grace` seconds, and close everything."""
+        engine = self._engine
+        if engine is None:
+            return
+        try:
+            await engine.stop(grace=grace, window=window)
+        finally:
+            # Not earlier: a hook that broadcasts while the app stops would start another engine.
+            if self._engine is engine:
+                self._engine = None
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[Engine]:
+        """Run the app: start it, and stop it at the end. `mount` does this for you."""
+        engine = await self.ensure_started()
+        try:
+            yield engine
+        finally:
+            await self.stop()
+
+    def schema(self) -> dict[str, Any]:
+        """The app's events, errors and close codes as a JSON-ready dict: what ``{docs_url}/schema`` serves."""
+        return build_schema(self)

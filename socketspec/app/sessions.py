@@ -1,0 +1,48 @@
+"""Sessions across connections and nodes: when one began, and who may not come back.
+
+What is stored and sent between nodes are digests, never a session token, token id or user id itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from socketspec.runtime.engine import Engine
+from socketspec.session.revocation import MAX_TTL, REVOKED_FOR, revocation_subjects
+
+__all__ = ("Sessions",)
+
+
+class Sessions:
+    """`socket.sessions`: end what a user, a session or a token may do, on every node."""
+
+    def __init__(self, engine: Callable[[], Awaitable[Engine]]) -> None:
+        self._engine = engine
+
+    async def revoke(
+        self,
+        *,
+        session: str | None = None,
+        user: str | None = None,
+        token_id: str | None = None,
+        ttl: float = REVOKED_FOR,
+        reason: str = "revoked",
+    ) -> None:
+        """Refuse a session, a user's every connection or a token from now on, and close what they have open.
+
+        `session` is a ``conn.session.id``, `token_id` a JWT's ``jti`` or ``sid``. Live connections are closed with
+        4005 and `reason`, on every node; for `ttl` seconds (10 years at most) new ones get ``AUTH_ERROR`` and 4005. Set
+        `ttl` to what is left of the token's life. Connections of other namespaces are not concerned.
+
+        Raises `ValueError` where nothing is named, and `BackendError`: call it again then, it may be called twice.
+        """
+        if isinstance(ttl, bool) or not 0 < ttl <= MAX_TTL:
+            raise ValueError(f"revoke(ttl={ttl!r}) must be more than 0 seconds and at most 10 years")
+        engine = await self._engine()
+        subjects = revocation_subjects(engine.settings.namespace, session=session, user=user, token_id=token_id)
+        for subject in subjects:
+            await engine.backend.sessions.revoke(subject, ttl=ttl)
+        # Not earlier: who is closed comes back at once, and has to find the record.
+        await engine.control.revoke(subjects, reason)

@@ -1,0 +1,36 @@
+"""The seam between nodes: everything a backend of your own needs to speak of."""
+
+from socketspec.backend.protocols import (
+    Backend,
+    BackendFigures,
+    Broker,
+    Deliver,
+    Health,
+    HistoryStore,
+    Limits,
+    Lost,
+    Measured,
+    Presence,
+    Sessions,
+)
+from socketspec.protocol.publications import History, Member, Position, Publication, Receipt, Topic
+
+__all__ = (
+    "Backend",
+    "BackendFigures",
+    "Broker",
+    "Deliver",
+    "Health",
+    "History",
+    "HistoryStore",
+    "Limits",
+    "Lost",
+    "Measured",
+    "Member",
+    "Position",
+    "Presence",
+    "Publication",
+    "Receipt",
+    "Sessions",
+    "Topic",
+)

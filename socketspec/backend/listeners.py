@@ -1,0 +1,32 @@
+"""Who in this process is to get a namespace's publications: what every `Broker` keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from socketspec.backend.protocols import Deliver
+
+__all__ = ("Listeners",)
+
+
+class Listeners:
+    """The apps of one process, by namespace."""
+
+    def __init__(self) -> None:
+        self._delivers: dict[str, list[Deliver]] = {}
+
+    def attach(self, namespace: str, deliver: Deliver) -> None:
+        """Hand `namespace`'s publications to `deliver` as well."""
+        self._delivers.setdefault(namespace, []).append(deliver)
+
+    def detach(self, namespace: str, deliver: Deliver) -> None:
+        """Undo one `attach`; no error if there was none."""
+        delivers = self._delivers.get(namespace, [])
+        if deliver in delivers:
+            delivers.remove(deliver)
+        if not delivers:
+            self._delivers.pop(namespace, None)
+
+    def of(self, namespace: str) -> Sequence[Deliver]:
+        """Whom to deliver to."""
+        return self._delivers.get(namespace, ())

@@ -1,0 +1,250 @@
+"""The memory backend: one process, no server. The default, and the executable specification of the seam."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+from socketspec.backend.listeners import Listeners
+from socketspec.backend.protocols import Broker, Deliver, Health, HistoryStore, Limits, Lost, Presence, Sessions
+from socketspec.backend.token_buckets import BucketTable
+from socketspec.protocol.publications import History, Member, Position, Publication, Receipt, Topic
+
+__all__ = ("MemoryBackend", "from_url")
+
+Clock = Callable[[], float]
+
+
+@dataclass(slots=True)
+class _Stream:
+    """One topic's kept publications, and one life of them."""
+
+    epoch: str
+    expires_at: float
+    entries: deque[Publication] = field(default_factory=deque)
+    offset: int = 0
+    keys: dict[str, Position] = field(default_factory=dict)
+
+
+class _Streams:
+    """The history of every topic, bounded per topic by its policy; streams whose time is over are swept."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._streams: dict[Topic, _Stream] = {}
+        self._sweep_at = 0.0
+
+    def live(self, topic: Topic) -> _Stream | None:
+        stream = self._streams.get(topic)
+        if stream is not None and stream.expires_at <= self._clock():
+            del self._streams[topic]
+            return None
+        return stream
+
+    def append(
+        self, topic: Topic, publication: Publication, policy: History, key: str | None
+    ) -> tuple[Publication, bool]:
+        """Keep `publication`; the kept one with its position, and whether it is new."""
+        stream = self.live(topic)
+        if stream is None:
+            self._sweep()
+            stream = self._streams[topic] = _Stream(secrets.token_hex(8), 0.0)
+        if key is not None and key in stream.keys:
+            return publication._replace(position=stream.keys[key]), False
+        stream.offset += 1
+        position = Position(stream.offset, stream.epoch, secrets.token_hex(4))
+        kept = publication._replace(position=position)
+        stream.entries.append(kept)
+        while len(stream.entries) > policy.size:
+            stream.entries.popleft()
+        if key is not None:
+            stream.keys[key] = position
+            while len(stream.keys) > policy.size:
+                del stream.keys[next(iter(stream.keys))]
+        stream.expires_at = self._clock() + policy.ttl
+        return kept, True
+
+    def _sweep(self) -> None:
+        now = self._clock()
+        if now < self._sweep_at:
+            return
+        self._sweep_at = now + 10.0
+        for topic in [topic for topic, stream in self._streams.items() if stream.expires_at <= now]:
+            del self._streams[topic]
+
+
+class MemoryBroker(Broker):
+    """Hands publications to this process's nodes in the call itself; they write to their clients a moment later."""
+
+    def __init__(self, streams: _Streams) -> None:
+        self._streams = streams
+        self.listeners: Listeners = Listeners()
+        self._subscriptions: dict[Topic, int] = {}
+
+    async def subscribe(self, topic: Topic) -> None:
+        self._subscriptions[topic] = self._subscriptions.get(topic, 0) + 1
+
+    async def unsubscribe(self, topic: Topic) -> None:
+        remaining = self._subscriptions.get(topic, 0) - 1
+        if remaining > 0:
+            self._subscriptions[topic] = remaining
+        else:
+            self._subscriptions.pop(topic, None)
+
+    async def publish(
+        self,
+        topic: Topic,
+        publication: Publication,
+        *,
+        history: History | None = None,
+        idempotency_key: str | None = None,
+    ) -> Receipt:
+        is_new = True
+        if history is not None:
+            publication, is_new = self._streams.append(topic, publication, history, idempotency_key)
+        subscribed = topic in self._subscriptions
+        if subscribed and is_new:
+            for deliver in self.listeners.of(topic.namespace):
+                deliver(topic, (publication,))
+        return Receipt(int(subscribed), publication.position)
+
+
+class MemoryHistory(HistoryStore):
+    """Reads the streams that `MemoryBroker.publish` filled."""
+
+    def __init__(self, streams: _Streams) -> None:
+        self._streams = streams
+
+    async def read(
+        self, topic: Topic, *, since: Position | None = None, limit: int | None = None
+    ) -> Sequence[Publication]:
+        stream = self._streams.live(topic)
+        if since is None:
+            entries = stream.entries if stream is not None else deque[Publication]()
+            return list(entries)[max(len(entries) - limit, 0) :] if limit is not None else list(entries)
+        if stream is None or stream.epoch != since.epoch or since.offset > stream.offset:
+            raise LookupError(f"{topic.name!r} has begun a new history since that position")
+        first = stream.offset - len(stream.entries) + 1
+        if since.offset < first - 1:
+            raise LookupError(f"{topic.name!r} no longer keeps what followed offset {since.offset}")
+        following = list(islice(stream.entries, max(since.offset - first + 1, 0), None))
+        if since.offset >= first:
+            at_since = stream.entries[since.offset - first].position
+            if at_since is None or at_since.tag != since.tag:
+                raise LookupError(f"offset {since.offset} of {topic.name!r} is another publication")
+        return following if limit is None else following[:limit]
+
+    async def position(self, topic: Topic) -> Position | None:
+        stream = self._streams.live(topic)
+        return stream.entries[-1].position if stream is not None and stream.entries else None
+
+
+class MemoryPresence(Presence):
+    """Members by topic, in a dict each."""
+
+    def __init__(self) -> None:
+        self._rooms: dict[Topic, dict[str, Member]] = {}
+
+    async def enter(self, topic: Topic, member: Member, *, limit: int | None = None) -> bool:
+        members = self._rooms.get(topic, {})
+        if member.connection_id in members:
+            return True
+        if limit is not None and len(members) >= limit:
+            return False
+        self._rooms.setdefault(topic, members)[member.connection_id] = member
+        return True
+
+    async def leave(self, topic: Topic, connection_id: str) -> None:
+        members = self._rooms.get(topic)
+        if members is not None:
+            members.pop(connection_id, None)
+            if not members:
+                del self._rooms[topic]
+
+    async def members(self, topic: Topic) -> Sequence[Member]:
+        return tuple(self._rooms.get(topic, {}).values())
+
+    async def count(self, topic: Topic) -> int:
+        return len(self._rooms.get(topic, ()))
+
+
+class MemoryLimits(Limits):
+    """Token buckets in a bounded table."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._tables: dict[tuple[float, float], BucketTable] = {}
+
+    async def take(self, key: str, *, rate: float, capacity: float) -> float:
+        table = self._tables.get((rate, capacity))
+        if table is None:
+            table = self._tables[rate, capacity] = BucketTable(rate, capacity)
+        return table.take(key, self._clock())
+
+
+class MemorySessions(Sessions):
+    """When sessions began and what is revoked, each forgotten when its time is over."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._begun: dict[str, tuple[float, float]] = {}
+        self._revoked: dict[str, float] = {}
+        self._sweep_at = 0.0
+
+    async def begin(self, session: str, *, ttl: float) -> float:
+        self._sweep()
+        now = time.time()
+        began, expires_at = self._begun.get(session, (now, 0.0))
+        if expires_at <= self._clock():
+            began = now
+            self._begun[session] = (began, self._clock() + ttl)
+        return began
+
+    async def revoke(self, subject: str, *, ttl: float) -> None:
+        self._sweep()
+        self._revoked[subject] = max(self._revoked.get(subject, 0.0), self._clock() + ttl)
+
+    async def is_revoked(self, subjects: Sequence[str]) -> bool:
+        now = self._clock()
+        return any(self._revoked.get(subject, 0.0) > now for subject in subjects)
+
+    def _sweep(self) -> None:
+        now = self._clock()
+        if now < self._sweep_at:
+            return
+        self._sweep_at = now + 10.0
+        self._begun = {name: entry for name, entry in self._begun.items() if entry[1] > now}
+        self._revoked = {name: until for name, until in self._revoked.items() if until > now}
+
+
+class MemoryBackend:
+    """Everything in this process's memory. `clock` is a monotonic clock in seconds."""
+
+    shared = False
+
+    def __init__(self, *, clock: Clock = time.monotonic) -> None:
+        streams = _Streams(clock)
+        self.node: str = secrets.token_hex(4)
+        self.broker: MemoryBroker = MemoryBroker(streams)
+        self.history: MemoryHistory = MemoryHistory(streams)
+        self.presence: MemoryPresence = MemoryPresence()
+        self.limits: MemoryLimits = MemoryLimits(clock)
+        self.sessions: MemorySessions = MemorySessions(clock)
+
+    async def start(self, namespace: str, deliver: Deliver, lost: Lost) -> None:
+        self.broker.listeners.attach(namespace, deliver)
+
+    async def stop(self, namespace: str, deliver: Deliver) -> None:
+        self.broker.listeners.detach(namespace, deliver)
+
+    async def health(self) -> Health:
+        return Health(True, "memory backend: this process is the whole cluster")
+
+
+def from_url(url: str) -> MemoryBackend:
+    """The factory behind ``backend="memory"`` (entry-point group ``socketspec.backends``): one backend an app."""
+    return MemoryBackend()

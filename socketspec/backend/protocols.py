@@ -1,0 +1,198 @@
+"""The seams between the core and whatever connects its nodes: a handful of small protocols.
+
+Two implementations exist: `backend.memory` (one process; the executable specification) and `socketspec.cluster`
+(Redis or Valkey). One contract suite in ``tests/contract`` runs against both. Nothing here hands "all members of a
+room" to a broadcaster: a node asks for the topics its own members need, and gets what is published to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from socketspec.protocol.publications import History, Member, Position, Publication, Receipt, Topic
+from socketspec.telemetry.counters import Histogram
+
+__all__ = (
+    "Backend",
+    "BackendFigures",
+    "Broker",
+    "Deliver",
+    "Health",
+    "HistoryStore",
+    "Limits",
+    "Lost",
+    "Measured",
+    "Presence",
+    "Sessions",
+)
+
+
+class Health(NamedTuple):
+    """Whether this node hears and is heard; `detail` is for people."""
+
+    ready: bool
+    detail: str
+
+
+class BackendFigures(NamedTuple):
+    """What a backend measures of itself, for metrics."""
+
+    ready: bool
+    failures: int
+    """Requests that ended in a `BackendError`."""
+    restored: int
+    """Subscriptions that were lost and stood again, or will."""
+    seconds: Histogram
+    """How long requests took."""
+    lag: Histogram
+    """Seconds from publishing to hearing it on this node."""
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A backend that can be asked for figures; it need not be able to."""
+
+    def figures(self) -> BackendFigures:
+        """The figures since its start. The histograms are the live ones: read, do not write."""
+        ...
+
+
+Deliver = Callable[[Topic, Sequence[Publication]], Awaitable[None] | None]
+"""Called with the publications that arrived together for one topic, in order. Must not block or raise.
+
+Returns None, or where it has fallen behind, what to await before reading more."""
+
+Lost = Callable[[Topic, Sequence[Member]], None]
+"""Called on one node with members of a room whose own node died. Must not block or raise."""
+
+
+class Broker(Protocol):
+    """Fan-out between nodes. Delivery is at most once; with a history policy, what was missed can be read back."""
+
+    async def subscribe(self, topic: Topic) -> None:
+        """Have `topic` delivered to this node. Returns when the subscription stands: nothing later is missed."""
+        ...
+
+    async def unsubscribe(self, topic: Topic) -> None:
+        """Undo one `subscribe`. Delivery ends with the last."""
+        ...
+
+    async def publish(
+        self,
+        topic: Topic,
+        publication: Publication,
+        *,
+        history: History | None = None,
+        idempotency_key: str | None = None,
+    ) -> Receipt:
+        """Send `publication` to every subscribed node, this one included; every node sees one order per topic.
+
+        With `history`, appending and sending are one atomic step, and a repeated `idempotency_key` within the
+        history's life changes nothing and returns the first receipt's position. Raises `BackendError`.
+        """
+        ...
+
+
+class HistoryStore(Protocol):
+    """Reads what `Broker.publish` kept."""
+
+    async def read(
+        self, topic: Topic, *, since: Position | None = None, limit: int | None = None
+    ) -> Sequence[Publication]:
+        """The newest `limit` publications, oldest first; with `since`, all after that position.
+
+        Raises `LookupError` when `since` cannot be honoured: another epoch, another tag, or already trimmed away.
+        """
+        ...
+
+    async def position(self, topic: Topic) -> Position | None:
+        """The newest position; None where nothing was kept yet."""
+        ...
+
+
+class Presence(Protocol):
+    """Who is in a room, on whichever node."""
+
+    async def enter(self, topic: Topic, member: Member, *, limit: int | None = None) -> bool:
+        """Add `member`; False, and nothing changed, where `limit` members are already in. Idempotent per connection."""
+        ...
+
+    async def leave(self, topic: Topic, connection_id: str) -> None:
+        """Remove a member; no error if it is not there."""
+        ...
+
+    async def members(self, topic: Topic) -> Sequence[Member]:
+        """Everybody in the room, in the order they joined."""
+        ...
+
+    async def count(self, topic: Topic) -> int:
+        """How many are in the room, without loading them."""
+        ...
+
+
+class Limits(Protocol):
+    """Token buckets shared by all nodes."""
+
+    async def take(self, key: str, *, rate: float, capacity: float) -> float:
+        """Take one token from bucket `key`, refilled with `rate` a second up to `capacity`.
+
+        Returns 0.0 when there was one, else the seconds until there will be.
+        """
+        ...
+
+
+class Sessions(Protocol):
+    """What outlives a connection: when a session began, and who may not come back."""
+
+    async def begin(self, session: str, *, ttl: float) -> float:
+        """The time `session` was first seen (seconds since the epoch), remembered for `ttl` seconds."""
+        ...
+
+    async def revoke(self, subject: str, *, ttl: float) -> None:
+        """Refuse `subject` (a session, a user or a token id) for `ttl` seconds."""
+        ...
+
+    async def is_revoked(self, subjects: Sequence[str]) -> bool:
+        """Whether any of `subjects` is revoked."""
+        ...
+
+
+class Backend(Protocol):
+    """The protocols above as one object with a life. SocketApps with the same backend URL in a process share one."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether other nodes may share it, so that limits and presence are not this process's alone."""
+        ...
+
+    @property
+    def node(self) -> str:
+        """This process's name among the nodes: a short string, another one at every start."""
+        ...
+
+    @property
+    def broker(self) -> Broker: ...
+    @property
+    def history(self) -> HistoryStore: ...
+    @property
+    def presence(self) -> Presence: ...
+    @property
+    def limits(self) -> Limits: ...
+    @property
+    def sessions(self) -> Sessions: ...
+
+    async def start(self, namespace: str, deliver: Deliver, lost: Lost) -> None:
+        """Begin delivering `namespace`'s topics to `deliver`, and members of dead nodes to `lost`.
+
+        The first start connects. Raises `BackendError`.
+        """
+        ...
+
+    async def stop(self, namespace: str, deliver: Deliver) -> None:
+        """Undo one `start`. The last stop disconnects."""
+        ...
+
+    async def health(self) -> Health:
+        """Whether this node is in touch, measured, not assumed."""
+        ...

@@ -1,0 +1,1 @@
+"""Tasks with an owner, deadlines on one wheel."""

@@ -1,0 +1,169 @@
+"""Room patterns such as ``chat:{room}``: parsed, matched, compared."""
+
+from __future__ import annotations
+
+import keyword
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from socketspec.errors import ConfigurationError
+from socketspec.protocol.names import check_room_name, shown
+
+__all__ = ("RoomPattern", "Specificity")
+
+
+class Specificity(NamedTuple):
+    """Sorts patterns: those that say more about a room's name come first."""
+
+    has_variables: bool
+    literal_length: int
+    """Negated, so that long comes before short."""
+    variable_count: int
+    source: str
+
+
+class RoomPattern:
+    """A room's name with variables, such as ``chat:{room}``. Immutable; equal to a pattern of the same source.
+
+    A variable stands for one or more characters other than ``:``; everything else is literal; ``{{`` and ``}}`` are
+    literal braces. Raises `ConfigurationError`, saying where, for a pattern that cannot work.
+    """
+
+    __slots__ = ("_literals", "is_static", "source", "variables")
+
+    def __init__(self, source: str) -> None:
+        literals, variables = _Parser(source).parse()
+        self.source: str = source
+        """The pattern as it was written."""
+        self.variables: tuple[str, ...] = variables
+        """The variables' names, in order."""
+        self.is_static: bool = not variables
+        """Whether it has no variable and so matches one room only."""
+        self._literals = literals  # before, between and after the variables: one more than there are variables
+        try:
+            check_room_name("x".join(literals))
+        except ValueError as error:
+            raise ConfigurationError(f"RoomPattern({shown(source)}) fits no room, because the {error}.") from None
+
+    def __repr__(self) -> str:
+        return f"RoomPattern({self.source!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return self.source == other.source if isinstance(other, RoomPattern) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.source)
+
+    @property
+    def specificity(self) -> Specificity:
+        """A sort key: patterns without variables first, then those with more literal characters."""
+        return Specificity(not self.is_static, -sum(map(len, self._literals)), len(self.variables), self.source)
+
+    def match(self, name: str) -> dict[str, str] | None:
+        """The variables' values in `name`; None where it does not fit. Takes time linear in the name's length.
+
+        Where several readings fit, earlier variables take as little as they can: ``{a}-{b}`` reads ``x-y-z`` as
+        ``x`` and ``y-z``.
+        """
+        if self.is_static:
+            return {} if name == self._literals[0] else None
+        prefix, suffix = self._literals[0], self._literals[-1]
+        start, end = len(prefix), len(name) - len(suffix)
+        if not name.startswith(prefix) or not name.endswith(suffix):
+            return None
+        values: list[str] = []
+        # The leftmost place for each literal is always right: a later one leaves less room to the variables after it,
+        # and cannot lie behind a ":" that the variable before it would then contain.
+        for literal in self._literals[1:-1]:
+            found = name.find(literal, start + 1, end)
+            if found < 0:
+                return None
+            values.append(name[start:found])
+            start = found + len(literal)
+        values.append(name[start:end])
+        if any(not value or ":" in value for value in values):
+            return None
+        return dict(zip(self.variables, values, strict=True))
+
+    def format(self, /, **variables: str) -> str:
+        """The room's name for these variables; `match` gives them back.
+
+        Raises `ValueError` for missing or unknown variables, for a value that is not a str, is empty or contains
+        ``:``, and for values that `match` would read differently (``{a}-{b}`` with ``-`` in `a`). Does not replace
+        `check_room_name`.
+        """
+        self._check_values(variables)
+        parts = [self._literals[0]]
+        for variable, literal in zip(self.variables, self._literals[1:], strict=True):
+            parts += (variables[variable], literal)
+        name = "".join(parts)
+        if self.match(name) != variables:
+            raise ValueError(
+                f"{self!r}: the name {shown(name)} would be read as other variables than it was made of; "
+                'separate variables with ":" to allow any value'
+            )
+        return name
+
+    def _check_values(self, variables: Mapping[str, object]) -> None:
+        if set(variables) != set(self.variables):
+            expected = ", ".join(self.variables) or "none"
+            raise ValueError(
+                f"{self!r} needs exactly these variables: {expected}; got: {', '.join(variables) or 'none'}"
+            )
+        for variable, value in variables.items():
+            if not isinstance(value, str):
+                raise ValueError(f"{self!r}: {variable} is of type {type(value).__name__}; pass a str")
+            if not value or ":" in value:
+                raise ValueError(f'{self!r}: {variable}={shown(value)} must have at least one character and no ":"')
+
+
+class _Parser:
+    """Takes a pattern's source apart, or says where it is wrong."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.literals: list[str] = []
+        self.variables: list[str] = []
+
+    def parse(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        if not isinstance(self.source, str):  # pyright: ignore[reportUnnecessaryIsInstance] -- callers may be untyped
+            raise ConfigurationError(f"RoomPattern needs a str such as 'chat:{{room}}', got {self.source!r}.")
+        if not self.source:
+            raise ConfigurationError("RoomPattern(''): the pattern is empty; write for example 'chat:{room}'.")
+        literal = ""
+        position = 0
+        while position < len(self.source):
+            character = self.source[position]
+            if character not in "{}":
+                literal += character
+                position += 1
+            elif self.source[position + 1 : position + 2] == character:
+                literal += character
+                position += 2
+            elif character == "}":
+                raise self._error(position, "'}' closes nothing; write '}}' for a brace that is part of the name")
+            else:
+                position = self._variable(position, literal)
+                literal = ""
+        return (*self.literals, literal), tuple(self.variables)
+
+    def _variable(self, opening: int, literal: str) -> int:
+        """Read the variable that opens at `opening`; returns the position after it."""
+        if self.variables and not literal:
+            raise self._error(opening, "two variables with nothing between them; put a separator such as ':' there")
+        closing = self.source.find("}", opening)
+        if closing < 0:
+            raise self._error(opening, "'{' is never closed; write '{{' for a brace that is part of the name")
+        variable = self.source[opening + 1 : closing]
+        if not variable.isidentifier() or keyword.iskeyword(variable):
+            raise self._error(
+                opening, f"{shown(variable)} is not a Python identifier, so no argument can have its name"
+            )
+        if variable in self.variables:
+            raise self._error(opening, f"the variable {variable!r} is there twice; give each its own name")
+        self.literals.append(literal)
+        self.variables.append(variable)
+        return closing + 1
+
+    def _error(self, position: int, problem: str) -> ConfigurationError:
+        return ConfigurationError(f"RoomPattern({shown(self.source)}), position {position}: {problem}.")

@@ -1,0 +1,125 @@
+"""What an app was told with decorators, compiled into what runs."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from socketspec.connection.connection import Connection
+from socketspec.declaration.contracts import Broadcasts, Emits
+from socketspec.declaration.patterns import RoomPattern
+from socketspec.declaration.plans import HandlerPlan, compile_handler
+from socketspec.errors import ConfigurationError
+
+__all__ = ("EventSpec", "Guard", "Handler", "Hook", "Middleware", "NextHandler", "Registry")
+
+Hook = Callable[..., Awaitable[Any]]
+NextHandler = Callable[[Connection, str, Any], Awaitable[Any]]
+Middleware = Callable[[Connection, str, Any, NextHandler], Awaitable[Any]]
+Handler = Callable[[Connection, Any], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventSpec:
+    """One registered event."""
+
+    name: str
+    function: Callable[..., Any]
+    plan: HandlerPlan
+    caller_locals: Mapping[str, Any] | None = field(repr=False)
+    description: str
+    tags: tuple[str, ...]
+    emits: tuple[Emits, ...] | None
+    broadcasts: tuple[Broadcasts, ...] | None
+    ordered: bool
+    deprecated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """A room guard: `function(conn, **variables)` decides about rooms that match `pattern`."""
+
+    pattern: RoomPattern
+    function: Hook
+
+
+class Registry:
+    """Events, hooks, middleware and guards of one app. Registering forgets what was compiled before."""
+
+    def __init__(self) -> None:
+        self.events: dict[str, EventSpec] = {}
+        self.middleware: list[Middleware] = []
+        self.guards: list[Guard] = []
+        self.on_connect: list[Hook] = []
+        self.on_disconnect: list[Hook] = []
+        self.on_error: list[Hook] = []
+        self.on_room_join: list[Hook] = []
+        self.on_room_leave: list[Hook] = []
+        self.dependency_overrides: dict[Callable[..., Any], Callable[..., Any]] = {}
+        self._handlers: dict[str, Handler] = {}
+        self._overrides_compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+    def add_event(self, spec: EventSpec) -> None:
+        """Register an event. Raises `ConfigurationError` when the name is taken."""
+        taken = self.events.get(spec.name)
+        if taken is not None:
+            raise ConfigurationError(
+                f"Event {spec.name!r} already has the handler {taken.plan.name}; "
+                f"rename one of the two, or call both from one handler."
+            )
+        self.events[spec.name] = spec
+        self._handlers.clear()
+
+    def add_middleware(self, middleware: Middleware) -> None:
+        """Register a middleware; the first registered is the outermost."""
+        self.middleware.append(middleware)
+        self._handlers.clear()
+
+    def guards_for(self, room: str) -> Sequence[tuple[Guard, dict[str, str]]]:
+        """Every guard whose pattern matches `room`, with the pattern's variables."""
+        matches = [(guard, guard.pattern.match(room)) for guard in self.guards]
+        return [(guard, variables) for guard, variables in matches if variables is not None]
+
+    def handler(self, spec: EventSpec) -> Handler:
+        """The event's handler with its dependencies and all middleware, as one callable."""
+        if self.dependency_overrides != self._overrides_compiled:
+            self._handlers.clear()
+            self._overrides_compiled = dict(self.dependency_overrides)
+        handler = self._handlers.get(spec.name)
+        if handler is None:
+            handler = self._handlers[spec.name] = self._compile(spec)
+        return handler
+
+    def _compile(self, spec: EventSpec) -> Handler:
+        plan = spec.plan
+        if self.dependency_overrides:
+            plan = compile_handler(
+                spec.function,
+                connection_type=Connection,
+                caller_locals=spec.caller_locals,
+                overrides=self.dependency_overrides,
+            )
+        if not self.middleware:
+            return plan.call
+        call = plan.call
+
+        async def innermost(conn: Connection, event: str, payload: Any) -> Any:
+            return await call(conn, payload)
+
+        chain: NextHandler = innermost
+        for middleware in reversed(self.middleware):
+            chain = partial(_through, middleware, chain)
+        outermost, name = chain, spec.name
+
+        async def handler(conn: Connection, payload: Any) -> Any:
+            return await outermost(conn, name, payload)
+
+        return handler
+
+
+async def _through(
+    middleware: Middleware, next_handler: NextHandler, conn: Connection, event: str, payload: Any
+) -> Any:
+    return await middleware(conn, event, payload, next_handler)

@@ -1,0 +1,1 @@
+"""From a publication to its members on this node."""

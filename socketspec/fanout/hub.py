@@ -1,0 +1,289 @@
+"""Fan-out on one node: which local connections want a topic, and handing publications to all of them.
+
+A publication is encoded once per format, and no recipient costs a task, a lock or a copy. Publications of one topic
+that are ready in the same turn of the event loop are joined: each member is written to once, with all of them. So the
+cost of a message falls as load rises. Large fan-outs are served in slices, so that none holds the event loop. Order is
+kept per topic; between topics, and between a topic and what is sent to one connection alone, none is promised (a
+handler that broadcasts and then answers is seen to do so in this order where one process is the whole cluster).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Sequence
+from time import perf_counter
+from typing import Final
+
+from socketspec.backend.protocols import Broker
+from socketspec.concurrency.tasks import Tasks
+from socketspec.connection.connection import Connection
+from socketspec.fanout.channel import JOIN, Channel, Recipients, Slices
+from socketspec.protocol.messages import OVERHEAD, Message, Write
+from socketspec.protocol.publications import Publication, Topic
+from socketspec.telemetry.counters import Counters
+from socketspec.telemetry.tracing import installed
+
+__all__ = ("Hub",)
+
+logger: logging.Logger = logging.getLogger("socketspec.hub")
+
+
+SLICE: Final = 1000
+"""Messages written, recipients times messages, before the event loop gets a turn."""
+PENDING: Final = 16_000
+"""Messages that wait to be written, all topics together, at which local publishers let the event loop turn."""
+HELD: Final = 65_536
+"""Bytes for single connections that wait behind publications at most: a sender that looks at a buffer must see them."""
+MAX_QUEUED: Final = 10_000
+"""Publications queued for one topic at which further ones are dropped, with an error in the log."""
+
+
+def _end_spans(messages: Sequence[Message]) -> None:
+    for message in messages:
+        if message.span is not None:
+            message.span.end()
+
+
+class Hub:
+    """The local members of every topic."""
+
+    def __init__(self, broker: Broker, tasks: Tasks, counters: Counters | None = None) -> None:
+        self._broker = broker
+        self._counters = counters or Counters()
+        self._tasks = tasks
+        self._channels: dict[Topic, Channel] = {}
+        self._waiting: dict[Topic, Channel] = {}
+        """Channels with something to write in the loop's next turn."""
+        self._sliced: set[Channel] = set()
+        """Channels that are served in slices."""
+        self._after: list[tuple[Write, Message]] = []
+        """What goes to single connections behind it."""
+        self._after_size = 0
+        self._pending = 0
+
+    def __len__(self) -> int:
+        return len(self._channels)
+
+    @property
+    def rooms(self) -> int:
+        """How many rooms have a member on this node."""
+        return sum(topic.kind == "room" for topic in list(self._channels))
+
+    async def acquire(self, topic: Topic) -> None:
+        """Have `topic` delivered to this node: returns when the subscription stands. Raises what the broker raises."""
+        channel = self._channels.get(topic)
+        if channel is None:
+            channel = self._channels[topic] = Channel(topic)
+        channel.references += 1
+        try:
+            while channel.ready is None or not channel.ready.done():
+                if channel.ready is None:
+                    channel.ready = asyncio.get_running_loop().create_future()
+                    await self._subscribe(topic, channel.ready)
+                else:
+                    await asyncio.shield(channel.ready)
+        except BaseException:
+            await self.release(topic)
+            raise
+
+    async def _subscribe(self, topic: Topic, ready: asyncio.Future[None]) -> None:
+        try:
+            await self._broker.subscribe(topic)
+        except Exception as error:
+            self._channels[topic].ready = None
+            ready.set_exception(error)
+            ready.exception()  # seen here: there may be nobody else waiting
+            raise
+        except BaseException:
+            self._channels[topic].ready = None
+            ready.set_result(None)  # only this joiner was cancelled: the next one that waits subscribes in its place
+            raise
+        ready.set_result(None)
+
+    async def release(self, topic: Topic) -> None:
+        """Undo one `acquire`."""
+        channel = self._channels.get(topic)
+        if channel is None:
+            return
+        channel.references -= 1
+        if channel.references <= 0:
+            del self._channels[topic]
+            if channel.ready is not None:
+                await self._broker.unsubscribe(topic)
+
+    def add(self, topic: Topic, conn: Connection, write: Write | None = None) -> None:
+        """Deliver `topic` to `conn` from now on, through `write` if given. Needs an `acquire` first."""
+        channel = self._channels[topic]
+        if write is None:
+            write = conn.transport.write
+        if conn.id not in channel.members:
+            self._settle(channel)
+            channel.add(conn.id, write)
+            if channel.slices is not None:
+                channel.slices.skip(conn.id, len(channel.queue))
+        else:
+            self._exchange(channel, conn.id, write)
+
+    def _exchange(self, channel: Channel, id: str, write: Write) -> None:
+        """A member gets another way to be written to: what waits takes it, behind what was sent to it before."""
+        channel.add(id, write)
+        if self._waiting.pop(channel.topic, None) is not None:
+            self.settle()
+            self._serve(channel)
+
+    def remove(self, topic: Topic, conn: Connection) -> None:
+        """Stop delivering to `conn`: what was published before is written first."""
+        channel = self._channels.get(topic)
+        if channel is not None and conn.id in channel.members:
+            self._settle(channel)
+            if conn.is_open:  # one that is lost would be written to in vain, many that are lost at once for long
+                self._write_rest(channel, conn.id)
+            channel.remove(conn.id)
+
+    def deliver(self, topic: Topic, publications: Sequence[Publication]) -> Awaitable[None] | None:
+        """Hand publications that arrived together to the topic's local members, in order, in the loop's next turn.
+
+        Returns what to await before reading more, where `BEHIND` publications wait.
+        """
+        channel = self._channels.get(topic)
+        if channel is None or not channel.members:
+            return None
+        members = len(channel.members)
+        for publication in publications:
+            self._counters.fanout_recipients.observe(members)
+            message = Message(
+                publication.event,
+                publication.payload,
+                room=topic.name,
+                position=publication.position,
+                exclude=publication.exclude,
+            )
+            if len(channel.queue) >= MAX_QUEUED:
+                logger.error("Fan-out of %r is %d messages behind: dropped %r", topic.name, MAX_QUEUED, message)
+            else:
+                if publication.trace and (tracing := installed()) is not None:
+                    message.span = tracing.delivering(topic, publication.event, publication.trace, members)
+                channel.queue.append(message)
+                self._pending += members
+        if channel.slices is None:
+            if not self._waiting:
+                asyncio.get_running_loop().call_soon(self._flush)
+            self._waiting[topic] = channel
+        return channel.behind()
+
+    def send(self, write: Write, message: Message) -> None:
+        """Write to one connection, behind what was published before in this turn of the loop.
+
+        So a handler that broadcasts and then answers is seen to do it in this order.
+        """
+        self._counters.sent += 1
+        if not self._waiting and not self._after:
+            write(message)
+            return
+        self._after.append((write, message))
+        self._after_size += len(message.payload) + OVERHEAD
+        if self._after_size >= HELD:
+            self.settle()
+
+    def finish(self, conn: Connection) -> None:
+        """Write everything to `conn` that was published before now: it closes."""
+        self.settle()
+        for channel in tuple(self._sliced):
+            if conn.id in channel.members:
+                self._write_rest(channel, conn.id)
+                channel.remove(conn.id)
+
+    def _write_rest(self, channel: Channel, id: str) -> None:
+        """Write what a member's turn has not come for. It stays a member meanwhile: `write` may exchange itself."""
+        if (slices := channel.slices) is not None:
+            write, rest = channel.members[id], slices.rest(id, channel.queue)
+            slices.skip(id, len(channel.queue))  # first: what is written may close a slow client, and lead here again
+            for start in range(0, len(rest), JOIN):
+                self._write(((id, write),), rest[start : start + JOIN])
+
+    def settle(self) -> None:
+        """Write what is waiting now, but for what is written in slices."""
+        while self._waiting:
+            self._serve(self._waiting.pop(next(iter(self._waiting))))
+        after, self._after, self._after_size = self._after, [], 0
+        for write, message in after:
+            try:
+                write(message)
+            except Exception:
+                logger.exception("Writing %r failed", message)
+
+    def _settle(self, channel: Channel) -> None:
+        """What was published before a join is not for the one who joins; before a leave, for the one who leaves."""
+        if self._waiting and self._waiting.pop(channel.topic, None) is not None:
+            self._serve(channel)
+
+    def _flush(self) -> None:
+        self._pending = written = 0
+        while self._waiting:
+            if written >= SLICE:
+                asyncio.get_running_loop().call_soon(self._flush)
+                return
+            channel = self._waiting.pop(next(iter(self._waiting)))
+            written += len(channel.members) * len(channel.queue)
+            self._serve(channel)
+        self.settle()
+
+    def _serve(self, channel: Channel) -> None:
+        recipients = channel.recipients()
+        if len(recipients) * len(channel.queue) > SLICE:
+            channel.slices = Slices()
+            self._sliced.add(channel)
+            self._tasks.spawn(self._serve_in_slices(channel, channel.slices), name=f"fan-out {channel.topic.name!r}")
+            return
+        while channel.queue:
+            batch = channel.take()
+            self._write(recipients, batch)
+            _end_spans(batch)
+        channel.has_caught_up()
+
+    async def _serve_in_slices(self, channel: Channel, slices: Slices) -> None:
+        try:
+            while channel.queue:
+                batch, recipients = channel.take(), channel.recipients()
+                slices.begin(batch, recipients)
+                step = max(1, SLICE // len(batch))
+                for start in range(0, len(recipients), step):
+                    slices.reached = start + step
+                    for share in slices.shares(channel.current(recipients, recipients[start : start + step])):
+                        self._write(*share)
+                    await asyncio.sleep(0)
+                _end_spans(batch)
+        finally:
+            channel.slices = None
+            self._sliced.discard(channel)
+            slices.drained.set()
+            channel.has_caught_up()
+
+    def _write(self, recipients: Recipients, messages: tuple[Message, ...]) -> None:
+        began = perf_counter()
+        excluded: set[str] = set()
+        for message in messages:
+            if message.exclude:
+                excluded.update(message.exclude)
+        for id, write in recipients:
+            try:
+                if id not in excluded:
+                    write(*messages)
+                elif theirs := tuple(message for message in messages if id not in message.exclude):
+                    write(*theirs)
+            except Exception:
+                logger.exception("Writing %r to connection %s failed", messages, id)
+        self._counters.sent += len(recipients) * len(messages)
+        self._counters.fanout_seconds.observe(perf_counter() - began)
+
+    async def breathe(self, topic: Topic) -> None:
+        """Let the event loop turn after much was published, and wait while `topic`'s fan-out is behind.
+
+        Without it a publisher in a tight loop would fill the buffers of clients that never got a chance to read.
+        """
+        channel = self._channels.get(topic)
+        if self._pending >= PENDING or (channel is not None and len(channel.queue) >= JOIN):
+            await asyncio.sleep(0)
+            while channel is not None and channel.slices is not None and len(channel.queue) >= JOIN:
+                await channel.slices.drained.wait()

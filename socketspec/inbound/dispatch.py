@@ -1,0 +1,286 @@
+"""From an inbound frame to a handler and its reply.
+
+The order of checks: size → rate limit → parse and validate → middleware → dependencies → handler. (Origin and
+authentication came before, at the handshake.) Everything up to the handler is synchronous: a refused message costs no
+task. Handlers of one connection run side by side, at most `max_in_flight` of them, then reading pauses; those of
+events registered with ``ordered=True`` run one after the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from socketspec.concurrency.cancellation import unless_cancelled
+from socketspec.connection.connection import Connection
+from socketspec.connection.states import State
+from socketspec.declaration.registry import EventSpec
+from socketspec.errors import (
+    BackendError,
+    CloseCode,
+    ErrorCode,
+    EventError,
+    PayloadTooLarge,
+    RateLimited,
+    UnknownEvent,
+    ValidationFailed,
+)
+from socketspec.protocol.envelopes import Envelope, decode
+from socketspec.protocol.formats import Format
+from socketspec.protocol.messages import Message, encode_payload
+from socketspec.protocol.names import CLIENT_EVENTS, is_reserved
+from socketspec.telemetry.context import about, telling
+from socketspec.telemetry.tracing import Tracing, installed
+
+if TYPE_CHECKING:
+    from socketspec.runtime.engine import Engine
+
+__all__ = ("Dispatcher",)
+
+logger: logging.Logger = logging.getLogger("socketspec.events")
+
+Pending = Coroutine[Any, Any, None]
+
+
+class Dispatcher:
+    """Takes every inbound frame of an engine's connections."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._settings = engine.settings
+        self._counters = engine.counters
+        self._requests = engine.requests
+
+    def receive(self, conn: Connection, data: str | bytes, *, binary: bool) -> Pending | None:
+        """Take one message. Where this returns a coroutine, await it before reading the next message.
+
+        That is how reading pauses: the caller's socket fills up and TCP slows the client down.
+        """
+        now = self._engine.now()
+        conn.clock.last_heard = now
+        self._counters.received_bytes += len(data)
+        if conn.leaving or (conn.state is not State.OPEN and conn.state is not State.AUTHENTICATING):
+            return None
+        if binary is not (conn.format is Format.MSGPACK):
+            expected = "binary MessagePack" if conn.format is Format.MSGPACK else "JSON text"
+            error = ValidationFailed(f"This connection speaks {expected} frames.")
+            conn.close(CloseCode.UNSUPPORTED_DATA, error=error)
+            return None
+        if self._is_too_large(data):
+            limit = self._settings.max_payload_size
+            self._counters.count_event("unknown", "too_large")
+            conn.send_error(
+                PayloadTooLarge(f"A message may have {limit} bytes.", details={"max_payload_size": limit}), event=None
+            )
+            return None
+        limiter = self._engine.limiter
+        if limiter is not None:
+            try:
+                wait = limiter.check(conn, now)
+            except Exception as error:
+                return self._failed(conn, None, None, error)  # a scope function of the user's
+            if not isinstance(wait, float | int):
+                return self._after_limit(conn, data, wait)
+            if wait > 0:
+                self._refuse(conn, wait, now)
+                return None
+        return self._parse(conn, data, now)
+
+    def _is_too_large(self, data: str | bytes) -> bool:
+        limit = self._settings.max_payload_size
+        if len(data) > limit:
+            return True
+        # A character has at most four bytes, so most strings need not be encoded to be measured.
+        return isinstance(data, str) and not data.isascii() and len(data) * 4 > limit and len(data.encode()) > limit
+
+    async def _after_limit(self, conn: Connection, data: str | bytes, verdict: Coroutine[Any, Any, float]) -> None:
+        try:
+            wait = await verdict
+        except Exception as error:
+            await self._failed(conn, None, None, error)
+            return
+        if wait > 0:
+            self._refuse(conn, wait, self._engine.now())
+        elif conn.is_open:
+            pending = self._parse(conn, data, self._engine.now())
+            if pending is not None:
+                await pending
+
+    def _refuse(self, conn: Connection, wait: float, now: float) -> None:
+        error = RateLimited("Too many events.", details={"retry_after": round(wait, 3)})
+        limiter = self._engine.limiter
+        self._counters.rate_limited += 1
+        self._counters.count_event("unknown", "rate_limited")
+        if limiter is not None and limiter.is_abuse(conn, now):
+            conn.close(CloseCode.RATE_LIMITED, error=error)
+        else:
+            conn.send_error(error, event=None)
+
+    def _parse(self, conn: Connection, data: str | bytes, now: float) -> Pending | None:
+        try:
+            envelope = decode(data, conn.format)
+        except ValidationFailed as error:
+            self._counters.count_event("unknown", "malformed")
+            conn.send_error(error, event=None)
+            return None
+        spec = self._engine.registry.events.get(envelope.event)
+        if spec is None:
+            return self._other(conn, envelope, now)
+        if conn.state is not State.OPEN:
+            self._engine.client_events.refuse_unauthenticated(conn)
+            return None
+        conn.clock.last_active = now
+        try:
+            payload = spec.plan.payload.validate(envelope.payload) if spec.plan.payload is not None else None
+        except EventError as error:
+            self._counters.count_event(spec.name, "invalid")
+            return self._refused(conn, envelope.event, envelope.id, error)
+        except Exception as error:
+            self._counters.count_event(spec.name, "error")
+            # A validator of the user's raised something that Pydantic does not take for a refusal.
+            return self._failed(conn, envelope.event, envelope.id, error)
+        self._engine.observe("in", conn, envelope.event, data)
+        if conn.in_flight >= self._settings.max_in_flight:
+            return self._when_free(conn, spec, payload, envelope.id)
+        self._start(conn, spec, payload, envelope.id)
+        return None
+
+    def _other(self, conn: Connection, envelope: Envelope, now: float) -> Pending | None:
+        """An event without a handler: one of the protocol's, or unknown."""
+        if envelope.event in CLIENT_EVENTS:
+            self._counters.count_event(envelope.event, "ok")
+            pending = self._engine.client_events.handle(conn, envelope)
+            return None if pending is None else self._guarded(conn, envelope, pending)
+        if conn.state is not State.OPEN:
+            self._engine.client_events.refuse_unauthenticated(conn)
+            return None
+        conn.clock.last_active = now
+        self._counters.count_event("unknown", "unknown")
+        if is_reserved(envelope.event):
+            error = UnknownEvent(
+                f"{envelope.event[:80]!r} is reserved; a client may send {', '.join(sorted(CLIENT_EVENTS))}."
+            )
+        else:
+            error = UnknownEvent(f"There is no event {envelope.event[:80]!r}.")
+        conn.send_error(error, event=envelope.event[:200], id=envelope.id)
+        return None
+
+    async def _guarded(self, conn: Connection, envelope: Envelope, pending: Pending) -> None:
+        # Room guards and hooks of the user's run in there; their failure must not end the reading of this connection.
+        number = next(self._requests.numbers)
+        with telling(conn.id, self._requests, envelope.event, number):
+            try:
+                await pending
+            except Exception as error:
+                await self._failed(conn, envelope.event, envelope.id, error, number)
+
+    async def _when_free(self, conn: Connection, spec: EventSpec, payload: Any, id: str | int | None) -> None:
+        while conn.in_flight >= self._settings.max_in_flight:
+            conn.slots = asyncio.Event()
+            await conn.slots.wait()
+        if conn.is_open:
+            self._start(conn, spec, payload, id)
+
+    def _start(self, conn: Connection, spec: EventSpec, payload: Any, id: str | int | None) -> None:
+        conn.in_flight += 1
+        number = next(self._requests.numbers)
+        tracing = installed()
+        if tracing is None:
+            handling = self._handle(conn, spec, payload, id, number)
+        else:
+            handling = self._traced(tracing, conn, spec, payload, id, number)
+        self._engine.handlers.spawn(handling, name=f"event {spec.name!r} of {conn.id}")
+
+    async def _traced(
+        self, tracing: Tracing, conn: Connection, spec: EventSpec, payload: Any, id: str | int | None, number: int
+    ) -> None:
+        namespace, request = self._requests.namespace, self._requests.id(number)
+        with tracing.handling(namespace, spec.name, conn.id, request) as handling:
+            error = await self._handle(conn, spec, payload, id, number)
+            outcome = "ok" if error is None else "refused" if isinstance(error, EventError) else "error"
+            handling.ended(outcome, error)
+
+    async def _handle(
+        self, conn: Connection, spec: EventSpec, payload: Any, id: str | int | None, number: int
+    ) -> Exception | None:
+        """Call the handler and answer; what it raised."""
+        began = self._engine.now()
+        about.set((conn.id, self._requests, spec.name, number))  # ends with this task
+        outcome = "ok"
+        try:
+            if spec.ordered:
+                if conn.order is None:
+                    conn.order = asyncio.Lock()  # first come, first served
+                async with conn.order:
+                    result = await self._call(conn, spec, payload)
+            else:
+                result = await self._call(conn, spec, payload)
+            if id is not None or result is not None:
+                conn.send(Message("__ack__", encode_payload(result), id=id))
+        except EventError as error:
+            outcome = "refused"
+            failed = self._refused(conn, spec.name, id, error, number)
+            if failed is not None:
+                await failed
+            return error
+        except Exception as error:
+            outcome = "error"
+            await self._failed(conn, spec.name, id, error, number)
+            return error
+        finally:
+            self._counters.count_handled(spec.name, outcome, self._engine.now() - began)
+            conn.in_flight -= 1
+            if conn.slots is not None:  # a message waits for this place, and is handled before the connection leaves
+                conn.slots.set()
+                conn.slots = None
+            elif conn.leaving:
+                conn.leave()
+        return None
+
+    async def _call(self, conn: Connection, spec: EventSpec, payload: Any) -> Any:
+        handler = self._engine.registry.handler(spec)
+        if not self._engine.contracts.strict:
+            return await unless_cancelled(handler(conn, payload))
+        with self._engine.contracts.handling(spec):
+            return await unless_cancelled(handler(conn, payload))
+
+    def _refused(
+        self, conn: Connection, event: str, id: str | int | None, error: EventError, number: int = 0
+    ) -> Pending | None:
+        number = number or next(self._requests.numbers)
+        try:
+            conn.send_error(error, event=event, id=id, number=number)
+        except TypeError as cause:  # its text or details, which are the user's, cannot be encoded
+            return self._failed(conn, event, id, cause, number)
+        return None
+
+    async def _failed(
+        self, conn: Connection, event: str | None, id: str | int | None, error: Exception, number: int = 0
+    ) -> None:
+        """Log a handler's failure, tell the client a request id and nothing else, and call the `on_error` hooks."""
+        number = number or next(self._requests.numbers)
+        with telling(conn.id, self._requests, event, number):
+            self._report(conn, event, id, error, number)
+            await self._engine.run_hooks(self._engine.registry.on_error, conn, error)
+
+    def _report(self, conn: Connection, event: str | None, id: str | int | None, error: Exception, number: int) -> None:
+        request_id = self._requests.id(number)
+        what = f"Handling {event!r} failed (request {request_id}, connection {conn.id})"
+        ids = {"request": request_id, "connection": conn.id}
+        if isinstance(error, BackendError):
+            logger.error("%s: %s", what, error, extra=ids)  # nothing is wrong with the handler: no traceback
+        else:
+            logger.error("%s", what, exc_info=error, extra=ids)
+        message = "The server failed to handle this event."
+        details: dict[str, Any] = {}
+        if self._settings.debug:
+            text = str(error)[:1000].encode(errors="backslashreplace").decode()
+            details = {"exception": type(error).__name__, "text": text}
+        conn.send_error(
+            EventError(message, code=ErrorCode.HANDLER_ERROR, details=details),
+            event=event,
+            id=id,
+            number=number,
+        )

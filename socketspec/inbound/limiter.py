@@ -1,0 +1,62 @@
+"""Applies the app's `RateLimit`: which bucket an event draws from, and when a client has gone too far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from socketspec.backend.protocols import Limits
+from socketspec.backend.token_buckets import BucketTable, TokenBucket
+from socketspec.connection.connection import Connection
+from socketspec.security.ratelimit import RateLimit
+
+__all__ = ("Limiter",)
+
+
+class Limiter:
+    """Finds an event's bucket. Buckets of one connection are its own; others are shared, across nodes if can be."""
+
+    def __init__(self, limit: RateLimit, limits: Limits, *, shared: bool) -> None:
+        self._limit = limit
+        self._limits = limits
+        self._shared = shared
+        self._table = BucketTable(limit.rate, limit.capacity)
+
+    def check(self, conn: Connection, now: float) -> float | Coroutine[Any, Any, float]:
+        """0.0 when the event may pass, else the seconds until one may; to be awaited where other nodes are asked."""
+        key = self._key(conn)
+        if key is None:
+            if conn.bucket is None:
+                conn.bucket = TokenBucket(self._limit.rate, self._limit.capacity, now)
+            return conn.bucket.take(now)
+        if self._shared:
+            return self._limits.take(key, rate=self._limit.rate, capacity=self._limit.capacity)
+        return self._table.take(key, now)
+
+    def is_abuse(self, conn: Connection, now: float) -> bool:
+        """Count one refusal; True when the connection has had more than `max_violations` of them."""
+        if conn.violations is None:
+            conn.violations = self._limit.violations_bucket(now)
+        return conn.violations is not None and conn.violations.take(now) > 0
+
+    def _key(self, conn: Connection) -> str | None:
+        """The shared bucket's key; None for the connection's own bucket."""
+        scope = self._limit.scope
+        user = conn.identity.user_id
+        if scope is None:
+            return f"user:{user}" if self._shared and user is not None else None
+        if scope == "connection":
+            return None
+        if scope == "user":
+            return f"user:{user}" if user is not None else None
+        if scope == "ip":
+            client = conn.handshake.client
+            return f"ip:{client[0]}" if client is not None else None
+        return _custom(scope, conn)
+
+
+def _custom(scope: Callable[[Connection], str], conn: Connection) -> str:
+    key: object = scope(conn)
+    if not isinstance(key, str):
+        raise TypeError(f"RateLimit's scope function must return the bucket's name as a str, not {type(key).__name__}")
+    return f"custom:{key}"

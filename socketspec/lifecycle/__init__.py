@@ -1,0 +1,1 @@
+"""A connection from its handshake to its end."""

@@ -1,0 +1,100 @@
+"""How a node lets its connections go: announced, spread over a window, and none in the middle of something.
+
+    not ready -> ``__server_shutdown__`` to everybody -> connections leave evenly, each once its handlers are through
+    -> whoever is left after the grace is closed all the same
+
+Until its turn comes, a connection works as ever: what it sends is handled, what is published reaches it. From then on
+what it sends is not handled any more: a client that always has a handler under way would never leave.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import TYPE_CHECKING, Final
+
+from socketspec.connection.connection import Connection
+from socketspec.errors import CloseCode
+from socketspec.protocol.messages import Message, encode_payload
+
+if TYPE_CHECKING:
+    from socketspec.runtime.engine import Engine
+
+__all__ = ("SLOWEST", "Drain")
+
+logger: logging.Logger = logging.getLogger("socketspec")
+
+TICK: Final = 0.05
+"""Seconds between two waves."""
+SLOWEST: Final = 20
+"""Connections that leave in a second at least: a node with few of them does not take the whole window."""
+JITTER: Final = 0.5
+"""Seconds by which clients that connect again are spread beside that."""
+AT_ONCE: Final = 5.0
+"""Seconds over which they are spread where everybody leaves at once (``window=0``)."""
+SLICE: Final = 500
+"""Goodbyes said before the event loop gets its turn."""
+
+
+class Drain:
+    """One engine's drain. Begins once, however often it is asked for."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._task: asyncio.Task[int] | None = None
+        self.deadline: float = 0.0
+        """Until when handlers may finish, on the engine's clock. Known when the drain is done."""
+
+    def begin(self, window: float, grace: float) -> asyncio.Task[int]:
+        """Begin; the task's result is how many connections there were. Later calls give the same task."""
+        if self._task is None:
+            self._engine.stopping = True
+            self._task = self._engine.tasks.spawn(self._run(window, grace), name="drain")
+        return self._task
+
+    async def _run(self, window: float, grace: float) -> int:
+        connections = list(self._engine.connections.values())
+        self.deadline = self._engine.now() + grace
+        if not connections:
+            return 0
+        random.shuffle(connections)
+        span = min(window, len(connections) / SLOWEST)
+        logger.info("Draining: %d connections leave within %.1f s", len(connections), span)
+        began = self._engine.now()
+        await self._say_goodbye(connections, span)
+        await self._let_go(connections, began, span)
+        self.deadline = self._engine.now() + grace
+        await self._until_empty(grace)
+        for conn in list(self._engine.connections.values()):
+            conn.close(CloseCode.SERVICE_RESTART)
+        return len(connections)
+
+    async def _say_goodbye(self, connections: list[Connection], span: float) -> None:
+        """Tell each client when to connect again: after its turn to leave, so that reconnects are spread as well."""
+        for number, conn in enumerate(connections):
+            turn = (number + 1) / len(connections) * span
+            delay = turn + random.uniform(0.1, JITTER if span else AT_ONCE)  # noqa: S311 - spreads load, hides nothing
+            conn.send(Message("__server_shutdown__", encode_payload({"reconnect_in": round(delay, 3)})))
+            if number % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
+
+    async def _let_go(self, connections: list[Connection], began: float, span: float) -> None:
+        """Close them one after the other, evenly over `span` seconds; stop early when all have left by themselves."""
+        gone = 0
+        while gone < len(connections) and self._engine.connections:
+            passed = self._engine.now() - began
+            due = len(connections) if passed >= span else int(len(connections) * passed / span)
+            for conn in connections[gone:due]:
+                conn.leave()
+            gone = max(gone, due)
+            if gone < len(connections):
+                await self._until_empty(TICK)
+
+    async def _until_empty(self, seconds: float) -> None:
+        """Wait until the last connection has left and was cleaned up after, `seconds` at most."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._engine.emptied.wait()
+        except TimeoutError:
+            pass

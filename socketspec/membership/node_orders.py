@@ -1,0 +1,130 @@
+"""What nodes tell each other about connections: close a user's, close these, close what was revoked.
+
+These orders go over one topic that every node of a namespace subscribes to and no client hears. Their makers at the
+top are pure, for publishers that are no node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from pydantic import ValidationError
+
+from socketspec.errors import CloseCode, check_close_code
+from socketspec.protocol.publications import Publication, Receipt, Topic
+from socketspec.session.revocation import revocation_subjects
+
+if TYPE_CHECKING:
+    from socketspec.connection.connection import Connection
+    from socketspec.runtime.engine import Engine
+from socketspec.membership.directory import Directory
+from socketspec.protocol.orders import DISCONNECT, MAX_ORDER, REVOKE, control_topic, disconnect_order, revoke_order
+
+__all__ = ("Control",)
+
+logger: logging.Logger = logging.getLogger("socketspec.control")
+
+
+REMEMBERED: Final = 60.0
+"""Seconds that a revocation is remembered for connections that are being opened when it is heard."""
+MAX_REMEMBERED: Final = 10_000
+"""Subjects remembered so; beyond it the oldest are forgotten."""
+SLICE: Final = 256
+"""Connections closed before the event loop gets a turn."""
+
+
+class Control:
+    """Gives orders to all nodes, this one included, and carries out those that arrive."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.topic: Topic = control_topic(engine.settings.namespace)
+        self.directory: Directory = Directory()
+        self._orders: dict[str, Callable[[bytes], None]] = {"disconnect": self._disconnect, "revoke": self._revoke}
+        self._revoked: OrderedDict[str, float] = OrderedDict()
+        self._ignored: set[str] = set()
+
+    async def disconnect(
+        self, *, user: str | None = None, connections: Sequence[str] = (), code: int, reason: str
+    ) -> Receipt:
+        """Close connections on every node. Raises `BackendError`, and `ValueError` for a close code of others."""
+        head, rest = connections[:MAX_ORDER], connections[MAX_ORDER:]
+        receipt = await self._publish(disconnect_order(user=user, connections=head, code=code, reason=reason))
+        for start in range(0, len(rest), MAX_ORDER):
+            part = rest[start : start + MAX_ORDER]
+            await self._publish(disconnect_order(connections=part, code=code, reason=reason))
+        return receipt
+
+    async def revoke(self, subjects: Sequence[str], reason: str) -> Receipt:
+        """Close the connections of `subjects` on every node. Raises `BackendError`."""
+        return await self._publish(revoke_order(subjects, reason))
+
+    async def _publish(self, order: Publication) -> Receipt:
+        return await self._engine.backend.broker.publish(self.topic, order)
+
+    def receive(self, publications: Sequence[Publication]) -> None:
+        """Carry out orders. One that is not understood is ignored: it comes from another version."""
+        for publication in publications:
+            carry_out = self._orders.get(publication.event)
+            if carry_out is None:
+                self._ignore(publication.event, "it is unknown")
+                continue
+            try:
+                carry_out(publication.payload)
+            except (ValidationError, ValueError) as error:
+                self._ignore(publication.event, str(error))
+
+    def _ignore(self, event: str, cause: str) -> None:
+        if event not in self._ignored and len(self._ignored) < 100:
+            self._ignored.add(event)
+            logger.warning("Ignored the order %r of another node (said once): %s", event[:80], cause[:300])
+
+    def has_revoked(self, subjects: Iterable[str], *, since: float) -> bool:
+        """Whether one of `subjects` was revoked since the time `since`, of the engine's clock: when you asked the
+        backend, which may have answered before it knew.
+        """
+        self._forget()
+        return any(self._revoked.get(subject, -math.inf) >= since for subject in subjects)
+
+    def _forget(self) -> None:
+        now = self._engine.now()
+        while self._revoked and (
+            len(self._revoked) > MAX_REMEMBERED or next(iter(self._revoked.values())) < now - REMEMBERED
+        ):
+            self._revoked.popitem(last=False)
+
+    def _disconnect(self, payload: bytes) -> None:
+        order = DISCONNECT.validate_json(payload)
+        check_close_code(order.code)
+        known = self._engine.connections
+        conns = [known[id] for id in order.connections if id in known]
+        if order.user is not None:
+            for subject in revocation_subjects(self.topic.namespace, user=order.user):
+                conns += self.directory.find(subject)
+        self._close(conns, order.code, order.reason)
+
+    def _revoke(self, payload: bytes) -> None:
+        order = REVOKE.validate_json(payload)
+        for subject in order.subjects:
+            self._revoked[subject] = self._engine.now()
+            self._revoked.move_to_end(subject)
+        self._forget()
+        conns = [conn for subject in order.subjects for conn in self.directory.find(subject)]
+        self._close(conns, CloseCode.REVOKED, order.reason)
+
+    def _close(self, conns: Sequence[Connection], code: int, reason: str) -> None:
+        for conn in conns[:SLICE]:
+            conn.close(code, reason)
+        if len(conns) > SLICE:
+            self._engine.tasks.spawn(self._close_slowly(conns[SLICE:], code, reason), name="closing by order")
+
+    async def _close_slowly(self, conns: Sequence[Connection], code: int, reason: str) -> None:
+        for start in range(0, len(conns), SLICE):
+            await asyncio.sleep(0)
+            for conn in conns[start : start + SLICE]:
+                conn.close(code, reason)

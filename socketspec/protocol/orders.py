@@ -1,0 +1,58 @@
+"""What nodes tell each other about connections, as data: close a user's, close these, close what was revoked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import TypeAdapter
+
+from socketspec.errors import check_close_code
+from socketspec.protocol.messages import encode_payload
+from socketspec.protocol.publications import Publication, Topic
+
+__all__ = ("control_topic", "disconnect_order", "revoke_order")
+
+MAX_ORDER: Final = 1000
+"""Connections that one order may name; more become several orders."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    code: int
+    reason: str
+    user: str | None = None
+    connections: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Revoke:
+    subjects: tuple[str, ...]
+    reason: str
+
+
+DISCONNECT: TypeAdapter[Disconnect] = TypeAdapter(Disconnect)
+REVOKE: TypeAdapter[Revoke] = TypeAdapter(Revoke)
+
+
+def control_topic(namespace: str) -> Topic:
+    """Where a namespace's nodes hear orders."""
+    return Topic(namespace, "control", "")
+
+
+def disconnect_order(
+    *, user: str | None = None, connections: Sequence[str] = (), code: int, reason: str
+) -> Publication:
+    """Close all connections of `user`, and those with the ids `connections`. Raises `ValueError` for a bad code."""
+    order: dict[str, Any] = {"code": check_close_code(int(code)), "reason": reason}
+    if user is not None:
+        order["user"] = user
+    if connections:
+        order["connections"] = list(connections)
+    return Publication(event="disconnect", payload=encode_payload(order))
+
+
+def revoke_order(subjects: Sequence[str], reason: str) -> Publication:
+    """Close all connections of `subjects`, as `revocation_subjects` makes them, with 4005."""
+    return Publication(event="revoke", payload=encode_payload({"subjects": list(subjects), "reason": reason}))

@@ -1,0 +1,89 @@
+"""The values nodes exchange: topics, publications, positions, members."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from pydantic_core import from_json
+
+from socketspec.errors import ConfigurationError
+
+__all__ = ("History", "Member", "Position", "Publication", "Receipt", "RoomMessage", "Topic")
+
+
+class Topic(NamedTuple):
+    """An address publications go to: a room, everybody in a namespace, one user, or the namespace's nodes
+    themselves (``control``, which no client hears)."""
+
+    namespace: str
+    kind: Literal["room", "all", "user", "control"]
+    name: str
+
+
+class Position(NamedTuple):
+    """A place in a topic's history. `epoch` names one life of the stream, `tag` the publication at that offset:
+    offsets alone may be reused after a failover that lost the newest entries."""
+
+    offset: int
+    epoch: str
+    tag: str = ""
+
+
+class Publication(NamedTuple):
+    """One message on its way to a topic's members."""
+
+    event: str
+    payload: bytes
+    """The payload as JSON text, encoded once by the publisher."""
+    exclude: tuple[str, ...] = ()
+    """Ids of connections that do not get it."""
+    position: Position | None = None
+    """Where it stands in the topic's history; None in topics without one."""
+    trace: str = ""
+    """The trace it belongs to, as a W3C ``traceparent``; empty for none. Not kept in histories."""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """How much of a room is kept: the newest `size` publications, for `ttl` seconds after the last one."""
+
+    size: int = 1000
+    ttl: float = 3600
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.size <= 1_000_000:
+            raise ConfigurationError(f"History(size={self.size!r}) must be between 1 and 1,000,000 publications.")
+        if not 0 < self.ttl <= 365 * 86_400:
+            raise ConfigurationError(f"History(ttl={self.ttl!r}) must be more than 0 seconds and at most a year.")
+
+
+class Receipt(NamedTuple):
+    """What became of a publish. `nodes == 0` means that no node has a member of the topic."""
+
+    nodes: int
+    position: Position | None = None
+
+
+class Member(NamedTuple):
+    """One connection in a room."""
+
+    connection_id: str
+    user_id: str | None
+    joined_at: float
+    """Seconds since the epoch."""
+
+
+class RoomMessage(NamedTuple):
+    """One message of a room's history."""
+
+    event: str
+    payload: dict[str, Any]
+    offset: int
+    epoch: str
+    tag: str
+
+
+def room_message(publication: Publication) -> RoomMessage:
+    position = publication.position or Position(0, "")
+    return RoomMessage(publication.event, from_json(publication.payload), *position)

@@ -1,0 +1,45 @@
+"""What a log record is about: the connection, and the request that is being handled."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+__all__ = ("Requests", "about", "telling")
+
+
+class Requests:
+    """Numbers what one app handles. Only where somebody is shown one, it is written out as an id."""
+
+    __slots__ = ("_prefix", "namespace", "numbers")
+
+    def __init__(self, namespace: str) -> None:
+        self.namespace: str = namespace
+        self.numbers: Iterator[int] = itertools.count(1)
+        self._prefix = secrets.token_hex(4)
+
+    def id(self, number: int) -> str:
+        """The id that stands in an error sent to a client and in the log."""
+        return f"{self._prefix}-{number:x}"
+
+
+About = tuple[str, Requests, str | None, int]
+
+about: ContextVar[About | None] = ContextVar("socketspec_about", default=None)
+"""What the current task deals with: the connection's id, its app's requests, event and request number.
+
+A hook has no event and the number 0, unless an event of its connection caused it. None: nothing of a client's.
+"""
+
+
+@contextmanager
+def telling(connection: str, requests: Requests, event: str | None = None, number: int = 0) -> Iterator[None]:
+    """What is logged inside is about this, with `about`'s parts."""
+    before = about.set((connection, requests, event, number))
+    try:
+        yield
+    finally:
+        about.reset(before)

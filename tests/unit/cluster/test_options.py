@@ -1,0 +1,187 @@
+"""What a backend URL and its options say, and which of them are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from socketspec import SocketApp
+from socketspec.cluster.backend import RedisBackend, from_url
+from socketspec.cluster.options import Address, RedisOptions, Servers, parse_url
+from socketspec.cluster.publishers.publisher import Publisher
+from socketspec.errors import ConfigurationError
+
+PASSWORD = "s3cr:et/@?#%"
+
+
+@pytest.mark.parametrize(
+    ("url", "servers"),
+    [
+        ("redis://h", Servers(mode="standalone", hosts=(Address("h", 6379),))),
+        ("valkey://h:7000/3", Servers(mode="standalone", hosts=(Address("h", 7000),), db=3)),
+        ("redis://h/", Servers(mode="standalone", hosts=(Address("h", 6379),))),
+        ("rediss://[::1]:7000", Servers(mode="standalone", hosts=(Address("::1", 7000),), tls=True)),
+        ("valkeys://h", Servers(mode="standalone", hosts=(Address("h", 6379),), tls=True)),
+        (
+            "redis+sentinel://a,b:7,c/main/2",
+            Servers(
+                mode="sentinel", hosts=(Address("a", 26379), Address("b", 7), Address("c", 26379)), name="main", db=2
+            ),
+        ),
+        (
+            "valkeys+sentinel://a/my%2Fmain",
+            Servers(mode="sentinel", hosts=(Address("a", 26379),), name="my/main", tls=True),
+        ),
+        (
+            "redis+cluster://a,b:7,a:6379",
+            Servers(mode="cluster", hosts=(Address("a", 6379), Address("b", 7))),
+        ),
+        ("rediss+cluster://a/0", Servers(mode="cluster", hosts=(Address("a", 6379),), tls=True)),
+    ],
+)
+def test_a_url_says_where_the_servers_are(url: str, servers: Servers) -> None:
+    assert parse_url(url) == (servers, RedisOptions())
+
+
+@given(st.text(min_size=1), st.text(min_size=1))
+def test_any_user_and_password_can_be_percent_encoded(user: str, password: str) -> None:
+    try:
+        url = f"redis://{quote(user, safe='')}:{quote(password, safe='')}@h"
+    except UnicodeEncodeError:  # lone surrogates are no text
+        return
+    servers, _ = parse_url(url)
+    assert (servers.username, servers.password) == (user, password)
+
+
+def test_a_password_needs_no_user() -> None:
+    servers, _ = parse_url("redis://:word@h")
+    assert (servers.username, servers.password) == (None, "word")
+
+
+def test_the_query_string_holds_options() -> None:
+    _, options = parse_url(
+        "redis://h?prefix=shop&lease=12&max_pending=50&check_hostname=no&client_name=&ca_certs=%2Fca.pem&password=p"
+    )
+    assert options == RedisOptions(
+        prefix="shop", lease=12, max_pending=50, check_hostname=False, client_name="", ca_certs="/ca.pem", password="p"
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [
+        ("http://h", "scheme 'http' is unknown"),
+        ("redis+sentinels://h/x", "scheme 'redis+sentinels' is unknown"),
+        ("redis://", "host"),
+        ("redis://h:port", "port"),
+        ("redis://h:0", "port"),
+        ("redis://h:65536", "port"),
+        ("redis://a,b", "redis+cluster://"),
+        ("redis://[::1", "brackets"),
+        ("redis://h/x", "database number"),
+        ("redis://h/1/2", "database number"),
+        ("redis://h/-1", "database number"),
+        ("redis+sentinel://a", "redis+sentinel://"),
+        ("redis+sentinel://a/name/x", "database number"),
+        ("redis+cluster://a/1", "prefix"),
+        ("redis+cluster://a,,b", "host"),
+        ("redis://h?lease=long", "lease='long' must be a number"),
+        ("redis://h?lease=nan", "number"),
+        ("redis://h?lease=0", "from 1 to 3600"),
+        ("redis://h?max_pending=1.5", "whole number"),
+        ("redis://h?check_hostname=perhaps", "true or false"),
+        ("redis://h?timeout=1", "'timeout' is unknown; the options are: ca_certs,"),
+        ("redis://h#x", "%23"),
+        ("redis://my host", "holds a space"),
+        ("redis+cluster://a ,b c", "holds a space"),
+        (None, "must be a str such as redis://host:6379, not NoneType"),
+        (5, "not int"),
+        (b"redis://:s3cr@h", "not bytes"),
+        ("", "scheme '' is unknown"),
+    ],
+)
+@pytest.mark.parametrize("read", [parse_url, RedisBackend, from_url])
+def test_a_url_that_cannot_work_is_refused_with_what_to_do(url: Any, hint: str, read: Callable[[Any], object]) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        read(url)
+    assert hint in str(refused.value)
+    assert "s3cr" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", [" redis://h/1\n", "REDIS://h/1"])
+def test_spaces_around_a_url_and_capitals_in_its_scheme_do_not_count(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse_url(url) == parse_url("redis://h/1")
+    assert SocketApp(backend=url).node
+    assert repr(Publisher(url)) == repr(Publisher("redis://h/1"))
+    monkeypatch.setenv("SOCKETSPEC_BACKEND", url)
+    assert SocketApp().node
+
+
+def test_an_unknown_option_is_refused_by_name() -> None:
+    with pytest.raises(ConfigurationError, match="A RedisBackend has no option 'nope'; the options are: ca_certs,"):
+        RedisBackend("redis://h", nope=1)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"redis://user:{PASSWORD}@h",
+        f"redis://user:{quote(PASSWORD, safe='')}@h:port",
+        f"redis://user:{quote(PASSWORD, safe='')}@a,b",
+        f"redis://user:{quote(PASSWORD, safe='')}@h/x",
+        f"nothing://user:{quote(PASSWORD, safe='')}@h",
+        "redis://user:s3cr@h?password=s3cr&keyfile=x",
+    ],
+)
+def test_no_error_quotes_a_password(url: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        parse_url(url)
+    assert "s3cr" not in str(refused.value)
+
+
+def test_no_repr_shows_a_password() -> None:
+    servers, options = parse_url("redis://user:s3cr@h?password=s3cr2&sentinel_password=s3cr3")
+    assert (servers.password, options.password, options.sentinel_password) == ("s3cr", "s3cr2", "s3cr3")
+    assert "s3cr" not in f"{servers!r} {servers} {options!r} {options}"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"prefix": ""},
+        {"prefix": "a" * 65},
+        {"prefix": "a{b}"},
+        {"prefix": None},
+        {"client_name": "a b"},
+        {"client_name": None},
+        {"probe_interval": 0},
+        {"command_timeout": float("nan")},
+        {"command_timeout": float("inf")},
+        {"command_timeout": "5"},
+        {"start_timeout": -1},
+        {"linger": True},
+        {"max_pending": 0},
+        {"max_pending": True},
+        {"check_hostname": "yes"},
+        {"keyfile": "k"},
+        {"username": b"s3cr"},
+        {"password": 5},
+        {"sentinel_username": 5},
+        {"sentinel_password": b"s3cr"},
+    ],
+)
+def test_an_option_that_cannot_work_is_refused_by_name(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        replace(RedisOptions(), **values)
+    assert next(iter(values)) in str(refused.value)
+    assert "s3cr" not in str(refused.value)
+
+
+def test_an_address_with_ipv6_is_shown_in_brackets() -> None:
+    assert (str(Address("::1", 1)), str(Address("h", 2))) == ("[::1]:1", "h:2")

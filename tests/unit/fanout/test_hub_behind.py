@@ -1,0 +1,67 @@
+"""The hub asks whoever delivers to wait while a topic's fan-out is behind."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from socketspec.backend.memory import MemoryBackend
+from socketspec.concurrency.tasks import Tasks
+from socketspec.connection import Connection
+from socketspec.fanout.channel import BEHIND
+from socketspec.fanout.hub import SLICE, Hub
+from socketspec.protocol.publications import Publication, Topic
+
+TOPIC = Topic("/", "room", "hall")
+
+
+async def hub_with(members: int) -> tuple[Hub, list[int]]:
+    hub = Hub(MemoryBackend().broker, Tasks())
+    written = [0]
+
+    def write(*messages: Any) -> None:
+        written[0] += len(messages)
+
+    for number in range(members):
+        await hub.acquire(TOPIC)
+        conn = SimpleNamespace(id=str(number), transport=SimpleNamespace(write=write))
+        hub.add(TOPIC, cast("Connection", conn))
+    return hub, written
+
+
+def burst(count: int) -> list[Publication]:
+    return [Publication(event="x", payload=b"{}")] * count
+
+
+@pytest.mark.parametrize("members", [1, SLICE // 10])
+async def test_a_long_queue_gives_something_to_await_until_it_has_been_written(members: int) -> None:
+    hub, written = await hub_with(members)
+    assert hub.deliver(TOPIC, burst(BEHIND - 1)) is None
+    behind = hub.deliver(TOPIC, burst(1))
+    assert behind is not None
+    await asyncio.wait_for(behind, 5)
+    assert written[0] == members * BEHIND
+    assert hub.deliver(TOPIC, burst(1)) is None, "it is not behind any more"
+
+
+async def test_one_that_stops_waiting_does_not_end_the_waiting_of_others() -> None:
+    hub, written = await hub_with(SLICE)
+    one, two = hub.deliver(TOPIC, burst(BEHIND)), hub.deliver(TOPIC, burst(1))
+    assert one is not None
+    assert two is not None
+    asyncio.ensure_future(one).cancel()
+    await asyncio.wait_for(two, 5)
+    assert written[0] == SLICE * (BEHIND + 1)
+
+
+async def test_a_topic_that_everybody_has_left_is_not_behind() -> None:
+    hub, _ = await hub_with(1)
+    behind = hub.deliver(TOPIC, burst(BEHIND))
+    hub.remove(TOPIC, cast("Connection", SimpleNamespace(id="0", is_open=True)))
+    await hub.release(TOPIC)
+    assert behind is not None
+    await asyncio.wait_for(behind, 5)
+    assert hub.deliver(TOPIC, burst(BEHIND)) is None
