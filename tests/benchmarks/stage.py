@@ -45,7 +45,11 @@ class Target(NamedTuple):
 
 def fast_http() -> str:
     """Our HTTP guard, where it is installed."""
-    return "socketspec.adapters.uvicorn.request_guard:GuardedH11Protocol" if find_spec("socketspec.adapters") else "h11"
+    return (
+        "socketspec.adapters.uvicorn.request_guard:GuardedH11Protocol"
+        if find_spec("socketspec.adapters.uvicorn")
+        else "h11"
+    )
 
 
 OURS: Final = Target(
