@@ -13,7 +13,7 @@ from socketspec.connection.connection import Connection
 from socketspec.declaration.contracts import Contracts
 from socketspec.declaration.registry import Hook
 from socketspec.errors import BackendError
-from socketspec.telemetry.context import Requests, about, telling
+from socketspec.telemetry.context import Requests, current_request, log_context
 
 __all__ = ("HOOK_TIMEOUT", "Hooks")
 
@@ -34,7 +34,7 @@ class Hooks:
         """Call hooks one after the other; one that fails is logged and does not stop the others."""
         if not hooks:
             return
-        with self.about(conn), self._contracts.handling(None):  # what a hook sends, no handler has declared
+        with self.log_context(conn), self._contracts.handling(None):  # what a hook sends, no handler has declared
             for hook in hooks:
                 try:
                     await unless_cancelled(hook(conn, *arguments))
@@ -45,16 +45,16 @@ class Hooks:
 
     async def run_final(self, hooks: Sequence[Hook], conn: Connection, *arguments: Any) -> None:
         """Like `run`, for at most `HOOK_TIMEOUT` seconds."""
-        with self.about(conn):
+        with self.log_context(conn):
             try:
                 async with asyncio.timeout(HOOK_TIMEOUT):
                     await self.run(hooks, conn, *arguments)
             except TimeoutError:
                 logger.error("A hook took longer than %.0f s and was cancelled", HOOK_TIMEOUT)
 
-    def about(self, conn: Connection) -> AbstractContextManager[None]:
+    def log_context(self, conn: Connection) -> AbstractContextManager[None]:
         """Log records made inside carry the connection's id, and the request's if one of it is being handled here."""
-        found = about.get()
+        found = current_request.get()
         if found is not None and found[0] == conn.id:
             return nullcontext()
-        return telling(conn.id, self._requests)
+        return log_context(conn.id, self._requests)

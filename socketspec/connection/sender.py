@@ -10,7 +10,7 @@ from socketspec.errors import EventError
 from socketspec.fanout.hub import Hub
 from socketspec.protocol.messages import Message, Write, encode_payload
 from socketspec.protocol.names import check_outbound
-from socketspec.telemetry.context import Requests, telling
+from socketspec.telemetry.context import Requests, log_context
 from socketspec.telemetry.debug_feed import DebugFeed
 
 __all__ = ("Sender",)
@@ -66,7 +66,7 @@ class Sender:
         }
         message = Message("__error__", encode_payload(payload), id=id)
         if logger.isEnabledFor(logging.DEBUG):
-            with telling(connection, requests, event, number):
+            with log_context(connection, requests, event, number):
                 logger.debug(
                     "Answered %r with %s: %r (request %s, connection %s)",
                     event,

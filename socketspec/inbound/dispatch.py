@@ -36,7 +36,7 @@ from socketspec.protocol.envelopes import Envelope, decode
 from socketspec.protocol.formats import Format
 from socketspec.protocol.messages import Message, encode_payload
 from socketspec.protocol.names import CLIENT_EVENTS, is_reserved
-from socketspec.telemetry.context import Requests, about, telling
+from socketspec.telemetry.context import Requests, current_request, log_context
 from socketspec.telemetry.counters import Counters
 from socketspec.telemetry.debug_feed import DebugFeed
 from socketspec.telemetry.tracing import Tracing, installed
@@ -205,7 +205,7 @@ class Dispatcher:
 
     async def _guarded(self, conn: Connection, envelope: Envelope, pending: Pending, number: int) -> None:
         # Room guards and hooks of the user's run in there; their failure must not end the reading of this connection.
-        with telling(conn.id, self._requests, envelope.event, number):
+        with log_context(conn.id, self._requests, envelope.event, number):
             try:
                 await pending
             except Exception as error:
@@ -240,7 +240,7 @@ class Dispatcher:
     ) -> Exception | None:
         """Call the handler and answer; what it raised."""
         began = self._now()
-        about.set((conn.id, self._requests, spec.name, number))  # ends with this task
+        current_request.set((conn.id, self._requests, spec.name, number))  # ends with this task
         outcome = "ok"
         try:
             if spec.ordered:
@@ -287,7 +287,7 @@ class Dispatcher:
     ) -> None:
         """Log a handler's failure, tell the client a request id and nothing else, and call the `on_error` hooks."""
         number = number or next(self._requests.numbers)
-        with telling(conn.id, self._requests, event, number):
+        with log_context(conn.id, self._requests, event, number):
             self._report(conn, event, id, error, number)
             await self._hooks.run(self._registry.on_error, conn, error)
 

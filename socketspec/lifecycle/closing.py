@@ -19,7 +19,7 @@ from socketspec.membership.directory import Directory
 from socketspec.membership.rooms import RoomMembership
 from socketspec.membership.users import UserMembership
 from socketspec.protocol.publications import Topic
-from socketspec.telemetry.context import Requests, about
+from socketspec.telemetry.context import Requests, current_request
 from socketspec.telemetry.counters import Counters
 
 __all__ = ("Closing",)
@@ -91,7 +91,9 @@ class Closing:
         return conn.finished
 
     async def _clean_up(self, conn: Connection) -> None:
-        about.set((conn.id, self._requests, None, 0))  # ends with this task, which another connection may have caused
+        current_request.set(
+            (conn.id, self._requests, None, 0)
+        )  # ends with this task, which another connection may have caused
         self._wheel.cancel(conn)
         self._hub.remove(self._everybody, conn.id, write_rest=conn.is_open)
         self._directory.drop_subjects(conn)

@@ -70,7 +70,7 @@ class RoomMembership:
         guards = self._registry.guards_for(room)
         if not guards:
             return
-        with self._hooks.about(conn):
+        with self._hooks.log_context(conn):
             for guard, variables in guards:
                 if not await _allows(guard, conn, variables):
                     raise PermissionDenied(f"You may not join {room!r}.", details={"reason": "guard", "room": room})

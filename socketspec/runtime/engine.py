@@ -42,7 +42,7 @@ from socketspec.protocol.publications import Publication, Topic
 from socketspec.runtime import engines
 from socketspec.runtime.settings import Settings
 from socketspec.session.verifier import SessionVerifier
-from socketspec.telemetry.context import Requests, telling
+from socketspec.telemetry.context import Requests, log_context
 from socketspec.telemetry.counters import Counters
 from socketspec.telemetry.debug_feed import DebugFeed
 
@@ -179,7 +179,7 @@ class Engine:
     async def admit(self, handshake: Handshake) -> Admission:
         """Decide about an opening handshake."""
         id = connection_id()  # so that what is logged from here on can be told to belong together
-        with telling(id, self.requests):
+        with log_context(id, self.requests):
             admission = await self._admissions.admit(handshake, id)
         if admission.refusal is not None:
             self.counters.count_refused(admission.refusal[0])
@@ -188,7 +188,7 @@ class Engine:
     async def open(self, admission: Admission, handshake: Handshake, transport: Transport) -> Connection:
         """Make the connection of an accepted handshake and run the `on_connect` hooks."""
         self.counters.opened += 1
-        with telling(admission.connection, self.requests):
+        with log_context(admission.connection, self.requests):
             return await self._opening.open(admission, handshake, transport)
 
     def lost(self, conn: Connection, code: int) -> None:
