@@ -9,5 +9,8 @@ from socketspec.cluster.backend import RedisBackend
 from socketspec.cluster.options import RedisOptions
 from socketspec.cluster.publishers.async_publisher import AsyncPublisher
 from socketspec.cluster.publishers.publisher import Publisher
+from socketspec.text import get_logger
 
 __all__ = ("AsyncPublisher", "Publisher", "RedisBackend", "RedisOptions")
+
+get_logger("socketspec.cluster")  # whatever Redis answers stays on its line of the log

@@ -240,9 +240,12 @@ def _config(serving: Serving) -> uvicorn.Config:
 def _logging(serving: Serving) -> dict[str, Any]:
     """For everything that logs, uvicorn's handlers, without what stands in queries: that is where tokens are."""
     config: dict[str, Any] = copy.deepcopy(LOGGING_CONFIG)
-    config["filters"] = {"redact": {"()": "socketspec.adapters.uvicorn.request_guard.RedactQuery"}}
+    config["filters"] = {
+        "redact": {"()": "socketspec.adapters.uvicorn.request_guard.RedactQuery"},
+        "one_line": {"()": "socketspec.text.OneLine"},
+    }
     for handler in config["handlers"].values():
-        handler["filters"] = ["redact"]
+        handler["filters"] = ["redact"] if serving.log_format == "json" else ["redact", "one_line"]
     if serving.log_format == "json":
         config["formatters"] = {name: {"()": "socketspec.logs.JsonFormatter"} for name in config["formatters"]}
     config["root"] = {"handlers": ["default"], "level": serving.log_level.upper()}

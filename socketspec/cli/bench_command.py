@@ -12,6 +12,7 @@ from pathlib import Path
 from socketspec.cli.arguments import number, whole
 from socketspec.cli.bench.load import Load, MisuseError, Target
 from socketspec.cli.output import FAILED, MISUSED, fail
+from socketspec.text import one_line
 
 __all__ = ("add_to",)
 
@@ -201,9 +202,9 @@ def _measure(load: Load, arguments: argparse.Namespace) -> int:
         progress.end()
     print(f"{Target.parse(load.url).shown}, {load.rooms:,} room{'s' if load.rooms > 1 else ''}, {load.duration:g} s")
     for name, value in result.rows():
-        print(f"  {name:<24}{value}")
+        print(f"  {name:<24}{one_line(value)}")  # servers have a say in it
     for remark in result.remarks():
-        print(f"note: {remark}")
+        print(f"note: {one_line(remark)}")
     if arguments.json is not None:
         _write(arguments.json, json.dumps(result.as_json(), indent=2) + "\n")
     if arguments.report is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Final
 
+from socketspec.text import one_line
+
 __all__ = ("FAILED", "MISUSED", "fail")
 
 FAILED: Final = 1
@@ -14,6 +16,6 @@ MISUSED: Final = 2
 
 
 def fail(message: str, status: int = FAILED) -> int:
-    """Say on stderr what went wrong; returns the exit status."""
-    print(f"socketspec: {message}", file=sys.stderr, flush=True)
+    """Say on stderr what went wrong, on one line: servers have a say in it. Returns the exit status."""
+    print(f"socketspec: {one_line(message)}", file=sys.stderr, flush=True)
     return status

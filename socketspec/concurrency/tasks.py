@@ -9,9 +9,11 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any, Final
 
+from socketspec.text import get_logger
+
 __all__ = ("SeparateTasks", "Tasks")
 
-logger: logging.Logger = logging.getLogger("socketspec.tasks")
+logger: logging.Logger = get_logger("socketspec.tasks")
 
 
 STUBBORN: Final = 1.0

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 from socketspec.errors import ConfigurationError
+from socketspec.text import get_logger
 
 __all__ = ("OWNERS_A_TURN", "Loop", "TimerHandle", "TimingWheel")
 
@@ -25,7 +26,7 @@ _EARLY_WAKE_RETRY = 0.001
 
 Owner = TypeVar("Owner")
 
-logger: logging.Logger = logging.getLogger("socketspec.timing")
+logger: logging.Logger = get_logger("socketspec.timing")
 
 
 class TimerHandle(Protocol):

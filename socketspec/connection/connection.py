@@ -179,7 +179,7 @@ class Connection:
     def send(self, message: Message) -> None:
         """Send a finished message. For the parts of a running app."""
         if self.is_open or self._state is State.AUTHENTICATING:
-            self._sender.send(self.id, self.transport.write, message)
+            self._sender.send(self.id, self.session.id, self.transport.write, message)
 
     def send_error(self, error: EventError, *, event: str | None, id: str | int | None = None, number: int = 0) -> None:
         """Send `error` as ``__error__``, about the request with this number; 0: about one that has none yet."""

@@ -14,10 +14,11 @@ from socketspec.declaration.contracts import Contracts
 from socketspec.declaration.registry import Hook
 from socketspec.errors import BackendError
 from socketspec.telemetry.context import Requests, current_request, log_context
+from socketspec.text import get_logger
 
 __all__ = ("HOOK_TIMEOUT", "Hooks")
 
-logger: logging.Logger = logging.getLogger("socketspec")
+logger: logging.Logger = get_logger("socketspec")
 
 HOOK_TIMEOUT: Final = 30.0
 """Seconds a hook that cleans up after a connection may take."""

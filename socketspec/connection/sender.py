@@ -12,10 +12,11 @@ from socketspec.protocol.messages import Message, Write, encode_payload
 from socketspec.protocol.names import check_outbound
 from socketspec.telemetry.context import Requests, log_context
 from socketspec.telemetry.debug_feed import DebugFeed
+from socketspec.text import get_logger
 
 __all__ = ("Sender",)
 
-logger: logging.Logger = logging.getLogger("socketspec.events")
+logger: logging.Logger = get_logger("socketspec.events")
 
 
 class Sender:
@@ -77,10 +78,10 @@ class Sender:
                 )
         return message
 
-    def send(self, connection: str, write: Write, message: Message) -> None:
-        """Write to one connection, behind what was published to it before."""
+    def send(self, connection: str, session: str, write: Write, message: Message) -> None:
+        """Write to one connection, behind what was published to it before. The debug feed does not show `session`."""
         if self._feed is not None:
-            self._feed.add("out", connection, message.event, message.payload, None)
+            self._feed.add("out", connection, message.event, message.payload, None, session=session)
         self._hub.send(write, message)
 
     def finish(self, connection: str) -> None:

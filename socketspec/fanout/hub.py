@@ -22,10 +22,11 @@ from socketspec.protocol.messages import OVERHEAD, Message, Write
 from socketspec.protocol.publications import Publication, Topic
 from socketspec.telemetry.counters import Counters
 from socketspec.telemetry.tracing import installed
+from socketspec.text import get_logger
 
 __all__ = ("Hub",)
 
-logger: logging.Logger = logging.getLogger("socketspec.hub")
+logger: logging.Logger = get_logger("socketspec.hub")
 
 
 SLICE: Final = 1000

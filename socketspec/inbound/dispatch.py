@@ -40,10 +40,11 @@ from socketspec.telemetry.context import Requests, current_request, log_context
 from socketspec.telemetry.counters import Counters
 from socketspec.telemetry.debug_feed import DebugFeed
 from socketspec.telemetry.tracing import Tracing, installed
+from socketspec.text import get_logger
 
 __all__ = ("Dispatcher", "InboundLimits")
 
-logger: logging.Logger = logging.getLogger("socketspec.events")
+logger: logging.Logger = get_logger("socketspec.events")
 
 Pending = Coroutine[Any, Any, None]
 
@@ -176,7 +177,7 @@ class Dispatcher:
             # A validator of the user's raised something that Pydantic does not take for a refusal.
             return self._failed(conn, envelope.event, envelope.id, error)
         if self._feed is not None:
-            self._feed.add("in", conn.id, envelope.event, data, None)
+            self._feed.add("in", conn.id, envelope.event, data, None, session=conn.session.id)
         if conn.in_flight.count >= self._limits.max_in_flight:
             return self._when_free(conn, spec, payload, envelope.id)
         self._start(conn, spec, payload, envelope.id)

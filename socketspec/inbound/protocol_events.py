@@ -16,10 +16,11 @@ from socketspec.lifecycle.credentials import Credentials
 from socketspec.lifecycle.opening import Opening
 from socketspec.protocol.envelopes import Envelope
 from socketspec.protocol.messages import Message, encode_payload
+from socketspec.text import get_logger
 
 __all__ = ("ProtocolEvents",)
 
-logger: logging.Logger = logging.getLogger("socketspec.events")
+logger: logging.Logger = get_logger("socketspec.events")
 
 
 class ProtocolEvents:

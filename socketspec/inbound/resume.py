@@ -17,10 +17,11 @@ from socketspec.protocol.envelopes import Envelope
 from socketspec.protocol.messages import Message, encode_payload
 from socketspec.protocol.publications import Position
 from socketspec.telemetry.counters import Counters
+from socketspec.text import get_logger
 
 __all__ = ("Resume",)
 
-logger: logging.Logger = logging.getLogger("socketspec.events")
+logger: logging.Logger = get_logger("socketspec.events")
 
 MAX_HELD: Final = 10_000
 """Messages of a room that wait for a client while its history is read."""

@@ -19,10 +19,11 @@ from socketspec.security.origins import OriginPolicy
 from socketspec.session.config import Session
 from socketspec.session.revocation import Revoked
 from socketspec.session.verifier import SessionVerifier
+from socketspec.text import get_logger
 
 __all__ = ("Admission", "Admissions", "refusal_code")
 
-logger: logging.Logger = logging.getLogger("socketspec")
+logger: logging.Logger = get_logger("socketspec")
 
 UNAVAILABLE = (503, "The cluster backend cannot be reached; connect again.")
 

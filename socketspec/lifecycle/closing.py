@@ -21,10 +21,11 @@ from socketspec.membership.users import UserMembership
 from socketspec.protocol.publications import Topic
 from socketspec.telemetry.context import Requests, current_request
 from socketspec.telemetry.counters import Counters
+from socketspec.text import get_logger
 
 __all__ = ("Closing",)
 
-logger: logging.Logger = logging.getLogger("socketspec")
+logger: logging.Logger = get_logger("socketspec")
 
 LEAVE_TIMEOUT: Final = 10.0
 """Seconds that leaving its rooms may take a connection, all together."""

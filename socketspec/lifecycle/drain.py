@@ -20,10 +20,11 @@ from socketspec.connection.connection import Connection
 from socketspec.errors import CloseCode
 from socketspec.membership.directory import Directory
 from socketspec.protocol.messages import Message, encode_payload
+from socketspec.text import get_logger
 
 __all__ = ("SLOWEST", "Drain")
 
-logger: logging.Logger = logging.getLogger("socketspec")
+logger: logging.Logger = get_logger("socketspec")
 
 TICK: Final = 0.05
 """Seconds between two waves."""

@@ -31,10 +31,11 @@ from socketspec.protocol.publications import Topic
 from socketspec.session.clock import SessionClock
 from socketspec.session.config import AUTOMATIC_HEARTBEAT, Session, SessionConfig
 from socketspec.session.verifier import SessionVerifier
+from socketspec.text import get_logger
 
 __all__ = ("Opening",)
 
-logger: logging.Logger = logging.getLogger("socketspec")
+logger: logging.Logger = get_logger("socketspec")
 
 
 class Opening:

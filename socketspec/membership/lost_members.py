@@ -23,10 +23,11 @@ from socketspec.protocol.messages import Message
 from socketspec.protocol.publications import Member, Topic
 from socketspec.session.clock import SessionClock
 from socketspec.session.config import Session, SessionConfig
+from socketspec.text import get_logger
 
 __all__ = ("LostMembers",)
 
-logger: logging.Logger = logging.getLogger("socketspec")
+logger: logging.Logger = get_logger("socketspec")
 
 WORKERS: Final = 8
 """Hooks for lost members that run at once."""

@@ -22,10 +22,11 @@ from socketspec.membership.directory import Directory
 from socketspec.protocol.orders import DISCONNECT, MAX_ORDER, REVOKE, control_topic, disconnect_order, revoke_order
 from socketspec.protocol.publications import Publication, Receipt, Topic
 from socketspec.session.revocation import revocation_subjects
+from socketspec.text import get_logger
 
 __all__ = ("NodeOrders",)
 
-logger: logging.Logger = logging.getLogger("socketspec.control")
+logger: logging.Logger = get_logger("socketspec.control")
 
 
 REMEMBERED: Final = 60.0

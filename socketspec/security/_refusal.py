@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import traceback
-
 from socketspec.errors import AuthError
+from socketspec.text import get_logger
 
-logger = logging.getLogger("socketspec.auth")
+logger = get_logger("socketspec.auth")
 
 UNAVAILABLE = "Authentication is not available right now."
 
@@ -24,10 +22,13 @@ def unavailable(what: str, error: BaseException) -> AuthError:
     Frames and types are logged, exception texts are not: a ``KeyError`` from a look-up of the credentials *is* the
     credentials.
     """
-    logger.error(
-        "%s failed, so nobody gets in: %s\n%s", what, _types(error), "".join(traceback.format_tb(error.__traceback__))
-    )
+    hidden = _TextNotShown("it may hold the credentials").with_traceback(error.__traceback__)
+    logger.error("%s failed, so nobody gets in: %s", what, _types(error), exc_info=hidden)
     return AuthError(UNAVAILABLE)
+
+
+class _TextNotShown(Exception):
+    """Stands for an exception whose text is not logged, with its frames."""
 
 
 def _types(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import deque
 from itertools import count
@@ -12,6 +13,10 @@ __all__ = ("DebugFeed",)
 MAX_EVENTS: Final = 500
 MAX_TEXT: Final = 2000
 """Characters of each payload that are kept."""
+HIDDEN: Final = "[session]"
+"""What is shown in the place of a session token."""
+MAX_SECRET: Final = 1024
+"""Characters beyond `MAX_TEXT` that are looked at, so that a token which begins before it is found."""
 
 
 class DebugFeed:
@@ -21,9 +26,19 @@ class DebugFeed:
         self._events: deque[dict[str, Any]] = deque(maxlen=MAX_EVENTS)
         self._numbers = count(1)
 
-    def add(self, direction: str, connection_id: str | None, event: str, data: str | bytes, room: str | None) -> None:
-        """Keep one event. `direction` is ``in``, ``out`` or ``broadcast``."""
-        text = data if isinstance(data, str) else data[: MAX_TEXT * 4].decode(errors="replace")
+    def add(
+        self,
+        direction: str,
+        connection_id: str | None,
+        event: str,
+        data: str | bytes,
+        room: str | None,
+        *,
+        session: str = "",
+    ) -> None:
+        """Keep one event. `direction` is ``in``, ``out`` or ``broadcast``; `session` is not shown where it stands."""
+        looked_at = MAX_TEXT + MAX_SECRET
+        text = data[:looked_at] if isinstance(data, str) else data[: looked_at * 4].decode(errors="replace")
         self._events.append(
             {
                 "number": next(self._numbers),
@@ -32,10 +47,20 @@ class DebugFeed:
                 "connection_id": connection_id,
                 "room": room,
                 "event": event,
-                "data": text[:MAX_TEXT],
+                "data": _without(text, session)[:MAX_TEXT],
             }
         )
 
     def since(self, number: int) -> list[dict[str, Any]]:
         """Every kept event after event `number`."""
         return [event for event in self._events if event["number"] > number]
+
+
+def _without(text: str, session: str) -> str:
+    """`text` without a session's id. One of a few characters, as some issuers' ``jti``, only where it stands alone."""
+    if not session:
+        return text
+    for spelled in {session, json.dumps(session)[1:-1]}:
+        mark = "" if len(spelled) >= 16 else '"'
+        text = text.replace(f"{mark}{spelled}{mark}", f"{mark}{HIDDEN}{mark}")
+    return text

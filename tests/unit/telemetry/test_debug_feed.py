@@ -1,0 +1,65 @@
+"""The debug feed: what it keeps, and that session tokens are not among it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from socketspec import Connection, SocketApp
+from socketspec.telemetry.debug_feed import HIDDEN, MAX_TEXT, DebugFeed
+from socketspec.testing import TestClient
+
+TOKEN = "a-session-token-0001"
+
+
+def kept(data: str | bytes, session: str) -> str:
+    feed = DebugFeed()
+    feed.add("in", "c", "e", data, None, session=session)
+    text: str = feed.since(0)[0]["data"]
+    return text
+
+
+@pytest.mark.parametrize(
+    ("data", "session"),
+    [
+        (f'{{"url":"/ws?session={TOKEN}"}}', TOKEN),
+        (f'{{"session":"{TOKEN}"}}'.encode(), TOKEN),
+        (b"\x82\xa7session\xb4" + TOKEN.encode() + b"\xff", TOKEN),
+        ('{"session":"7"}', "7"),
+        (json.dumps({"session": 'quoted "sid" of an issuer'}), 'quoted "sid" of an issuer'),
+        ("x" * (MAX_TEXT - 5) + TOKEN, TOKEN),
+        ("\u2603".encode() * (MAX_TEXT - 5) + TOKEN.encode(), TOKEN),
+    ],
+)
+def test_a_session_token_is_not_shown_wherever_it_stands(data: str | bytes, session: str) -> None:
+    shown = kept(data, session)
+    assert json.dumps(session)[1:-1][:5] not in shown.replace(HIDDEN, "") or session == "7"
+    assert '"7"' not in shown
+    assert HIDDEN[:5] in shown
+
+
+def test_what_is_no_token_is_shown_as_it_is() -> None:
+    assert kept('{"n":7,"text":"17"}', "7") == '{"n":7,"text":"17"}'
+    assert kept("anything", "") == "anything"
+
+
+async def test_the_feed_of_a_running_app_shows_no_session_token() -> None:
+    app = SocketApp(debug=True)
+
+    @app.on("echo")
+    async def echo(conn: Connection, payload: dict[str, Any]) -> dict[str, Any]:
+        return {"yours": conn.session.id, **payload}
+
+    async with TestClient(app, strict=False) as client:
+        conn = await client.connect(subprotocols=["socketspec.v1.json"])
+        token = (await conn.receive())["payload"]["session"]
+        await conn.send("echo", {"mine": token}, id=1)
+        assert (await conn.receive())["payload"] == {"yours": token, "mine": token}
+        engine = await app.ensure_started()
+        assert engine.feed is not None
+        events = engine.feed.since(0)
+        assert [event["event"] for event in events] == ["__connect__", "echo", "__ack__"]
+        assert token not in repr(events)
+        assert repr(events).count(HIDDEN) == 4
