@@ -34,6 +34,7 @@ from socketspec.backend.protocols import BackendFigures, Measured
 from socketspec.errors import ConfigurationError
 from socketspec.runtime import engines as running
 from socketspec.runtime.engine import Engine
+from socketspec.security.secret_options import check_secret
 from socketspec.telemetry.counters import Histogram
 
 __all__ = ("NAMES", "SocketSpecCollector", "mount_metrics")
@@ -92,8 +93,10 @@ class SocketSpecCollector(Collector):
 def mount_metrics(app: Starlette | Router, path: str = "/metrics", *, token: str | None = None) -> None:
     """Serve the metrics of every `SocketApp` of the process, and of the process itself, at ``GET {path}``.
 
-    With `token`, it has to be sent as ``Authorization: Bearer``. Raises `ConfigurationError` for a path that is taken.
+    With `token`, it has to be sent as ``Authorization: Bearer``. Raises `ConfigurationError` for a path that is taken
+    and for an empty token.
     """
+    check_secret("mount_metrics(token=…)", token, without="None shows the metrics to everybody.")
     router = app.router if isinstance(app, Starlette) else app
     if any(isinstance(route, Route) and route.path == path for route in router.routes):
         raise ConfigurationError(f"There is a route at {path!r} already; mount the metrics at another path.")

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from socketspec.errors import ConfigurationError
+from socketspec.security.secret_options import check_secret
 
 __all__ = ("Address", "Mode", "RedisOptions", "Servers", "check_seconds", "configured", "parse_url", "tls_context")
 
@@ -133,6 +134,8 @@ class RedisOptions:
         for name in ("username", "password", "sentinel_username", "sentinel_password"):
             if not isinstance(values[name], str | None):
                 raise ConfigurationError(f"{name} must be a str or None, not {type(values[name]).__name__}.")
+        for name in ("password", "sentinel_password"):
+            check_secret(name, values[name], without="None logs in without a password.")
         for name in _RANGES:
             check_seconds(name, values[name])
         pending = values["max_pending"]
@@ -216,7 +219,9 @@ def parse_url(url: str) -> tuple[Servers, RedisOptions]:
 
 
 def _login(userinfo: str) -> tuple[str | None, str | None]:
-    username, _, password = userinfo.partition(":")
+    username, colon, password = userinfo.partition(":")
+    if colon:
+        check_secret("The password in the backend URL", unquote(password), without="Without one, leave the ':' out.")
     return unquote(username) or None, unquote(password) or None
 
 

@@ -257,6 +257,10 @@ def read(environment: Mapping[str, str]) -> Settings:
     for name, one in known.items():
         text = environment.get(name, "").strip()
         if not text:
+            if (
+                one.name == "metrics_token" and name in environment
+            ):  # of the secrets, the one without which more is open
+                problems.append(f"{name} is empty, so it would guard nothing: set it to a secret, or do not set it.")
             continue
         try:
             values[one.name] = one.metadata["parse"](text)

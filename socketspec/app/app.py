@@ -31,6 +31,7 @@ from socketspec.runtime.settings import Settings, auth_backends, checked, drain_
 from socketspec.security.auth import AuthBackend
 from socketspec.security.origins import OriginPolicy
 from socketspec.security.ratelimit import RateLimit
+from socketspec.security.secret_options import check_secret
 from socketspec.session.config import SessionConfig
 
 __all__ = ("SocketApp",)
@@ -44,7 +45,8 @@ class SocketApp:
     Args:
         docs: serve the schema page at `docs_url` and its JSON at ``{docs_url}/schema``. Off by default.
         docs_url: path of the schema page.
-        docs_access_token: where set, the page wants it as ``Authorization: Bearer`` or ``?token=``.
+        docs_access_token: where set, the pages want it as ``Authorization: Bearer`` or ``?token=``. Details of the
+            health report are told to those who bring it, and to nobody else.
         auth: an auth backend, or several that are tried in order. None: everybody may connect.
         backend: ``"memory"``, a URL such as ``"redis://host:6379/0"``, or a `Backend`. None: what the environment
             variable ``SOCKETSPEC_BACKEND`` says, else ``"memory"``.
@@ -121,6 +123,8 @@ class SocketApp:
         drain_url: str | None = None,
         drain_token: str | None = None,
     ) -> None:
+        check_secret("SocketApp(docs_access_token=…)", docs_access_token, without="None shows the pages to everybody.")
+        check_secret("SocketApp(drain_token=…)", drain_token, without="Leave it out where there is no drain_url.")
         self.title: str = title
         self.version: str = version
         self.description: str = description

@@ -107,6 +107,8 @@ class Pages:
                 return _json({"detail": "Send the access token as Authorization: Bearer or ?token=."}, 401)
         if method not in ("GET", "HEAD"):
             return Response(405, b'{"detail":"GET only."}', extra={"allow": "GET, HEAD"})
+        if path == self.health_url:
+            return await self._health(query, in_detail=self._token is not None and self._may_see(headers, query))
         return await page(query)
 
     def _may_see(self, headers: Headers, query: QueryParams) -> bool:
@@ -126,8 +128,10 @@ class Pages:
     async def _schema(self, query: QueryParams) -> Response:
         return _json(self._app.schema())
 
-    async def _health(self, query: QueryParams) -> Response:
-        """Readiness, or with ``?check=live`` whether the event loop runs at all."""
+    async def _health(self, query: QueryParams, *, in_detail: bool = False) -> Response:
+        """Readiness, or with ``?check=live`` whether the event loop runs at all. Details name servers: they are for
+        those who have the token.
+        """
         check = query.get("check", "ready")
         if check not in ("ready", "live"):
             return _json({"detail": "check must be ready (the default) or live."}, 400)
@@ -139,7 +143,7 @@ class Pages:
             "ready": ready,
             "node": self._app.node,
             "connections": 0 if engine is None else len(engine.connections),
-            "detail": detail,
+            **({"detail": detail} if in_detail else {}),
         }
         return _json(report, 200 if ready or check == "live" else 503)
 

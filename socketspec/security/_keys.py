@@ -64,7 +64,7 @@ def require_cryptography(option: str) -> None:
 def load_secret(secret: str | bytes) -> bytes:
     """Check a shared secret. Raises `ConfigurationError` for an empty one and for what is no secret: a public key."""
     raw = secret.encode() if isinstance(secret, str) else bytes(secret)
-    if not raw.strip():
+    if not secret.strip():
         raise ConfigurationError("JWTAuth: the secret is empty. Pass the secret your tokens are signed with.")
     if kind := _key_format(raw):
         raise ConfigurationError(

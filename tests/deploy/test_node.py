@@ -106,7 +106,14 @@ def test_every_variable_is_read(name: str) -> None:
     given = {name: text} | {other: VALUES[other][0] for other in (NEEDS.get(name),) if other}
     assert getattr(read(variables(**given)), name.lower()) == value
     assert getattr(Settings(), name.lower()) != value
-    assert read(variables(**{name: "  "})) == Settings(), "set to nothing is not set"
+    if name != "METRICS_TOKEN":
+        assert read(variables(**{name: "  "})) == Settings(), "set to nothing is not set"
+
+
+@pytest.mark.parametrize("token", ["", "  "])
+def test_a_metrics_token_that_is_empty_does_not_open_the_metrics(token: str) -> None:
+    (problem,) = problems(METRICS_TOKEN=token)
+    assert problem.startswith("SOCKETSPEC_METRICS_TOKEN is empty")
 
 
 @pytest.mark.parametrize(
