@@ -14,6 +14,7 @@ from typing import Any, Final
 from socketspec.adapters.handover import HandOver, Line
 from socketspec.connection.connection import Connection
 from socketspec.connection.outbox import Backpressure, Outbox, Overflow
+from socketspec.connection.states import State
 from socketspec.lifecycle.admission import Admission
 from socketspec.protocol.formats import Format
 from socketspec.protocol.handshake import Handshake
@@ -35,12 +36,18 @@ BATCH: Final = 65_536
 async def take_over(hand_over: HandOver, engine: Engine, admission: Admission, handshake: Handshake) -> None:
     """Serve an accepted connection from now on. Returns after the `on_connect` hooks: the rest is driven by events."""
     session = _Session(engine, hand_over, admission.format)
+    if admission.identity is None:
+        session.line.max_size = engine.settings.max_first_message
     try:
         session.conn = await engine.open(admission, handshake, session.transport)
     except BaseException:
         session.line.abort()
         raise
     session.begin()
+
+
+def _max_size(engine: Engine) -> int:
+    return max(LEAST_LIMIT, LARGEST * engine.settings.max_payload_size)
 
 
 class _Session:
@@ -53,7 +60,7 @@ class _Session:
         self._end: int | None = None
         self.conn: Connection | None = None
         self.line: Line = hand_over(self)
-        self.line.max_size = max(LEAST_LIMIT, LARGEST * engine.settings.max_payload_size)
+        self.line.max_size = _max_size(engine)
         self.line.stall_timeout = engine.settings.backpressure.send_timeout
         self.transport: DirectTransport = DirectTransport(
             self.line, format, engine.settings.backpressure, engine.counters
@@ -79,8 +86,14 @@ class _Session:
         try:
             await pending
         finally:
+            if conn.state is State.OPEN:  # it may have authenticated just now
+                self.line.max_size = _max_size(self._engine)
             conn.held = False
             self.line.go_on()
+
+    def too_large(self) -> None:
+        if self.conn is not None:
+            self._engine.oversized(self.conn)
 
     def heard(self) -> None:
         if self.conn is not None:

@@ -23,6 +23,10 @@ class Sink(Protocol):
         """Take a whole message: text as `str`, binary as `bytes`. Call `Line.hold` here to get no more for now."""
         ...
 
+    def too_large(self) -> None:
+        """A message is larger than `Line.max_size`. Close the line here to choose the code: it is 1009 otherwise."""
+        ...
+
     def heard(self) -> None:
         """The client sent a ping or pong frame, which the server has dealt with."""
         ...

@@ -211,6 +211,9 @@ class Bridge:
             self._door.hold()
         self._wake()
 
+    def too_large(self) -> None:
+        """An application is told of the disconnect alone, as by every server."""
+
     def heard(self) -> None:
         if self._timer is not None:
             self._stop_pinging()

@@ -243,6 +243,8 @@ class FrameLine(asyncio.Protocol):
 
     def _fail(self, code: int, reason: str) -> None:
         """The client broke the rules (RFC 6455 section 7.1.7): say so, and end the connection."""
+        if code == 1009 and self._sink is not None:
+            self._sink.too_large()
         self._end(_close_frame(code, reason) if self._state == OPEN else b"")
         self._tell_lost(code, reason)
 

@@ -25,6 +25,7 @@ from socketspec.declaration.signatures import enclosing_locals
 from socketspec.errors import ConfigurationError
 from socketspec.pages.pages import Pages
 from socketspec.pages.schema import build_schema
+from socketspec.protocol.envelopes import MAX_ITEMS
 from socketspec.protocol.names import check_event_name, is_reserved
 from socketspec.runtime.engine import Engine
 from socketspec.runtime.settings import Settings, auth_backends, checked, drain_seconds, path, rooms_of
@@ -52,6 +53,7 @@ class SocketApp:
             variable ``SOCKETSPEC_BACKEND`` says, else ``"memory"``.
         allowed_origins: exact origins such as ``"https://myapp.com"``; ``["*"]`` allows all.
         max_payload_size: bytes a message may have.
+        max_payload_items: values in arrays and objects, counted together, that a message may have.
         rate_limit: a token bucket for inbound events. None: no limit.
         session: how long connections last, idle and heartbeat limits.
         rooms: the app's rooms. Where given, there are no others.
@@ -101,6 +103,7 @@ class SocketApp:
         backend: str | Backend | None = None,
         allowed_origins: Sequence[str] = ("*",),
         max_payload_size: int = 65536,
+        max_payload_items: int = MAX_ITEMS,
         rate_limit: RateLimit | None = None,
         session: SessionConfig | None = None,
         rooms: Sequence[Room | str] = (),
@@ -133,6 +136,7 @@ class SocketApp:
             auth=auth_backends(auth),
             origins=OriginPolicy(allowed_origins),
             max_payload_size=max_payload_size,
+            max_payload_items=max_payload_items,
             rate_limit=rate_limit,
             session=SessionConfig() if session is None else session,
             backpressure=Backpressure() if backpressure is None else backpressure,

@@ -20,6 +20,7 @@ from socketspec.protocol.messages import Message
 from socketspec.protocol.publications import Topic
 from socketspec.session.clock import SessionClock
 from socketspec.session.config import Session
+from socketspec.text import close_reason
 
 __all__ = ("Connection", "connection_id")
 
@@ -54,6 +55,7 @@ class Connection:
         "identity",
         "in_flight",
         "session",
+        "spent",
         "subjects",
         "topics",
         "transport",
@@ -103,6 +105,8 @@ class Connection:
         """Whether an `on_connect` hook has seen it, so that the `on_disconnect` hooks have to."""
         self.held: bool = False
         """Whether its messages are not read for now, its pongs among them."""
+        self.spent: float = 0.0
+        """Seconds that its messages have taken the event loop since it last gave way."""
         self.close_code: int = 0
         self.close_reason: str = ""
         self.finished: asyncio.Task[None] | None = None
@@ -172,7 +176,7 @@ class Connection:
     async def disconnect(self, reason: str = "disconnected", *, code: int = CloseCode.DISCONNECTED) -> None:
         """Close the connection after what is buffered. `reason` reaches the client and `on_disconnect`.
 
-        `code` is 1000 or one of 4000-4999. Raises `ValueError` for any other.
+        At most 123 bytes of it do. `code` is 1000 or one of 4000-4999. Raises `ValueError` for any other.
         """
         self.close(check_close_code(code), reason)
 
@@ -191,8 +195,7 @@ class Connection:
             return
         if error is not None:
             self.send_error(error, event=None)
-        if reason is None:
-            reason = CLOSE_CODES[CloseCode(code)].reason
+        reason = CLOSE_CODES[CloseCode(code)].reason if reason is None else close_reason(reason)
         if code != CloseCode.SLOW_CONSUMER:  # nothing that waits is of use to it
             self._sender.finish(self.id)
         if not self.is_open and self._state is not State.AUTHENTICATING:

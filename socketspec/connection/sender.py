@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from socketspec.declaration.contracts import Contracts
 from socketspec.errors import EventError
@@ -12,11 +13,20 @@ from socketspec.protocol.messages import Message, Write, encode_payload
 from socketspec.protocol.names import check_outbound
 from socketspec.telemetry.context import Requests, log_context
 from socketspec.telemetry.debug_feed import DebugFeed
-from socketspec.text import get_logger
+from socketspec.text import cut, get_logger
 
 __all__ = ("Sender",)
 
 logger: logging.Logger = get_logger("socketspec.events")
+
+MAX_MESSAGE: Final = 1000
+"""Characters of an error's message that are sent."""
+MAX_ERROR: Final = 8192
+"""Bytes of an error beyond which most of its details are left out."""
+MAX_DETAIL: Final = 200
+"""Characters of the name and of the text of a detail that is kept then."""
+MAX_DETAILS: Final = 10
+"""How many are kept then."""
 
 
 class Sender:
@@ -58,14 +68,7 @@ class Sender:
         requests = self._requests
         number = number or next(requests.numbers)
         request = requests.id(number)
-        payload = {
-            "code": error.code,
-            "event": event,
-            "message": error.message,
-            "request_id": request,
-            "details": error.details,
-        }
-        message = Message("__error__", encode_payload(payload), id=id)
+        message = Message("__error__", _payload(error, event, request), id=id)
         if logger.isEnabledFor(logging.DEBUG):
             with log_context(connection, requests, event, number):
                 logger.debug(
@@ -87,3 +90,32 @@ class Sender:
     def finish(self, connection: str) -> None:
         """Before a connection closes: write what was published to it so far."""
         self._hub.finish(connection)
+
+
+def _payload(error: EventError, event: str | None, request: str) -> bytes:
+    """An error as it is sent: bounded as a whole, as clients have a say in what is in it. Raises `TypeError`."""
+    payload = {
+        "code": error.code,
+        "event": event,
+        "message": cut(str(error.message), MAX_MESSAGE),
+        "request_id": request,
+        "details": error.details,
+    }
+    encoded = encode_payload(payload)
+    if len(encoded) > MAX_ERROR:
+        encoded = encode_payload({**payload, "details": _shortened(error.details)})
+    return encoded
+
+
+def _shortened(details: Mapping[str, Any]) -> dict[str, Any]:
+    """The small ones of many or large details, such as a reason or a number of seconds."""
+    small = [(str(name), value) for name, value in details.items() if _is_small(value) and len(str(name)) <= MAX_DETAIL]
+    return {**dict(small[:MAX_DETAILS]), "truncated": True}
+
+
+def _is_small(value: object) -> bool:
+    if isinstance(value, str):
+        return len(value) <= MAX_DETAIL
+    if isinstance(value, int):
+        return abs(value) < 2**64
+    return value is None or isinstance(value, float)

@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails, PydanticSerializationError, SchemaError,
 
 from socketspec.declaration.signatures import bare, is_union
 from socketspec.errors import ConfigurationError, ContractError, ValidationFailed
+from socketspec.text import cut
 
 __all__ = ("MAX_DEPTH", "MAX_ERRORS", "PayloadType")
 
@@ -28,6 +29,12 @@ _TOO_MANY = 1000
 
 _MAX_TEXT = 300
 """Messages and names of fields are cut to this many characters: both can quote what the client sent."""
+
+_MAX_LOC = 1000
+"""Characters of all names of fields on the way to one error."""
+
+_MAX_LISTED = 4000
+"""Characters of all errors listed: a name that the client sent once may stand in each."""
 
 _LEAST, _MOST = -(2**63), 2**64 - 1
 """The integers MessagePack can carry."""
@@ -79,7 +86,8 @@ class PayloadType:
         try:
             return self.validate_python(value)
         except ValidationError as error:
-            raise ValidationFailed(_summary(error), details={"errors": _details(error)}) from error
+            details = _details(error)
+            raise ValidationFailed(_summary(error, len(details)), details={"errors": details}) from error
         except RecursionError:
             # Not chained: a thousand frames say nothing.
             raise _refusal((), "The payload is nested too deeply", "recursion_loop") from None
@@ -182,22 +190,36 @@ def _is_object(annotation: Any) -> bool:
 def _details(error: ValidationError) -> list[dict[str, Any]]:
     if error.error_count() > _TOO_MANY:
         return [{"loc": [], "msg": f"{error.error_count()} errors are too many to list", "type": "too_many_errors"}]
-    listed: list[ErrorDetails] = error.errors(include_url=False, include_context=False, include_input=False)
-    return [
-        {"loc": [_cut(part) for part in item["loc"]], "msg": item["msg"][:_MAX_TEXT], "type": item["type"]}
-        for item in listed[:MAX_ERRORS]
-    ]
+    found: list[ErrorDetails] = error.errors(include_url=False, include_context=False, include_input=False)
+    listed: list[dict[str, Any]] = []
+    left = _MAX_LISTED
+    for item in found[:MAX_ERRORS]:
+        loc, msg = _loc(item["loc"]), cut(item["msg"], _MAX_TEXT)
+        left -= len(msg) + sum(len(str(part)) for part in loc)
+        if listed and left < 0:
+            break
+        listed.append({"loc": loc, "msg": msg, "type": item["type"]})
+    return listed
 
 
-def _cut(part: int | str) -> int | str:
-    return part[:_MAX_TEXT] if isinstance(part, str) else part
+def _loc(parts: Iterable[int | str]) -> list[int | str]:
+    """The way to an error; where it is too long, its beginning and an ellipsis."""
+    shown: list[int | str] = []
+    left = _MAX_LOC
+    for part in parts:
+        one = cut(part, _MAX_TEXT) if isinstance(part, str) else part
+        left -= len(str(one))
+        if left < 0:
+            return [*shown, "…"]
+        shown.append(one)
+    return shown
 
 
-def _summary(error: ValidationError) -> str:
+def _summary(error: ValidationError, listed: int) -> str:
     count = error.error_count()
     if count == 1:
         return "The payload does not fit: 1 error"
-    more = f", of which the first {MAX_ERRORS} are listed" if count > MAX_ERRORS else ""
+    more = f", of which the first {listed} are listed" if 1 < listed < count else ""
     return f"The payload does not fit: {count} errors{more}"
 
 
@@ -210,18 +232,58 @@ _Link = tuple[Any, int | str] | None
 
 
 def _check_tree(value: Any) -> Any:
-    """Return `value` if it holds nothing but JSON values that can be sent on. Level by level: no recursion, O(n)."""
+    """Return `value` if it holds nothing but JSON values that can be sent on. Level by level: no recursion, O(n).
+
+    Makes no object for what it passes: a payload of many small containers would have the garbage collector run.
+    """
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        is_last = True
+        for container in level:
+            for item in _values(container):
+                kind: object = item.__class__
+                if kind is dict or kind is list:
+                    is_last = False
+                    if item:
+                        below.append(item)
+                elif not _is_leaf(item, kind):
+                    return _locate(value)
+        if is_last:
+            return value
+        level = below
+    return _locate(value)
+
+
+_ODD = (object(),)
+"""What `_values` says of a container in which something has to be looked at more closely."""
+
+
+def _values(container: Any) -> Iterable[Any]:
+    values: Iterable[Any] = _ODD
+    if container.__class__ is list:
+        values = container
+    elif container.__class__ is dict and set(map(type, container)) <= {str}:
+        values = container.values()
+    return values
+
+
+def _is_leaf(item: Any, kind: object) -> bool:
+    if kind is str or kind is bool or item is None:
+        return True
+    return (kind is int and _LEAST <= item <= _MOST) or (kind is float and math.isfinite(item))
+
+
+def _locate(value: Any) -> Any:
+    """Find what is wrong with `value` and where; return it if nothing is."""
     level: list[tuple[Any, _Link]] = [(value, None)]
     for _ in range(MAX_DEPTH):
         below: list[tuple[Any, _Link]] = []
         for container, link in level:
             for key, item in _entries(container, link):
-                kind: object = item.__class__
-                if kind is str or kind is bool or item is None or (kind is int and _LEAST <= item <= _MOST):
-                    pass
-                elif kind is dict or kind is list:
+                if item.__class__ in (dict, list):
                     below.append((item, (link, key)))
-                else:
+                elif not _is_leaf(item, item.__class__):
                     _check_leaf(item, (link, key))
         if not below:
             return value
@@ -254,7 +316,6 @@ def _refusal(link: Any, message: str, kind: str) -> ValidationFailed:
     loc: list[int | str] = []
     while link:
         link, part = link
-        loc.append(_cut(part))
-    return ValidationFailed(
-        "The payload does not fit: 1 error", details={"errors": [{"loc": loc[::-1], "msg": message, "type": kind}]}
-    )
+        loc.append(part)
+    error = {"loc": _loc(loc[::-1]), "msg": message, "type": kind}
+    return ValidationFailed("The payload does not fit: 1 error", details={"errors": [error]})

@@ -1,17 +1,19 @@
 """From an inbound frame to a handler and its reply.
 
-The order of checks: size → rate limit → parse and validate → middleware → dependencies → handler. (Origin and
-authentication came before, at the handshake.) Everything up to the handler is synchronous: a refused message costs no
-task. Handlers of one connection run side by side, at most `max_in_flight` of them, then reading pauses; those of
-events registered with ``ordered=True`` run one after the other.
+The order of checks: rate limit → size → parse and validate → middleware → dependencies → handler. (Origin and
+authentication came before, at the handshake; where credentials come by message, nothing else is heard before them.)
+Everything up to the handler is synchronous: a refused message costs no task. Handlers of one connection run side by
+side, at most `max_in_flight` of them, then reading pauses; those of events registered with ``ordered=True`` run one
+after the other.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from socketspec.concurrency.cancellation import unless_cancelled
 from socketspec.concurrency.tasks import Tasks
@@ -48,12 +50,20 @@ logger: logging.Logger = get_logger("socketspec.events")
 
 Pending = Coroutine[Any, Any, None]
 
+SMALL: Final = 1024
+"""Characters up to which a message is never worth a turn of the event loop."""
+TURN: Final = 0.001
+"""Seconds of parsing and validation of one connection's messages after which the event loop gets a turn."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InboundLimits:
     """What clients may send, and what they are told of failures."""
 
     max_payload_size: int
+    max_payload_items: int
+    max_first_message: int
+    """Bytes of a message from a client that has yet to authenticate."""
     max_in_flight: int
     debug: bool
     """Whether clients are told the text of exceptions."""
@@ -98,17 +108,11 @@ class Dispatcher:
         self._counters.received_bytes += len(data)
         if conn.in_flight.leaving or (conn.state is not State.OPEN and conn.state is not State.AUTHENTICATING):
             return None
-        if binary is not (conn.format is Format.MSGPACK):
-            expected = "binary MessagePack" if conn.format is Format.MSGPACK else "JSON text"
-            error = ValidationFailed(f"This connection speaks {expected} frames.")
-            conn.close(CloseCode.UNSUPPORTED_DATA, error=error)
-            return None
-        if self._is_too_large(data):
-            limit = self._limits.max_payload_size
-            self._counters.count_event("unknown", "too_large")
-            conn.send_error(
-                PayloadTooLarge(f"A message may have {limit} bytes.", details={"max_payload_size": limit}), event=None
-            )
+        is_first = conn.state is State.AUTHENTICATING
+        if binary is not (conn.format is Format.MSGPACK) or (
+            is_first and _is_larger(data, self._limits.max_first_message)
+        ):
+            self._refuse_frame(conn)
             return None
         limiter = self._limiter
         if limiter is not None:
@@ -121,14 +125,22 @@ class Dispatcher:
             if wait > 0:
                 self._refuse(conn, wait, now)
                 return None
-        return self._parse(conn, data, now)
+        return self._take(conn, data, now)
 
-    def _is_too_large(self, data: str | bytes) -> bool:
-        limit = self._limits.max_payload_size
-        if len(data) > limit:
-            return True
-        # A character has at most four bytes, so most strings need not be encoded to be measured.
-        return isinstance(data, str) and not data.isascii() and len(data) * 4 > limit and len(data.encode()) > limit
+    def oversized(self, conn: Connection) -> None:
+        """A message was larger than the adapter reads; where this has not closed the connection, it does, with 1009."""
+        self._counters.count_event("unknown", "too_large")
+        if conn.state is State.AUTHENTICATING:
+            self._protocol_events.refuse_unauthenticated(conn)
+
+    def _refuse_frame(self, conn: Connection) -> None:
+        """Close a connection for a message that is not looked into."""
+        if conn.state is State.AUTHENTICATING:
+            self._protocol_events.refuse_unauthenticated(conn)
+            return
+        expected = "binary MessagePack" if conn.format is Format.MSGPACK else "JSON text"
+        error = ValidationFailed(f"This connection speaks {expected} frames.")
+        conn.close(CloseCode.UNSUPPORTED_DATA, error=error)
 
     async def _after_limit(self, conn: Connection, data: str | bytes, verdict: Coroutine[Any, Any, float]) -> None:
         try:
@@ -138,34 +150,55 @@ class Dispatcher:
             return
         if wait > 0:
             self._refuse(conn, wait, self._now())
-        elif conn.is_open:
-            pending = self._parse(conn, data, self._now())
+        elif conn.state is State.OPEN or conn.state is State.AUTHENTICATING:
+            pending = self._take(conn, data, self._now())
             if pending is not None:
                 await pending
 
     def _refuse(self, conn: Connection, wait: float, now: float) -> None:
-        error = RateLimited("Too many events.", details={"retry_after": round(wait, 3)})
-        limiter = self._limiter
         self._counters.rate_limited += 1
         self._counters.count_event("unknown", "rate_limited")
-        if limiter is not None and limiter.is_abuse(conn, now):
+        self._turn_away(conn, RateLimited("Too many events.", details={"retry_after": round(wait, 3)}), now)
+
+    def _turn_away(self, conn: Connection, error: EventError, now: float) -> None:
+        """Answer a message that is refused unread; a client that goes on with those is closed."""
+        if self._limiter is not None and self._limiter.is_abuse(conn, now):
             conn.close(CloseCode.RATE_LIMITED, error=error)
         else:
             conn.send_error(error, event=None)
 
+    def _take(self, conn: Connection, data: str | bytes, now: float) -> Pending | None:
+        """What has passed the rate limit."""
+        limit = self._limits.max_payload_size
+        if _is_larger(data, limit):
+            self._counters.count_event("unknown", "too_large")
+            error = PayloadTooLarge(f"A message may have {limit} bytes.", details={"max_payload_size": limit})
+            self._turn_away(conn, error, now)
+            return None
+        pending = self._parse(conn, data, now)
+        if len(data) > SMALL:
+            conn.spent += self._now() - now
+            if conn.spent > TURN and pending is None:
+                conn.spent = 0.0
+                return _breathe()  # else one with many costly messages would keep the event loop from everybody
+        return pending
+
     def _parse(self, conn: Connection, data: str | bytes, now: float) -> Pending | None:
         try:
-            envelope = decode(data, conn.format)
+            envelope = decode(data, conn.format, max_items=self._limits.max_payload_items)
         except ValidationFailed as error:
             self._counters.count_event("unknown", "malformed")
-            conn.send_error(error, event=None)
+            if conn.state is not State.OPEN:
+                self._protocol_events.refuse_unauthenticated(conn)
+            else:
+                conn.send_error(error, event=None)
+            return None
+        if conn.state is not State.OPEN and envelope.event != "__refresh_auth__":
+            self._protocol_events.refuse_unauthenticated(conn)
             return None
         spec = self._registry.events.get(envelope.event)
         if spec is None:
             return self._other(conn, envelope, now)
-        if conn.state is not State.OPEN:
-            self._protocol_events.refuse_unauthenticated(conn)
-            return None
         conn.clock.last_active = now
         try:
             payload = spec.plan.payload.validate(envelope.payload) if spec.plan.payload is not None else None
@@ -190,9 +223,6 @@ class Dispatcher:
             number = next(self._requests.numbers)
             pending = self._protocol_events.handle(conn, envelope, number)
             return None if pending is None else self._guarded(conn, envelope, pending, number)
-        if conn.state is not State.OPEN:
-            self._protocol_events.refuse_unauthenticated(conn)
-            return None
         conn.clock.last_active = now
         self._counters.count_event("unknown", "unknown")
         if is_reserved(envelope.event):
@@ -311,3 +341,14 @@ class Dispatcher:
             id=id,
             number=number,
         )
+
+
+def _is_larger(data: str | bytes, limit: int) -> bool:
+    if len(data) > limit:
+        return True
+    # A character has at most four bytes, so most strings need not be encoded to be measured.
+    return isinstance(data, str) and not data.isascii() and len(data) * 4 > limit and len(data.encode()) > limit
+
+
+async def _breathe() -> None:
+    await asyncio.sleep(0)

@@ -41,9 +41,6 @@ class ProtocolEvents:
             return None
         if envelope.event == "__refresh_auth__":
             return self._refresh_auth(conn, envelope, number)
-        if conn.state is not State.OPEN:
-            self.refuse_unauthenticated(conn)
-            return None
         return self._resume.answer(conn, envelope, number)
 
     def refuse_unauthenticated(self, conn: Connection) -> None:

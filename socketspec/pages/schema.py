@@ -28,6 +28,7 @@ def build_schema(app: SocketApp) -> dict[str, Any]:
         "namespace": app.settings.namespace,
         "subprotocols": list(SUBPROTOCOLS),
         "max_payload_size": app.settings.max_payload_size,
+        "max_payload_items": app.settings.max_payload_items,
         "authentication": [type(backend).__name__ for backend in app.settings.auth],
         "events": [_event(spec) for spec in app.registry.events.values()],
         "rooms": [

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 
 import msgpack
 from pydantic_core import from_json
@@ -19,17 +19,21 @@ from pydantic_core import from_json
 from socketspec.errors import ValidationFailed
 from socketspec.protocol.formats import MAX_DEPTH, Format
 
-__all__ = ("Envelope", "decode")
+__all__ = ("MAX_ITEMS", "Envelope", "decode")
 
 
 MAX_ID_LENGTH: Final = 128
-_MAX_MSGPACK_ITEMS: Final = 65_536
+MAX_ITEMS: Final = 10_000
+"""Values in arrays and objects that a message may have, all together, unless an app says otherwise."""
 
 # What a number too large for a float looks like. A match is a suspicion only; no match is certain. In JSON it is looked
 # for with every digit made a 0: four times as fast as a regular expression, which would cost more than the parsing.
 _DIGITS_AS_0: Final = bytes.maketrans(b"123456789E", b"000000000e")
 _MANY_DIGITS: Final = b"0" * 200
 _NOT_FINITE_MSGPACK: Final = re.compile(rb"\xca[\x7f\xff][\x80-\xff]|\xcb[\x7f\xff][\xf0-\xff]")
+
+
+_CONTAINERS: Final = frozenset({dict, list})
 
 
 class Envelope(NamedTuple):
@@ -43,12 +47,12 @@ class Envelope(NamedTuple):
 _ENVELOPE_KEYS: Final = frozenset({"event", "payload", "id"})
 
 
-def decode(data: str | bytes, format: Format) -> Envelope:
+def decode(data: str | bytes, format: Format, *, max_items: int = MAX_ITEMS) -> Envelope:
     """Parse one message of a connection that speaks `format`.
 
     Raises `ValidationFailed` with a sentence that says what is wrong.
     """
-    value = _parse_msgpack(data) if format is Format.MSGPACK else _parse_json(data)
+    value = _parse_msgpack(data, max_items) if format is Format.MSGPACK else _parse_json(data, max_items)
     if type(value) is not dict:
         raise ValidationFailed(f"A message must be an object with an `event`, not {_kind(value)}.")
     if not value.keys() <= _ENVELOPE_KEYS:
@@ -73,7 +77,17 @@ def _check_id(value: object) -> str | int | None:
     raise ValidationFailed(f"`id` must be an integer of 64 bits or a string of at most {MAX_ID_LENGTH} characters.")
 
 
-def _parse_json(data: str | bytes) -> Any:
+def _too_many_items(limit: int) -> ValidationFailed:
+    return ValidationFailed(
+        f"A message may have {limit} items: values in arrays and objects, counted together.",
+        details={"reason": "too_many_items", "limit": limit},
+    )
+
+
+def _parse_json(data: str | bytes, max_items: int) -> Any:
+    # An item takes at least two characters, so most messages need not be looked at.
+    if len(data) > 2 * max_items and _has_more_items(data, max_items):
+        raise _too_many_items(max_items)
     try:
         value = from_json(data, allow_inf_nan=False)
     except ValueError as error:
@@ -84,6 +98,19 @@ def _parse_json(data: str | bytes) -> Any:
     if _may_be_infinite(data):
         _refuse_infinite(value)
     return value
+
+
+def _has_more_items(data: str | bytes, limit: int) -> bool:
+    """Whether JSON has more than `limit` items: found without making an object of any, and exact where it is JSON."""
+    text = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
+    if text.count(b",") + text.count(b"[") + text.count(b"{") <= limit:
+        return False
+    text = text.replace(rb"\\", b"").replace(rb"\"", b"")  # now every quotation mark begins or ends a string
+    if text.count(b'"') > 4 * limit + 4:  # of every two strings, one is an item
+        return True
+    outside = b"0".join(text.split(b'"')[::2]).translate(None, b" \t\r\n")
+    empty = outside.count(b"[]") + outside.count(b"{}")
+    return outside.count(b",") + outside.count(b"[") + outside.count(b"{") - empty > limit
 
 
 def _may_be_infinite(data: str | bytes) -> bool:
@@ -133,20 +160,54 @@ def _check_unique(keys: list[Any]) -> None:
             raise ValidationFailed(f"`{key}` stands twice in the message.")
 
 
-def _parse_msgpack(data: str | bytes) -> Any:
+class _Items:
+    """Counts the items of a MessagePack message while it is parsed. Raises `ValidationFailed` beyond the limit."""
+
+    __slots__ = ("_left", "_limit")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = self._left = limit
+
+    def array(self, items: list[Any]) -> list[Any]:
+        self._take(len(items))
+        return items
+
+    def map(self, pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+        self._take(len(pairs))
+        return dict(pairs)
+
+    def _take(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise _too_many_items(self._limit)
+
+
+def _no_extension(code: int, data: bytes) -> NoReturn:
+    raise ValueError(f"extension type {code} has no meaning here")
+
+
+def _parse_msgpack(data: str | bytes, max_items: int) -> Any:
     if isinstance(data, str):  # the connection refuses text frames before this; kept for direct callers
         raise ValidationFailed("Expected a MessagePack binary frame.")
+    counted: dict[str, Any] = {}
+    if len(data) > max_items:  # an item takes at least a byte
+        items = _Items(max_items)
+        counted = {"list_hook": items.array, "object_pairs_hook": items.map}
     try:
         value = msgpack.unpackb(
             data,
             raw=False,
             strict_map_key=True,
             max_ext_len=0,
-            max_array_len=_MAX_MSGPACK_ITEMS,
-            max_map_len=_MAX_MSGPACK_ITEMS,
+            ext_hook=_no_extension,  # those of no length are let through otherwise
+            max_array_len=max_items,
+            max_map_len=max_items,
+            **counted,
         )
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         detail = str(error)[:120] or "the data ends early or is nested too deeply"
+        if "exceeds max_array_len" in detail or "exceeds max_map_len" in detail:
+            raise _too_many_items(max_items) from None
         raise ValidationFailed(f"Not MessagePack: {detail}.") from None
     # Every level costs at least a byte, so a short message cannot be deep.
     if len(data) > MAX_DEPTH and _deeper_than(value, MAX_DEPTH):
@@ -176,16 +237,18 @@ def _outermost_keys(data: bytes) -> list[Any]:
 def _deeper_than(value: object, limit: int) -> bool:
     level: list[Any] = [value]
     for _ in range(limit + 1):
+        is_last = True
         following: list[Any] = []
         for item in level:
-            if type(item) is dict:
-                following.extend(item.values())
-            elif type(item) is list:
-                following.extend(item)
-        if not following:
+            values: Any = item.values() if type(item) is dict else item if type(item) is list else ()
+            containers = [each for each in values if type(each) in _CONTAINERS]
+            if containers:
+                is_last = False
+                following.extend(filter(None, containers))  # an empty one is a level, but has no further one
+        if is_last:
             return False
         level = following
-    return any(type(item) in (dict, list) for item in level)
+    return True
 
 
 def _kind(value: object) -> str:

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from socketspec.errors import check_close_code
 from socketspec.protocol.messages import encode_payload
 from socketspec.protocol.publications import Publication, Topic
+from socketspec.text import close_reason
 
 __all__ = ("control_topic", "disconnect_order", "revoke_order")
 
@@ -45,7 +46,7 @@ def disconnect_order(
     *, user: str | None = None, connections: Sequence[str] = (), code: int, reason: str
 ) -> Publication:
     """Close all connections of `user`, and those with the ids `connections`. Raises `ValueError` for a bad code."""
-    order: dict[str, Any] = {"code": check_close_code(int(code)), "reason": reason}
+    order: dict[str, Any] = {"code": check_close_code(int(code)), "reason": close_reason(reason)}
     if user is not None:
         order["user"] = user
     if connections:
@@ -55,4 +56,5 @@ def disconnect_order(
 
 def revoke_order(subjects: Sequence[str], reason: str) -> Publication:
     """Close all connections of `subjects`, as `revocation_subjects` makes them, with 4005."""
-    return Publication(event="revoke", payload=encode_payload({"subjects": list(subjects), "reason": reason}))
+    order = {"subjects": list(subjects), "reason": close_reason(reason)}
+    return Publication(event="revoke", payload=encode_payload(order))

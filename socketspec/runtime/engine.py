@@ -110,8 +110,9 @@ class Engine:
         limiter = None if limit is None else Limiter(limit, backend.limits, shared=backend.shared)
         protocol_events = ProtocolEvents(self._admissions, self._opening, credentials, resume)
         limits = InboundLimits(
-            max_payload_size=settings.max_payload_size, max_in_flight=settings.max_in_flight, debug=settings.debug
-        )
+            max_payload_size=settings.max_payload_size, max_payload_items=settings.max_payload_items,
+            max_first_message=settings.max_first_message, max_in_flight=settings.max_in_flight, debug=settings.debug,
+        )  # fmt: skip
         dispatcher = Dispatcher(
             registry, self.contracts, limiter, protocol_events, hooks, self.handlers, self.requests, self.counters,
             self.feed, limits, now,
@@ -119,6 +120,8 @@ class Engine:
 
         self.receive = dispatcher.receive
         """Takes one message; await what it returns before reading on."""
+        self.oversized = dispatcher.oversized
+        """A message was larger than the adapter reads: close with 1009 where this has not closed the connection."""
         self._ending: asyncio.Task[None] | None = None
 
     async def start(self) -> None:

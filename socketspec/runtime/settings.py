@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from socketspec.connection.outbox import Backpressure
 from socketspec.declaration.rooms import Room
@@ -20,6 +20,8 @@ __all__ = ("Settings",)
 
 LimitPolicy = Literal["reject", "evict_oldest"]
 """What happens to a connection too many of one user; see `SocketApp`."""
+MAX_FIRST_MESSAGE: Final = 20_480
+"""The longest token that is accepted has 16,384 bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +32,7 @@ class Settings:
     auth: tuple[AuthBackend, ...]
     origins: OriginPolicy
     max_payload_size: int
+    max_payload_items: int
     rate_limit: RateLimit | None
     session: SessionConfig
     backpressure: Backpressure
@@ -45,7 +48,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         checked(check_namespace, self.namespace)
-        for name in ("max_payload_size", "max_in_flight", "max_rooms_per_connection"):
+        for name in ("max_payload_size", "max_payload_items", "max_in_flight", "max_rooms_per_connection"):
             _check_whole(name, getattr(self, name))
         if self.max_connections_per_user is not None:
             _check_whole("max_connections_per_user", self.max_connections_per_user)
@@ -58,6 +61,11 @@ class Settings:
                 f"SocketApp(connection_limit_policy={self.connection_limit_policy!r}) must be {policies}."
             )
         _check_positive("auth_timeout", self.auth_timeout)
+
+    @property
+    def max_first_message(self) -> int:
+        """Bytes of a message from a client that has yet to authenticate: enough for a token, and for little more."""
+        return min(MAX_FIRST_MESSAGE, self.max_payload_size)
 
 
 def auth_backends(auth: AuthBackend | Sequence[AuthBackend] | None) -> tuple[AuthBackend, ...]:

@@ -45,6 +45,9 @@ class Echo:
     def writable(self):
         self.line.go_on()
 
+    def too_large(self):
+        pass
+
     def heard(self):
         pass
 

@@ -120,14 +120,15 @@ async def test_leaving_never_hangs_and_the_hooks_run_all_the_same(
 
 
 async def health(app: SocketApp, **query: str) -> tuple[int, dict[str, object]]:
-    response = await app.pages.respond("GET", "/socket-health", Headers(), QueryParams(query.items()))
+    headers = Headers([("authorization", "Bearer s3cret")])
+    response = await app.pages.respond("GET", "/socket-health", headers, QueryParams(query.items()))
     assert response is not None
     return response.status, json.loads(response.body)
 
 
 async def test_health_says_ready_or_not_and_live_all_the_same() -> None:
     backend = OutOfTouch()
-    app = SocketApp(backend=backend)
+    app = SocketApp(backend=backend, docs_access_token="s3cret")
     assert (await health(app))[0] == 503
     assert (await health(app, check="live"))[0] == 200
     async with TestClient(app) as client:
