@@ -26,6 +26,11 @@ class RedisSessions(Sessions):
         """The time `session` was first seen, remembered for `ttl` seconds from then."""
         return float(await self._runner.run(_BEGIN.command((self._keys.session(session),), milliseconds(ttl))))
 
+    async def began(self, session: str) -> float | None:
+        """The time `session` was first seen; None where it is not remembered."""
+        found = await self._runner.run(Command("GET", None, (self._keys.session(session),)))
+        return None if found is None else float(found)
+
     async def revoke(self, subject: str, *, ttl: float) -> None:
         """Refuse `subject` for `ttl` seconds; never for less than was said before."""
         await self._runner.run(revoke_command(self._keys, subject, ttl=ttl))

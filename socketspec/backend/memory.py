@@ -204,6 +204,10 @@ class MemorySessions(Sessions):
             self._begun[session] = (began, self._clock() + ttl)
         return began
 
+    async def began(self, session: str) -> float | None:
+        began, expires_at = self._begun.get(session, (0.0, 0.0))
+        return began if expires_at > self._clock() else None
+
     async def revoke(self, subject: str, *, ttl: float) -> None:
         self._sweep()
         self._revoked[subject] = max(self._revoked.get(subject, 0.0), self._clock() + ttl)

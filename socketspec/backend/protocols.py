@@ -149,6 +149,10 @@ class Sessions(Protocol):
         """The time `session` was first seen (seconds since the epoch), remembered for `ttl` seconds."""
         ...
 
+    async def began(self, session: str) -> float | None:
+        """What `begin` would answer, where `session` is remembered; None, and nothing is remembered, where not."""
+        ...
+
     async def revoke(self, subject: str, *, ttl: float) -> None:
         """Refuse `subject` (a session, a user or a token id) for `ttl` seconds."""
         ...

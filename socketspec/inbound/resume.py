@@ -89,6 +89,7 @@ class Resume:
         if brought is not None:
             if not conn.is_open:
                 return
+            answer["session_resumed"] = conn.session.id == brought
             answer["session_expires_at"] = conn.session.expires_at
         resumed = {room: await self._resume_room(conn, room, since) for room, since in positions.items()}
         for room, outcome in resumed.items():

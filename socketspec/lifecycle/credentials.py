@@ -14,7 +14,8 @@ from socketspec.membership.directory import Directory
 from socketspec.membership.node_orders import NodeOrders
 from socketspec.session.config import Session
 from socketspec.session.revocation import Revoked
-from socketspec.session.verifier import SessionVerifier, check_session
+from socketspec.session.tokens import check_session
+from socketspec.session.verifier import SessionVerifier
 
 __all__ = ("Credentials",)
 
@@ -64,15 +65,16 @@ class Credentials:
             self.adopt(conn, identity, conn.session, checked_at)
 
     async def resume_session(self, conn: Connection, brought: object) -> None:
-        """Go on with the session that the client brought, unless its token names one.
+        """Go on with the session of the token that the client brought. It never ends later for that.
 
-        It never ends later for that. Raises as `SessionVerifier.open` does.
+        Where its credentials name a session, or there is none for the token, the connection keeps the one it has.
+        Raises as `SessionVerifier.open` does.
         """
         if check_session(brought) == conn.session.id or self._verifier.named(conn.identity) is not None:
             return
         checked_at = self._now()
-        session = await self._verifier.open(conn.identity, brought)
-        if not conn.is_open:
+        session = await self._verifier.find(conn.identity, brought)
+        if session is None or not conn.is_open:
             return
         own = conn.session
         if own.expires_at is not None and session.expires_at is not None and own.expires_at < session.expires_at:

@@ -22,12 +22,12 @@ def unavailable(what: str, error: BaseException) -> AuthError:
     Frames and types are logged, exception texts are not: a ``KeyError`` from a look-up of the credentials *is* the
     credentials.
     """
-    hidden = _TextNotShown("it may hold the credentials").with_traceback(error.__traceback__)
+    hidden = TextNotLogged("it may hold the credentials").with_traceback(error.__traceback__)
     logger.error("%s failed, so nobody gets in: %s", what, _types(error), exc_info=hidden)
     return AuthError(UNAVAILABLE)
 
 
-class _TextNotShown(Exception):
+class TextNotLogged(Exception):
     """Stands for an exception whose text is not logged, with its frames."""
 
 

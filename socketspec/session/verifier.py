@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import re
+import time
 from typing import Any, Final
 
 from socketspec.backend.protocols import Sessions as Store
-from socketspec.errors import ErrorCode, EventError, ValidationFailed
+from socketspec.errors import ErrorCode, EventError
 from socketspec.identity import Identity
 from socketspec.session.config import Session, SessionConfig
 from socketspec.session.revocation import Kind, Revoked, digest, subject_of
+from socketspec.session.tokens import check_session, is_given_to, new_token
 
-__all__ = ("SessionVerifier", "check_session")
+__all__ = ("SessionVerifier",)
 
 REMEMBERED: Final = 86_400.0
 """Seconds that the begin of a session is remembered after its end, so that it cannot begin again."""
-
-_SESSION = re.compile(r"[A-Za-z0-9_-]{16,128}")
 
 
 class SessionVerifier:
@@ -33,7 +32,7 @@ class SessionVerifier:
 
     def subjects(self, identity: Identity, session: str | None) -> tuple[str, ...]:
         """Everything by which a connection can be revoked."""
-        user = identity.user_id if identity.is_authenticated else None
+        user = _user(identity)
         tokens = dict.fromkeys((_claim(identity, "sid"), _claim(identity, "jti")))
         named: list[tuple[Kind, str | None]] = [("user", user), *(("token", token) for token in tokens)]
         named.append(("session", session))
@@ -48,35 +47,60 @@ class SessionVerifier:
     async def open(self, identity: Identity, brought: object = None) -> Session:
         """The session of a connection that may be opened; `brought` is the session token the client came with.
 
+        A token that was not given to this user, or of which nothing is known, names none: a session begins then.
         Raises `Revoked`, an `EventError` with ``SESSION_EXPIRED``, `ValidationFailed` for what cannot be a session
         token, and `BackendError`.
         """
-        known = self.named(identity)
-        if known is None and brought is not None:
-            known = check_session(brought)
-        await self.check(identity, known)
-        fresh = Session(config=self._config)
-        id = fresh.id if known is None else known
+        named = self.named(identity)
+        if named is None and brought is not None:
+            found = await self.find(identity, brought)
+            if found is not None:
+                return found
+        await self.check(identity, named)
+        return await self._begin(identity, named)
+
+    async def find(self, identity: Identity, brought: object) -> Session | None:
+        """The session of a token that a client brought; None where there is none. Creates nothing.
+
+        Raises as `open` does.
+        """
+        user = _user(identity)
+        token = check_session(brought)
+        if not is_given_to(token, self._namespace, user):
+            return None
+        await self.check(identity, token)
+        if self._config.max_duration is None:  # nothing was stored: it is a name, and says of itself whose
+            return Session(id=token, config=self._config)
+        began = await self._sessions.began(self._key(user, token))
+        return None if began is None else self._session(token, began)
+
+    async def _begin(self, identity: Identity, named: str | None) -> Session:
+        user = _user(identity)
+        id = new_token(self._namespace, user) if named is None else named
+        now = time.time()
         duration = self._config.max_duration
         if duration is None:
-            return fresh if known is None else Session(id=id, config=self._config, started_at=fresh.started_at)
-        key = digest(self._namespace, "begun", identity.user_id, id)
-        began = await self._sessions.begin(key, ttl=duration + REMEMBERED)
+            return Session(id=id, config=self._config, started_at=now)
+        began = await self._sessions.begin(self._key(user, id), ttl=duration + REMEMBERED)
         # The backend's clock is not ours; a session that began just now began now.
-        started_at = fresh.started_at if known is None else min(began, fresh.started_at)
-        if started_at + duration <= fresh.started_at:
+        return self._session(id, now if named is None else began)
+
+    def _session(self, id: str, began: float) -> Session:
+        """A session with a record. Raises an `EventError` where its time is over."""
+        now = time.time()
+        duration = self._config.max_duration or 0.0
+        started_at = min(began, now)
+        if started_at + duration <= now:
             raise EventError("The session reached its maximum duration.", code=ErrorCode.SESSION_EXPIRED)
         return Session(id=id, config=self._config, started_at=started_at, expires_at=started_at + duration)
 
+    def _key(self, user: str | None, id: str) -> str:
+        return digest(self._namespace, "begun", user, id)
 
-def check_session(value: object) -> str:
-    """Return `value` if it can be a session token. Raises `ValidationFailed` with a sentence for the client."""
-    if isinstance(value, str) and _SESSION.fullmatch(value):
-        return value
-    raise ValidationFailed(
-        "`session` must be the session token from `__connect__`: 16 to 128 letters, digits, hyphens or underscores.",
-        details={"reason": "session"},
-    )
+
+def _user(identity: Identity) -> str | None:
+    """Who a session belongs to; None: anybody who is anonymous."""
+    return identity.user_id if identity.is_authenticated else None
 
 
 def _claim(identity: Identity, name: str) -> str | None:

@@ -26,6 +26,20 @@ async def test_a_session_is_remembered_for_its_ttl_from_the_beginning(subject: S
     assert await sessions.begin("s", ttl=60) == again
 
 
+async def test_looking_a_session_up_finds_what_began_and_creates_nothing(subject: Subject) -> None:
+    sessions = subject.backend.sessions
+    assert await sessions.began("s") is None
+    await subject.outlive(1)
+    began = await sessions.begin("s", ttl=60)
+    assert await sessions.began("s") == began
+    await subject.outlive(59)
+    assert await sessions.began("s") == began, "looking it up makes it last no shorter"
+    await subject.outlive(2)
+    assert await sessions.began("s") is None, "nor longer"
+    for name in ("t", "s*", "", "x" * 10_000, "ünïcödé"):
+        assert await sessions.began(name) is None
+
+
 async def test_sessions_are_apart(backend: Backend) -> None:
     await backend.sessions.begin("one", ttl=60)
     await backend.sessions.revoke("one", ttl=60)
