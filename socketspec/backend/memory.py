@@ -25,7 +25,9 @@ class _Stream:
 
     epoch: str
     expires_at: float
+    size: int = 0
     entries: deque[Publication] = field(default_factory=deque)
+    """One more than `size`, so that the position before the oldest shown one can still be verified by its tag."""
     offset: int = 0
     keys: dict[str, Position] = field(default_factory=dict)
 
@@ -59,7 +61,8 @@ class _Streams:
         position = Position(stream.offset, stream.epoch, secrets.token_hex(4))
         kept = publication._replace(position=position)
         stream.entries.append(kept)
-        while len(stream.entries) > policy.size:
+        stream.size = policy.size
+        while len(stream.entries) > policy.size + 1:
             stream.entries.popleft()
         if key is not None:
             stream.keys[key] = position
@@ -124,23 +127,26 @@ class MemoryHistory(HistoryStore):
     ) -> Sequence[Publication]:
         stream = self._streams.live(topic)
         if since is None:
-            entries = stream.entries if stream is not None else deque[Publication]()
-            return list(entries)[max(len(entries) - limit, 0) :] if limit is not None else list(entries)
+            return [] if stream is None else _newest(stream, limit)
         if stream is None or stream.epoch != since.epoch or since.offset > stream.offset:
             raise LookupError(f"{topic.name!r} has begun a new history since that position")
-        first = stream.offset - len(stream.entries) + 1
-        if since.offset < first - 1:
+        if since.offset < stream.offset - stream.size:
             raise LookupError(f"{topic.name!r} no longer keeps what followed offset {since.offset}")
-        following = list(islice(stream.entries, max(since.offset - first + 1, 0), None))
-        if since.offset >= first:
-            at_since = stream.entries[since.offset - first].position
+        index = since.offset - (stream.offset - len(stream.entries)) - 1
+        if index >= 0:
+            at_since = stream.entries[index].position
             if at_since is None or at_since.tag != since.tag:
                 raise LookupError(f"offset {since.offset} of {topic.name!r} is another publication")
-        return following if limit is None else following[:limit]
+        return list(islice(stream.entries, index + 1, None if limit is None else index + 1 + limit))
 
     async def position(self, topic: Topic) -> Position | None:
         stream = self._streams.live(topic)
         return stream.entries[-1].position if stream is not None and stream.entries else None
+
+
+def _newest(stream: _Stream, limit: int | None) -> list[Publication]:
+    count = stream.size if limit is None else min(limit, stream.size)
+    return list(islice(stream.entries, max(len(stream.entries) - count, 0), None))
 
 
 class MemoryPresence(Presence):

@@ -19,13 +19,15 @@ class Room:
     """Declares a room, or with a pattern such as ``"orders:{id}"`` a family of rooms.
 
     An app that declares rooms has no others. `max_members` counts connections, cluster-wide. `history` keeps what is
-    broadcast, for `rooms.history` and for clients that resume.
+    broadcast, for `rooms.history` and for clients that resume. With `client_join`, clients may join by themselves:
+    whoever may connect, unless a guard refuses.
     """
 
     name: str
     history: History | None = None
     max_members: int | None = None
     description: str = ""
+    client_join: bool = False
 
     def __post_init__(self) -> None:
         RoomPattern(self.name)
@@ -33,6 +35,8 @@ class Room:
             raise ConfigurationError(f"Room({self.name!r}, history={self.history!r}) must be History(size=…, ttl=…).")
         if self.max_members is not None and (type(self.max_members) is not int or self.max_members < 1):
             raise ConfigurationError(f"Room({self.name!r}, max_members={self.max_members!r}) must be at least 1.")
+        if type(self.client_join) is not bool:
+            raise ConfigurationError(f"Room({self.name!r}, client_join={self.client_join!r}) must be True or False.")
 
 
 class _Declared(NamedTuple):

@@ -32,6 +32,11 @@ class Limiter:
             return self._limits.take(key, rate=self._limit.rate, capacity=self._limit.capacity)
         return self._buckets.take(key, now)
 
+    async def wait(self, conn: Connection, now: float) -> float:
+        """What `check` says, after waiting for other nodes where they are asked."""
+        verdict = self.check(conn, now)
+        return verdict if isinstance(verdict, float | int) else await verdict
+
     def is_abuse(self, conn: Connection, now: float) -> bool:
         """Count one refusal; True when the connection has had more than `max_violations` of them.
 

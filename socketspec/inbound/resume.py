@@ -1,21 +1,31 @@
-"""Re-join rooms after a reconnect, and replay exactly what was missed."""
+"""Answers ``__resume__``: the session goes on, rooms are joined again by right, what was missed is sent.
+
+A room's name alone lets nobody in. There is a right to a room whose guards allow it, to one that the app opens to
+clients, and to one whose brought position verifies: epoch and tag cannot be guessed, so the client was in it.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
 
 from socketspec.backend.protocols import HistoryStore
+from socketspec.concurrency.tasks import Tasks
 from socketspec.connection.connection import Connection
 from socketspec.errors import BackendError, EventError, ValidationFailed
-from socketspec.fanout.hub import Hub
+from socketspec.inbound.catching_up import CatchingUp, Held, Keep, Lag, unrecovered
+from socketspec.inbound.limiter import Limiter
+from socketspec.inbound.positions import positions_of
+from socketspec.inbound.surcharge import Surcharge
 from socketspec.lifecycle.admission import refusal_code
 from socketspec.lifecycle.credentials import Credentials
-from socketspec.membership.rooms import RoomMembership
+from socketspec.membership.rooms import RoomFull, RoomMembership
 from socketspec.protocol.envelopes import Envelope
 from socketspec.protocol.messages import Message, encode_payload
-from socketspec.protocol.publications import Position
+from socketspec.protocol.publications import Position, Topic
 from socketspec.telemetry.counters import Counters
 from socketspec.text import get_logger
 
@@ -23,53 +33,40 @@ __all__ = ("Resume",)
 
 logger: logging.Logger = get_logger("socketspec.events")
 
-MAX_HELD: Final = 10_000
-"""Messages of a room that wait for a client while its history is read."""
+PATIENCE: Final = 1.0
+"""Seconds that what the client sends next waits for a replay."""
 
-
-class _Held:
-    """Takes a room's live messages while its history is read: `MAX_HELD` of them, beyond which it is not recovered."""
-
-    def __init__(self) -> None:
-        self.messages: list[Message] = []
-        self.overflowed = False
-
-    def __call__(self, *messages: Message) -> None:
-        if len(self.messages) + len(messages) <= MAX_HELD:
-            self.messages += messages
-        else:
-            self.overflowed = True
-
-
-class _Resumed(NamedTuple):
-    """What resuming one room came to."""
-
-    result: dict[str, Any]
-    missed: list[Message]
-    held: _Held
-    last: Position | None = None
-    """What the client has seen when `missed` has been sent; None where that is not known."""
+Row = dict[str, Any]
+"""What the answer says of one room."""
 
 
 class Resume:
-    """Answers ``__resume__``: the session goes on, rooms are joined again, what was missed is sent."""
+    """Answers ``__resume__``."""
 
     def __init__(
         self,
         rooms: RoomMembership,
         history: HistoryStore,
-        hub: Hub,
+        catching_up: CatchingUp,
         credentials: Credentials,
+        limiter: Limiter | None,
         counters: Counters,
+        tasks: Tasks,
+        now: Callable[[], float],
         *,
         max_rooms: int,
     ) -> None:
         self._rooms = rooms
         self._history = history
-        self._hub = hub
+        self._catching_up = catching_up
         self._credentials = credentials
+        self._limiter = limiter
         self._counters = counters
+        self._tasks = tasks
+        self._now = now
         self._max_rooms = max_rooms
+        self._running: dict[str, asyncio.Task[None]] = {}
+        """Replays under way, by connection id."""
 
     async def answer(self, conn: Connection, envelope: Envelope, number: int) -> None:
         """Go on with a session, re-join rooms and replay exactly what was missed, or say that it cannot be known.
@@ -77,9 +74,11 @@ class Resume:
         The answer is sent before anything newer, so a client never takes a gap for the whole story. Guards run again.
         `number` is the request's.
         """
+        while (running := self._running.get(conn.id)) is not None and not running.done():
+            await asyncio.wait((running,))  # one replay at a time
         try:
             brought = envelope.payload.get("session")
-            positions = _positions(envelope.payload, self._max_rooms)
+            positions = positions_of(envelope.payload, self._max_rooms)
             if brought is not None:
                 await self._resume_session(conn, brought)
         except ValidationFailed as error:
@@ -91,18 +90,25 @@ class Resume:
                 return
             answer["session_resumed"] = conn.session.id == brought
             answer["session_expires_at"] = conn.session.expires_at
-        resumed = {room: await self._resume_room(conn, room, since) for room, since in positions.items()}
-        for room, outcome in resumed.items():
-            if outcome.held.overflowed:  # perhaps only while the rooms after it were read
-                resumed[room] = _failed(outcome.held, "history_lost")
-        for outcome in resumed.values():
-            self._counters.count_recovery("recovered" if outcome.result["recovered"] else outcome.result["reason"])
-        answer["rooms"] = {room: outcome.result for room, outcome in resumed.items()}
+        rows, lags = await self._resume_rooms(conn, positions)
+        if not conn.is_open:
+            return
+        answer["rooms"] = rows
         conn.send(Message("__resume__", encode_payload(answer), id=envelope.id))
-        for room, outcome in resumed.items():
-            for message in outcome.missed:
-                conn.send(message)
-            self._release(conn, room, outcome)
+        if lags:
+            await self._catch_up(conn, lags)
+
+    async def _catch_up(self, conn: Connection, lags: list[Lag]) -> None:
+        """Let all rooms through. Returns before that where it takes long: the client's pings have to be answered."""
+        task = self._tasks.spawn(self._run(conn, lags), name=f"replay for {conn.id}")
+        if not task.done():
+            self._running[conn.id] = task
+            task.add_done_callback(lambda _: self._running.pop(conn.id, None))
+            await asyncio.wait((task,), timeout=PATIENCE)
+
+    async def _run(self, conn: Connection, lags: list[Lag]) -> None:
+        for lag in sorted(lags, key=lambda lag: lag.is_long):  # those with nothing to replay need not wait
+            await self._catching_up.run(conn, lag)
 
     async def _resume_session(self, conn: Connection, brought: object) -> None:
         """Go on with the session. A connection whose session is over is closed: it would outlive it otherwise."""
@@ -113,89 +119,69 @@ class Resume:
         except EventError as error:
             conn.close(refusal_code(error), error=error)
 
-    async def _resume_room(self, conn: Connection, room: str, since: Position | None) -> _Resumed:
-        held = _Held()
+    async def _resume_rooms(
+        self, conn: Connection, positions: dict[str, Position | None]
+    ) -> tuple[dict[str, Row], list[Lag]]:
+        rows: dict[str, Row] = {room: {} for room in positions}  # in the order of the question
+        lags: list[Lag] = []
+        costs = Surcharge(conn, self._limiter, self._counters, self._now)
+        keep = Keep()
+        # Where tokens do not last, those with a position are the likelier ones to have a right to.
+        for room, since in sorted(positions.items(), key=lambda item: item[1] is None):
+            rows[room] = await self._resume_room(conn, room, since, Held(keep), costs, lags)
+            if not conn.is_open:
+                return rows, []
+        for lag in lags:
+            if lag.held.overflowed and lag.seen is None:
+                rows[lag.room], lag.held.overflowed = unrecovered("history_lost"), False
+        for row in rows.values():
+            self._counters.count_recovery("recovered" if row["recovered"] else row["reason"])
+        return rows, lags
+
+    async def _resume_room(
+        self, conn: Connection, room: str, since: Position | None, held: Held, costs: Surcharge, lags: list[Lag]
+    ) -> Row:
+        """Join one room, and find out what was missed. Where it has to be let through later, it is added to `lags`."""
         if room in conn.topics:
-            return _failed(held, "already_joined")
+            return unrecovered("already_joined")
+        if costs.is_exhausted and not self._rooms.is_open_to_clients(room):
+            return costs.refuse()
         try:
-            await self._rooms.join(conn, room, held)
-            topic = conn.topics.get(room)
-            if topic is None or since is None:
-                return _failed(held, "no_position")
-            try:
-                missed = await self._history.read(topic, since=since)
-            except LookupError as error:
-                return _failed(held, "history_lost", str(error))
+            joined = await self._rooms.rejoin(conn, room, held, partial(self._verifies, since))
+        except RoomFull as error:
+            return unrecovered(error.code, error.message)
         except EventError as error:
-            return _failed(held, error.code, error.message)
+            return await costs.take() or unrecovered(error.code, error.message)
         except BackendError as error:
             logger.error("Resuming room %r failed for connection %s: %s", room, conn.id, error)
-            return _failed(held, "failed")
+            return unrecovered("failed")
         except Exception:
             logger.exception("Resuming room %r failed for connection %s", room, conn.id)
-            return _failed(held, "failed")
-        if held.overflowed or not _is_contiguous(missed, since):
-            return _failed(held, "history_lost")
-        messages = [Message(item.event, item.payload, room=room, position=item.position) for item in missed]
-        last = missed[-1].position if missed else since
-        return _Resumed({"recovered": True, "replayed": len(messages)}, messages, held, last)
+            return await costs.take() or unrecovered("failed")
+        topic = conn.topics.get(room)
+        if not joined or topic is None:
+            return unrecovered("no_position" if joined else "already_joined")
+        lag = Lag(room, topic, held, keep=held.keep)
+        lags.append(lag)
+        return unrecovered("no_position") if since is None else await self._begin(conn, lag, since)
 
-    def _release(self, conn: Connection, room: str, outcome: _Resumed) -> None:
-        """Send what arrived meanwhile and is not among the replayed, then let the room through directly."""
-        last = outcome.last
-        for message in outcome.held.messages:
-            if not _is_seen(message, last):
-                conn.send(message)
-        topic, write = conn.topics.get(room), conn.transport.write
-        if topic is None or not conn.is_open:
-            return
-        if last is None:
-            self._hub.add(topic, conn.id, write)
-            return
+    async def _verifies(self, since: Position | None, topic: Topic) -> bool:
+        """Whether the client was in the room: only then it can know epoch and tag of what was published there."""
+        if since is None:
+            return False
+        try:
+            await self._history.read(topic, since=since, limit=0)
+        except LookupError:
+            return False
+        return True
 
-        def write_unseen(*messages: Message) -> None:
-            # A fan-out under way may still come with what was replayed; with the first newer one it is past that.
-            newer = [message for message in messages if not _is_seen(message, last)]
-            if newer:
-                self._hub.add(topic, conn.id, write)
-                write(*newer)
-
-        self._hub.add(topic, conn.id, write_unseen)
-
-
-def _failed(held: _Held, reason: str, message: str | None = None) -> _Resumed:
-    result = {"recovered": False, "reason": reason}
-    return _Resumed(result if message is None else {**result, "message": message}, [], held)
-
-
-def _is_seen(message: Message, last: Position | None) -> bool:
-    position = message.position
-    if last is None or position is None or position.epoch != last.epoch:
-        return False
-    return position.offset <= last.offset
-
-
-def _is_contiguous(publications: Any, since: Position) -> bool:
-    offsets = [item.position.offset for item in publications if item.position is not None]
-    return offsets == list(range(since.offset + 1, since.offset + 1 + len(publications)))
-
-
-def _positions(payload: Mapping[str, Any], limit: int) -> dict[str, Position | None]:
-    """The `rooms` of a ``__resume__``: ``{name: {"offset": int, "epoch": str, "tag": str}}``."""
-    rooms = payload.get("rooms", {})
-    if not isinstance(rooms, dict) or len(rooms) > limit:
-        raise ValidationFailed(f"`payload.rooms` must be an object of at most {limit} rooms.")
-    return {name: _position(name, value) for name, value in rooms.items()}
-
-
-def _position(name: str, value: Any) -> Position | None:
-    if value is None:
-        return None
-    if isinstance(value, dict):
-        offset, epoch, tag = value.get("offset"), value.get("epoch"), value.get("tag", "")
-        if type(offset) is int and 0 <= offset < 2**63 and isinstance(epoch, str) and isinstance(tag, str):
-            return Position(offset, epoch, tag)
-    raise ValidationFailed(
-        f"The position of {name[:80]!r} must be null or "
-        '{"offset": integer, "epoch": string, "tag": string}, as its last message said.'
-    )
+    async def _begin(self, conn: Connection, lag: Lag, since: Position) -> Row:
+        try:
+            return {"recovered": True, "replayed": await self._catching_up.begin(lag, since)}
+        except LookupError as error:
+            return unrecovered("history_lost", str(error))
+        except BackendError as error:
+            logger.error("Resuming room %r failed for connection %s: %s", lag.room, conn.id, error)
+        except Exception:
+            logger.exception("Resuming room %r failed for connection %s", lag.room, conn.id)
+        return unrecovered("failed")

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from socketspec.connection.connection import Connection
 from socketspec.connection.hooks import Hooks
 from socketspec.declaration.registry import Guard, Registry
-from socketspec.declaration.rooms import DeclaredRooms
-from socketspec.errors import PermissionDenied
+from socketspec.declaration.rooms import DeclaredRooms, Room
+from socketspec.errors import EventError, PermissionDenied
 from socketspec.fanout.hub import Hub
 from socketspec.membership.topics import Topics
 from socketspec.protocol.messages import Write
 from socketspec.protocol.publications import Topic
 from socketspec.telemetry.counters import Counters
 
-__all__ = ("RoomMembership",)
+__all__ = ("Proof", "RoomFull", "RoomMembership")
+
+Proof = Callable[[Topic], Awaitable[bool]]
+"""Says whether a client was in a room before."""
+
+_Guards = Sequence[tuple[Guard, dict[str, str]]]
+
+
+class RoomFull(PermissionDenied):
+    """The connection may join the room, but has to wait for a place in it."""
 
 
 class RoomMembership:
@@ -47,29 +56,57 @@ class RoomMembership:
         """Joins and leaves under way, by connection id and room; set when they are through."""
 
     async def join(self, conn: Connection, room: str, write: Write) -> None:
-        """Put `conn` into `room`; what is published there is written with `write`. Idempotent.
+        """Put `conn` into `room`, as the app wants it; what is published there is written with `write`. Idempotent.
 
         Raises `ValidationFailed` for a name that cannot be one, `RoomNotFound`, `PermissionDenied`, and
         `BackendError`.
         """
+        await self._join(conn, room, write, None)
+
+    async def rejoin(self, conn: Connection, room: str, write: Write, proof: Proof) -> bool:
+        """Put `conn` into a room that its client names, if it has a right to it; False where it was in it already.
+
+        Where there are guards, they alone decide. Else the app has to open the room to clients, or `proof` to say
+        that the client was in it before. Raises as `join` does.
+        """
+        return await self._join(conn, room, write, proof)
+
+    def is_open_to_clients(self, room: str) -> bool:
+        """Whether every client has a right to `room`, so that nobody has to be asked."""
+        try:
+            declared = self._declared.check(room)
+        except EventError:
+            return False
+        return declared is not None and declared.client_join and not self._registry.guards_for(room)
+
+    async def _join(self, conn: Connection, room: str, write: Write, proof: Proof | None) -> bool:
         declared = self._declared.check(room)
         async with self._alone(conn, room) as changing:
             if room in conn.topics:
-                return
+                return False
             if len(conn.topics.keys() | changing.keys()) > self._max_rooms:
                 raise PermissionDenied(
                     f"This connection is in {self._max_rooms} rooms already, the most there may be.",
                     details={"reason": "too_many_rooms", "limit": self._max_rooms},
                 )
-            await self._check_guards(conn, room)
+            await self._check_right(conn, room, declared, proof)
             await self._enter(conn, room, None if declared is None else declared.max_members, write)
         if room in conn.topics:
             await self._hooks.run(self._registry.on_room_join, conn, room)
+        return True
 
-    async def _check_guards(self, conn: Connection, room: str) -> None:
+    async def _check_right(self, conn: Connection, room: str, declared: Room | None, proof: Proof | None) -> None:
         guards = self._registry.guards_for(room)
-        if not guards:
+        if guards:
+            await self._check_guards(conn, room, guards)
             return
+        is_open = proof is None or (declared is not None and declared.client_join)
+        if proof is not None and not is_open and not await proof(Topic(self._namespace, "room", room)):
+            raise PermissionDenied(
+                f"You may not join {room!r} by its name alone.", details={"reason": "no_right", "room": room}
+            )
+
+    async def _check_guards(self, conn: Connection, room: str, guards: _Guards) -> None:
         with self._hooks.log_context(conn):
             for guard, variables in guards:
                 if not await _allows(guard, conn, variables):
@@ -78,9 +115,7 @@ class RoomMembership:
     async def _enter(self, conn: Connection, room: str, limit: int | None, write: Write) -> None:
         topic = Topic(self._namespace, "room", room)
         if not await self._topics.enter(topic, conn.id, conn.identity.user_id, limit=limit):
-            raise PermissionDenied(
-                f"{room!r} is full.", details={"reason": "room_full", "room": room, "max_members": limit}
-            )
+            raise RoomFull(f"{room!r} is full.", details={"reason": "room_full", "room": room, "max_members": limit})
         if not conn.is_open:  # it left while we waited, and its clean-up did not know of this room
             await self._topics.exit(topic, conn.id, write_rest=False)
             return

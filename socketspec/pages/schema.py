@@ -36,6 +36,7 @@ def build_schema(app: SocketApp) -> dict[str, Any]:
                 "name": room.name,
                 "description": room.description,
                 "max_members": room.max_members,
+                "client_join": room.client_join,
                 "history": None if room.history is None else {"size": room.history.size, "ttl": room.history.ttl},
             }
             for room in app.rooms.declared

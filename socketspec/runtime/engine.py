@@ -21,6 +21,7 @@ from socketspec.declaration.registry import Registry
 from socketspec.declaration.rooms import DeclaredRooms
 from socketspec.fanout.broadcaster import Broadcaster
 from socketspec.fanout.hub import Hub
+from socketspec.inbound.catching_up import CatchingUp
 from socketspec.inbound.dispatch import Dispatcher, InboundLimits
 from socketspec.inbound.limiter import Limiter
 from socketspec.inbound.protocol_events import ProtocolEvents
@@ -102,12 +103,13 @@ class Engine:
             backend.node, self.everybody, sender, self.directory, self._wheel, self.hub, users, hooks, registry,
             verifier, credentials, self._closing, self._drain, config=session, auth_timeout=settings.auth_timeout,
         )  # fmt: skip
-        resume = Resume(
-            self.rooms, backend.history, self.hub, credentials, self.counters,
-            max_rooms=settings.max_rooms_per_connection,
-        )  # fmt: skip
         limit = settings.rate_limit
         limiter = None if limit is None else Limiter(limit, backend.limits, shared=backend.shared)
+        catching_up = CatchingUp(backend.history, self.hub, max_buffer=settings.backpressure.max_buffer)
+        resume = Resume(
+            self.rooms, backend.history, catching_up, credentials, limiter, self.counters, self.tasks, now,
+            max_rooms=settings.max_rooms_per_connection,
+        )  # fmt: skip
         protocol_events = ProtocolEvents(self._admissions, self._opening, credentials, resume)
         limits = InboundLimits(
             max_payload_size=settings.max_payload_size, max_payload_items=settings.max_payload_items,

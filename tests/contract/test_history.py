@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -118,6 +120,49 @@ async def test_another_tag_at_that_offset_is_refused(backend: Backend, index: in
     positions = await fill(backend, 3)
     with pytest.raises(LookupError):
         await read(backend, since=positions[index]._replace(tag="other"))
+
+
+async def test_the_tag_counts_also_of_the_position_just_before_the_oldest_kept(backend: Backend) -> None:
+    positions = await fill(backend, 8)
+    with pytest.raises(LookupError):
+        await read(backend, since=positions[2]._replace(tag="other"))
+    assert await read(backend, since=positions[2], limit=0) == []
+
+
+@pytest.mark.parametrize(("limit", "events"), [(0, []), (1, ["event3"]), (2, ["event3", "event4"])])
+async def test_a_limit_since_a_position_takes_the_oldest_first(backend: Backend, limit: int, events: list[str]) -> None:
+    positions = await fill(backend, 5)
+    assert await read(backend, since=positions[1], limit=limit) == events
+
+
+@pytest.mark.parametrize("wrong", [{"epoch": "other"}, {"tag": "other"}, {"offset": 9}])
+async def test_a_limit_of_none_at_all_still_verifies_the_position(backend: Backend, wrong: dict[str, Any]) -> None:
+    positions = await fill(backend, 5)
+    assert await read(backend, since=positions[1], limit=0) == []
+    with pytest.raises(LookupError):
+        await read(backend, since=positions[1]._replace(**wrong), limit=0)
+
+
+@pytest.mark.parametrize(
+    "changed", [str.upper, str.title, lambda text: text[:-1], lambda text: text + "0", lambda _: ""]
+)
+async def test_epoch_and_tag_are_compared_exactly(backend: Backend, changed: Callable[[str], str]) -> None:
+    for _ in range(20):  # until both have a letter that is changed
+        at = (await fill(backend, 1))[-1]
+        if changed(at.epoch) != at.epoch and changed(at.tag) != at.tag:
+            break
+    for position in (at._replace(epoch=changed(at.epoch)), at._replace(tag=changed(at.tag))):
+        if position != at:
+            with pytest.raises(LookupError):
+                await read(backend, since=position)
+
+
+async def test_the_beginning_is_known_by_its_epoch_alone(backend: Backend) -> None:
+    positions = await fill(backend, 2)
+    assert await read(backend, since=Position(0, positions[0].epoch, "any"), limit=0) == []
+    for epoch in ("", "other", positions[0].epoch.upper() + "x"):
+        with pytest.raises(LookupError):
+            await read(backend, since=Position(0, epoch), limit=0)
 
 
 async def test_history_ends_ttl_seconds_after_the_last_publication(subject: Subject) -> None:

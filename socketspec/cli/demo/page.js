@@ -110,8 +110,9 @@ const handlers = {
   __ping__() { send("__pong__", {}); },
   __server_shutdown__(payload) { delayAsked = payload.reconnect_in * 1000; },
   __resume__(payload, message) {
-    if (message.id !== `resume ${room.name}`) return;
-    const outcome = payload.rooms[`chat:${room.name}`] || { recovered: false };
+    const outcome = payload.rooms[`chat:${room.name}`];
+    // Without an id it says that something is lost after all, in the midst of a long replay.
+    if (!outcome || (message.id !== undefined && message.id !== `resume ${room.name}`)) return;
     if (!outcome.recovered) {
       notice("The server no longer has all that was said meanwhile: something may be missing here.", "warning");
       room.position = null;

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, field_validator
 
-from socketspec import Broadcasts, Connection, Depends, Emits, SocketApp
+from socketspec import Broadcasts, Connection, Depends, Emits, Room, SocketApp
 from socketspec.backend.memory import MemoryBackend, MemoryLimits
 from socketspec.errors import (
     AuthError,
@@ -212,7 +212,7 @@ async def test_the_on_error_hook_hears_of_failures_and_not_of_refusals() -> None
 
 
 async def test_a_guard_that_fails_while_resuming_does_not_end_the_connection() -> None:
-    app = SocketApp()
+    app = SocketApp(rooms=["r", Room("s", client_join=True)])
 
     @app.room_guard("r")
     async def guard(conn: Connection) -> bool:

@@ -20,7 +20,13 @@ V1 = ["socketspec.v1.json"]
 
 
 def app(backend: Backend | str = "memory", *, size: int = 100) -> SocketApp:
-    return SocketApp(backend=backend, rooms=[Room("kept:{id}", history=History(size=size)), Room("plain")])
+    kept = History(size=size)
+    rooms = [
+        Room("kept:{id}", history=kept),
+        Room("open:{id}", history=kept, client_join=True),
+        Room("plain", client_join=True),
+    ]
+    return SocketApp(backend=backend, rooms=rooms)
 
 
 async def publish(socket: SocketApp, *numbers: int, room: str = "kept:1") -> list[Position | None]:
@@ -77,22 +83,26 @@ async def test_a_client_that_missed_nothing_gets_nothing_twice() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"epoch": "other"}, {"tag": "other"}, {"offset": 99}, {"offset": 0}])
-async def test_a_wrong_position_is_not_recovered_and_says_why_but_the_room_is_joined(changes: dict[str, Any]) -> None:
+async def test_a_wrong_position_is_not_recovered_and_says_why_but_a_room_with_a_right_is_joined(
+    changes: dict[str, Any],
+) -> None:
     socket = app(size=3)
     async with TestClient(socket) as client:
-        at = await publish(socket, 1, 2, 3, 4, 5)
+        at = await publish(socket, 1, 2, 3, 4, 5, room="open:1")
         conn = await client.connect(subprotocols=V1)
-        results = await resume(conn, {"kept:1": position(at[3], **changes)})
-        assert results["kept:1"]["recovered"] is False
-        assert results["kept:1"]["reason"] == "history_lost"
-        await publish(socket, 6)
+        results = await resume(conn, {"open:1": position(at[3], **changes)})
+        assert results["open:1"]["recovered"] is False
+        assert results["open:1"]["reason"] == "history_lost"
+        await publish(socket, 6, room="open:1")
         assert await received(conn, 1) == [6]
 
 
 @pytest.mark.parametrize(
     ("room", "since", "reason"),
     [
-        ("kept:1", None, "no_position"),
+        ("kept:1", None, "PERMISSION_ERROR"),
+        ("open:1", None, "no_position"),
+        ("plain", None, "no_position"),
         ("plain", {"offset": 1, "epoch": "e"}, "history_lost"),
         ("nowhere", None, "ROOM_NOT_FOUND"),
         ("a\nb", None, "VALIDATION_ERROR"),
@@ -149,7 +159,10 @@ async def test_a_malformed_resume_is_a_validation_error(rooms: Any) -> None:
 
 
 class GatedHistory(MemoryHistory):
-    """Reads only when let: `before` is awaited before looking, `after` between looking and answering."""
+    """Reads only when let: `before` is awaited before looking, `after` between looking and answering.
+
+    What is read only to verify a position, before the room is joined, is not held up.
+    """
 
     def __init__(self, source: MemoryHistory) -> None:
         self._source = source
@@ -159,6 +172,8 @@ class GatedHistory(MemoryHistory):
     async def read(
         self, topic: Topic, *, since: Position | None = None, limit: int | None = None
     ) -> Sequence[Publication]:
+        if limit == 0:
+            return await self._source.read(topic, since=since, limit=limit)
         self.looking.set()
         await self.before.wait()
         found = await self._source.read(topic, since=since, limit=limit)
@@ -206,23 +221,54 @@ def test_what_is_broadcast_during_a_resume_comes_once_and_in_order(
     asyncio.run(run())
 
 
-async def test_rooms_with_more_traffic_than_can_be_held_are_not_recovered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("socketspec.inbound.resume.MAX_HELD", 2)
+@pytest.mark.parametrize("when", ["while the history is read", "before the answer"])
+async def test_more_traffic_than_can_be_held_is_read_from_the_history(
+    when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socketspec.inbound.catching_up.MAX_HELD", 2)
     backend = MemoryBackend()
     gated = GatedHistory(backend.history)
     gated.before.set()
     backend.history = gated
     socket = app(backend)
+
+    @socket.on_room_join
+    async def came(_conn: Connection, room: str) -> None:
+        if room == "plain" and when == "before the answer":
+            await publish(socket, 3, 4, 5, 6)
+
     async with TestClient(socket) as client:
-        (at,) = await publish(socket, 1)
+        at = await publish(socket, 1, 2)
         conn = await client.connect(subprotocols=V1)
-        resuming = asyncio.create_task(conn.send("__resume__", {"rooms": {"kept:1": position(at)}}))
+        rooms = {"kept:1": position(at[0]), "plain": None}
+        resuming = asyncio.create_task(conn.send("__resume__", {"rooms": rooms}))
         await gated.looked.wait()
-        await publish(socket, 2, 3, 4)
+        if when == "while the history is read":
+            await publish(socket, 3, 4, 5, 6)
         gated.after.set()
         await resuming
         answer = await conn.receive_event("__resume__")
-        assert answer["payload"]["rooms"]["kept:1"] == {"recovered": False, "reason": "history_lost"}
+        assert answer["payload"]["rooms"]["kept:1"] == {"recovered": True, "replayed": 1}
+        await publish(socket, 7)
+        assert await received(conn, 6) == [2, 3, 4, 5, 6, 7]
+
+
+async def test_more_traffic_than_can_be_held_of_a_room_without_a_position_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("socketspec.inbound.catching_up.MAX_HELD", 2)
+    socket = app()
+
+    @socket.on_room_join
+    async def came(_conn: Connection, room: str) -> None:
+        await publish(socket, 1, 2, 3, room=room)
+        await asyncio.sleep(0)  # they are written in the next turn
+
+    async with TestClient(socket) as client:
+        conn = await client.connect(subprotocols=V1)
+        assert await resume(conn, {"plain": None}) == {"plain": {"recovered": False, "reason": "history_lost"}}
+        await publish(socket, 4, room="plain")
+        assert await received(conn, 1) == [4]
 
 
 async def test_what_a_join_hook_broadcasts_during_a_resume_reaches_the_one_who_resumes() -> None:
@@ -236,7 +282,7 @@ async def test_what_a_join_hook_broadcasts_during_a_resume_reaches_the_one_who_r
         (at,) = await publish(socket, 1)
         conn = await client.connect(subprotocols=V1)
         await resume(conn, {"kept:1": position(at), "plain": None})
-        assert [(await conn.receive())["payload"] for _ in range(2)] == [{"to": "kept:1"}, {"to": "plain"}]
+        assert {(await conn.receive())["payload"]["to"] for _ in range(2)} == {"kept:1", "plain"}
 
 
 async def test_what_is_broadcast_in_the_turn_of_the_answer_follows_what_was_missed() -> None:

@@ -161,6 +161,7 @@ def test_rooms_are_listed_with_their_limits() -> None:
         "name": "board:{id}",
         "description": "One board",
         "max_members": 9,
+        "client_join": False,
         "history": {"size": 5, "ttl": 60},
     }
     assert (everybody["max_members"], everybody["history"]) == (None, None)
