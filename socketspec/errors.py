@@ -70,9 +70,10 @@ ERROR_CODES: Mapping[ErrorCode, str] = {
     ErrorCode.IDLE_TIMEOUT: "Nothing was received for `idle_timeout` seconds. Sent before close code 4003.",
     ErrorCode.PAYLOAD_TOO_LARGE: "The message is larger than `max_payload_size`. The connection stays open "
     "where the server hands the whole message over, and is closed with 1009 where it does not.",
-    ErrorCode.PERMISSION_ERROR: "A guard or limit refused it: a room guard, a full room, too many rooms, or too many "
-    "connections of one user (sent before close code 4008).",
-    ErrorCode.RATE_LIMIT_ERROR: "Too many events; `details.retry_after` says in seconds when to try again.",
+    ErrorCode.PERMISSION_ERROR: "A guard or limit refused it: a room guard, a room without a right to it, a full room, "
+    "too many rooms, or too many connections of one user (sent before close code 4008).",
+    ErrorCode.RATE_LIMIT_ERROR: "Too many events, or too many rooms without a right to them in one `__resume__`; "
+    "`details.retry_after` says in seconds when to try again.",
     ErrorCode.ROOM_NOT_FOUND: "The app declares its rooms and this is none of them.",
     ErrorCode.SESSION_EXPIRED: "The session reached `max_duration`. Sent before close code 4002.",
     ErrorCode.UNKNOWN_EVENT: "No handler has this name, or the name is reserved.",

@@ -95,14 +95,19 @@ class Broker(Protocol):
 
 
 class HistoryStore(Protocol):
-    """Reads what `Broker.publish` kept."""
+    """Reads what `Broker.publish` kept.
+
+    Whoever brings a position that `read` honours is taken for one that was in the room: epochs and tags are random, and
+    too long to be guessed.
+    """
 
     async def read(
         self, topic: Topic, *, since: Position | None = None, limit: int | None = None
     ) -> Sequence[Publication]:
-        """The newest `limit` publications, oldest first; with `since`, all after that position.
+        """The newest `limit` publications, oldest first; with `since`, the first `limit` after that position.
 
-        Raises `LookupError` when `since` cannot be honoured: another epoch, another tag, or already trimmed away.
+        Raises `LookupError` when `since` cannot be honoured: another epoch, another tag, or already trimmed away; also
+        for a `limit` of 0. At offset 0, before the first one, there is no tag.
         """
         ...
 
