@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import traceback
 from collections.abc import Iterator
 from typing import Final
@@ -27,11 +28,16 @@ def cut(text: str, limit: int) -> str:
 def one_line(value: object, limit: int = MAX_LINE) -> str:
     """`value` as text on one line: line ends, escapes and other control characters as Python would write them."""
     text = cut(_shown(value), limit)
-    if text.isprintable():
-        return text
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
-    )
+    return text if text.isprintable() else _ODD.sub(_escaped, text)
+
+
+_ODD: Final = re.compile(r"[^ -~]")
+"""What may be a control character: everything but printable ASCII."""
+
+
+def _escaped(match: re.Match[str]) -> str:
+    letter = match[0]
+    return letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
 
 
 def close_reason(reason: str) -> str:

@@ -49,7 +49,7 @@ def test_a_url_says_where_the_servers_are(url: str, servers: Servers) -> None:
     assert parse_url(url) == (servers, RedisOptions())
 
 
-@given(st.text(min_size=1), st.text(min_size=1))
+@given(st.text(min_size=1), st.text(min_size=1).filter(str.strip))
 def test_any_user_and_password_can_be_percent_encoded(user: str, password: str) -> None:
     try:
         url = f"redis://{quote(user, safe='')}:{quote(password, safe='')}@h"
