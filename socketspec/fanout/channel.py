@@ -61,9 +61,9 @@ class Slices:
         return tuple(islice(chain(self._batch, queue), first, None))
 
 
-JOIN: Final = 32
+MESSAGES_A_WRITE: Final = 32
 """Publications of one topic that are joined at most, and at which its local publishers wait for the fan-out."""
-BEHIND: Final = 256
+MESSAGES_BEHIND: Final = 256
 """Publications queued for one topic at which whoever delivers them is asked to wait before it reads more."""
 
 
@@ -108,7 +108,7 @@ class Channel:
 
     def behind(self) -> Awaitable[None] | None:
         """What ends when a long queue has been written; None where it is not long."""
-        if len(self.queue) < BEHIND:
+        if len(self.queue) < MESSAGES_BEHIND:
             return None
         if self.caught_up is None:
             self.caught_up = asyncio.get_running_loop().create_future()
@@ -122,8 +122,8 @@ class Channel:
 
     def take(self) -> tuple[Message, ...]:
         """What is next in the queue, joined."""
-        if len(self.queue) <= JOIN:
+        if len(self.queue) <= MESSAGES_A_WRITE:
             taken = tuple(self.queue)
             self.queue.clear()
             return taken
-        return tuple(self.queue.popleft() for _ in range(JOIN))
+        return tuple(self.queue.popleft() for _ in range(MESSAGES_A_WRITE))

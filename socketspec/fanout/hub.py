@@ -17,7 +17,7 @@ from typing import Final
 
 from socketspec.backend.protocols import Broker
 from socketspec.concurrency.tasks import Tasks
-from socketspec.fanout.channel import JOIN, Channel, Recipients, Slices
+from socketspec.fanout.channel import MESSAGES_A_WRITE, Channel, Recipients, Slices
 from socketspec.protocol.messages import OVERHEAD, Message, Write
 from socketspec.protocol.publications import Publication, Topic
 from socketspec.telemetry.counters import Counters
@@ -28,11 +28,11 @@ __all__ = ("Hub",)
 logger: logging.Logger = logging.getLogger("socketspec.hub")
 
 
-SLICE: Final = 1000
+WRITES_A_TURN: Final = 1000
 """Messages written, recipients times messages, before the event loop gets a turn."""
-PENDING: Final = 16_000
+PENDING_WRITES: Final = 16_000
 """Messages that wait to be written, all topics together, at which local publishers let the event loop turn."""
-HELD: Final = 65_536
+HELD_BYTES: Final = 65_536
 """Bytes for single connections that wait behind publications at most: a sender that looks at a buffer must see them."""
 MAX_QUEUED: Final = 10_000
 """Publications queued for one topic at which further ones are dropped, with an error in the log."""
@@ -144,7 +144,7 @@ class Hub:
     def deliver(self, topic: Topic, publications: Sequence[Publication]) -> Awaitable[None] | None:
         """Hand publications that arrived together to the topic's local members, in order, in the loop's next turn.
 
-        Returns what to await before reading more, where `BEHIND` publications wait.
+        Returns what to await before reading more, where `MESSAGES_BEHIND` publications wait.
         """
         channel = self._channels.get(topic)
         if channel is None or not channel.members:
@@ -183,7 +183,7 @@ class Hub:
             return
         self._after.append((write, message))
         self._after_size += len(message.payload) + OVERHEAD
-        if self._after_size >= HELD:
+        if self._after_size >= HELD_BYTES:
             self.settle()
 
     def finish(self, id: str) -> None:
@@ -199,8 +199,8 @@ class Hub:
         if (slices := channel.slices) is not None:
             write, rest = channel.members[id], slices.rest(id, channel.queue)
             slices.skip(id, len(channel.queue))  # first: what is written may close a slow client, and lead here again
-            for start in range(0, len(rest), JOIN):
-                self._write(((id, write),), rest[start : start + JOIN])
+            for start in range(0, len(rest), MESSAGES_A_WRITE):
+                self._write(((id, write),), rest[start : start + MESSAGES_A_WRITE])
 
     def settle(self) -> None:
         """Write what is waiting now, but for what is written in slices."""
@@ -221,7 +221,7 @@ class Hub:
     def _flush(self) -> None:
         self._pending = written = 0
         while self._waiting:
-            if written >= SLICE:
+            if written >= WRITES_A_TURN:
                 asyncio.get_running_loop().call_soon(self._flush)
                 return
             channel = self._waiting.pop(next(iter(self._waiting)))
@@ -231,7 +231,7 @@ class Hub:
 
     def _serve(self, channel: Channel) -> None:
         recipients = channel.recipients()
-        if len(recipients) * len(channel.queue) > SLICE:
+        if len(recipients) * len(channel.queue) > WRITES_A_TURN:
             channel.slices = Slices()
             self._sliced.add(channel)
             self._tasks.spawn(self._serve_in_slices(channel, channel.slices), name=f"fan-out {channel.topic.name!r}")
@@ -247,7 +247,7 @@ class Hub:
             while channel.queue:
                 batch, recipients = channel.take(), channel.recipients()
                 slices.begin(batch, recipients)
-                step = max(1, SLICE // len(batch))
+                step = max(1, WRITES_A_TURN // len(batch))
                 for start in range(0, len(recipients), step):
                     slices.reached = start + step
                     for share in slices.shares(channel.current(recipients, recipients[start : start + step])):
@@ -283,7 +283,7 @@ class Hub:
         Without it a publisher in a tight loop would fill the buffers of clients that never got a chance to read.
         """
         channel = self._channels.get(topic)
-        if self._pending >= PENDING or (channel is not None and len(channel.queue) >= JOIN):
+        if self._pending >= PENDING_WRITES or (channel is not None and len(channel.queue) >= MESSAGES_A_WRITE):
             await asyncio.sleep(0)
-            while channel is not None and channel.slices is not None and len(channel.queue) >= JOIN:
+            while channel is not None and channel.slices is not None and len(channel.queue) >= MESSAGES_A_WRITE:
                 await channel.slices.drained.wait()

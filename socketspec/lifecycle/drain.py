@@ -21,17 +21,17 @@ from socketspec.errors import CloseCode
 from socketspec.membership.directory import Directory
 from socketspec.protocol.messages import Message, encode_payload
 
-__all__ = ("SLOWEST", "Drain")
+__all__ = ("LEAST_A_SECOND", "Drain")
 
 logger: logging.Logger = logging.getLogger("socketspec")
 
 TICK: Final = 0.05
 """Seconds between two waves."""
-SLOWEST: Final = 20
+LEAST_A_SECOND: Final = 20
 """Connections that leave in a second at least: a node with few of them does not take the whole window."""
 JITTER: Final = 0.5
 """Seconds by which clients that connect again are spread beside that."""
-AT_ONCE: Final = 5.0
+JITTER_AT_ONCE: Final = 5.0
 """Seconds over which they are spread where everybody leaves at once (``window=0``)."""
 GOODBYES_A_TURN: Final = 500
 """Connections that are told before the event loop gets a turn."""
@@ -63,7 +63,7 @@ class Drain:
         if not connections:
             return 0
         random.shuffle(connections)
-        span = min(window, len(connections) / SLOWEST)
+        span = min(window, len(connections) / LEAST_A_SECOND)
         logger.info("Draining: %d connections leave within %.1f s", len(connections), span)
         began = self._now()
         await self._say_goodbye(connections, span)
@@ -78,7 +78,7 @@ class Drain:
         """Tell each client when to connect again: after its turn to leave, so that reconnects are spread as well."""
         for number, conn in enumerate(connections):
             turn = (number + 1) / len(connections) * span
-            delay = turn + random.uniform(0.1, JITTER if span else AT_ONCE)  # noqa: S311 - spreads load, hides nothing
+            delay = turn + random.uniform(0.1, JITTER if span else JITTER_AT_ONCE)  # noqa: S311 - spreads load, hides nothing
             conn.send(Message("__server_shutdown__", encode_payload({"reconnect_in": round(delay, 3)})))
             if number % GOODBYES_A_TURN == GOODBYES_A_TURN - 1:
                 await asyncio.sleep(0)
