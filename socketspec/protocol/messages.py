@@ -1,4 +1,4 @@
-"""Outbound messages, encoded at most once per format, however many connections they go to."""
+"""Encodes what clients are sent: a message, once per format, however many connections it goes to."""
 
 from __future__ import annotations
 

@@ -103,7 +103,6 @@ def drain_seconds(name: str, value: Any) -> float:
 
 
 def rooms_of(declared: Sequence[Any]) -> list[Room]:
-    """The declared rooms; a plain str declares a room by its name or pattern."""
     if isinstance(declared, str) or not all(isinstance(room, str | Room) for room in declared):
         raise ConfigurationError(f'SocketApp(rooms={declared!r}) must be a list such as [Room("chat:{{name}}")].')
     return [Room(room) if isinstance(room, str) else room for room in declared]
