@@ -19,7 +19,7 @@ from socketspec.adapters.handover import EXTENSION, HandOver
 from socketspec.app.app import SocketApp
 from socketspec.connection.connection import Connection
 from socketspec.lifecycle.admission import Admission
-from socketspec.pages.pages import Response
+from socketspec.pages.responses import Response
 from socketspec.protocol.handshake import Handshake, Headers, QueryParams
 from socketspec.runtime.engine import Engine
 from socketspec.telemetry.context import telling

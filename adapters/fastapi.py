@@ -16,7 +16,7 @@ from socketspec.adapters.asgi import ASGIApp, Receive, Scope, answer, send_respo
 from socketspec.adapters.asgi_transport import Send
 from socketspec.app.app import SocketApp
 from socketspec.errors import ConfigurationError
-from socketspec.pages.pages import Response
+from socketspec.pages.responses import Response
 
 __all__ = ("mount",)
 

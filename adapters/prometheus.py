@@ -10,8 +10,6 @@ app registered, reasons those of the close-code table.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -34,6 +32,7 @@ from socketspec.backend.protocols import BackendFigures, Measured
 from socketspec.errors import ConfigurationError
 from socketspec.runtime import engines as running
 from socketspec.runtime.engine import Engine
+from socketspec.security.bearer import BearerSecret, bearer_token
 from socketspec.telemetry.counters import Histogram
 
 __all__ = ("NAMES", "SocketSpecCollector", "mount_metrics")
@@ -97,21 +96,15 @@ def mount_metrics(app: Starlette | Router, path: str = "/metrics", *, token: str
     router = app.router if isinstance(app, Starlette) else app
     if any(isinstance(route, Route) and route.path == path for route in router.routes):
         raise ConfigurationError(f"There is a route at {path!r} already; mount the metrics at another path.")
-    expected = None if token is None else _digest(f"Bearer {token}")
+    secret = None if token is None else BearerSecret(token)
 
     async def metrics(request: Request) -> Response:
-        if expected is not None and not hmac.compare_digest(
-            _digest(request.headers.get("authorization", "")), expected
-        ):
+        if secret is not None and not secret.matches(bearer_token(request.headers.get("authorization", ""))):
             return PlainTextResponse("Send the token as Authorization: Bearer.\n", 401)
         body = await asyncio.to_thread(_render, _engines(running.engines()))
         return Response(body, media_type=CONTENT_TYPE_LATEST)
 
     router.routes.append(Route(path, metrics, methods=["GET"], include_in_schema=False))
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
 
 
 def _engines(found: Iterable[object]) -> list[Engine]:
