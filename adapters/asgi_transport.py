@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMa
 from types import CoroutineType
 from typing import Any
 
+from socketspec.adapters.close_reason import fitting_reason
 from socketspec.concurrency.tasks import Tasks
 from socketspec.connection.outbox import Backpressure, Outbox, Overflow
 from socketspec.protocol.formats import Format
@@ -61,11 +62,9 @@ class ASGITransport:
 
     can_ping: bool = False
 
-    def __init__(
-        self, send: Send, format: Format, limits: Backpressure, tasks: Tasks, counters: Counters | None = None
-    ) -> None:
+    def __init__(self, send: Send, format: Format, limits: Backpressure, tasks: Tasks, counters: Counters) -> None:
         self._send = send
-        self._counters = counters or Counters()
+        self._counters = counters
         self._format = format
         self._binary = format is Format.MSGPACK
         self._limits = limits
@@ -143,7 +142,7 @@ class ASGITransport:
                 self._counters.sent_bytes += len(message.data(self._format))
             if self._close is not None and not self._gone:
                 code, reason = self._close
-                event = {"type": "websocket.close", "code": code, "reason": _cut(reason)}
+                event = {"type": "websocket.close", "code": code, "reason": fitting_reason(reason)}
                 try:
                     await self._timed(self._send(event))
                 except (_StalledError, OSError):
@@ -214,8 +213,3 @@ class ASGITransport:
             self._writer.cancel()
         if self._idle is not None:  # a task cancelled before its first step does not get to say so itself
             self._idle.set()
-
-
-def _cut(reason: str) -> str:
-    """At most 123 bytes of UTF-8: what a close frame holds beside its code (RFC 6455 section 5.5)."""
-    return reason.encode()[:123].decode(errors="ignore")

@@ -14,10 +14,10 @@ from urllib.parse import quote
 
 from uvicorn.protocols.utils import ClientDisconnected
 
-from socketspec.adapters.handover import Line
+from socketspec.adapters.handover import RawConnection
 from socketspec.adapters.uvicorn.upgrade import Pairs
 
-__all__ = ("Bridge", "Door")
+__all__ = ("ASGIBridge", "PendingConnection")
 
 logger: logging.Logger = logging.getLogger("uvicorn.error")
 
@@ -31,7 +31,7 @@ TURN: Final = 64
 TURN_BYTES: Final = 65_536
 
 
-class Door(Line, Protocol):
+class PendingConnection(RawConnection, Protocol):
     """A connection whose opening handshake has not been answered yet."""
 
     def accept(self, subprotocol: str | None, headers: Pairs) -> None:
@@ -43,15 +43,20 @@ class Door(Line, Protocol):
         ...
 
 
-class Bridge:
-    """Runs an application for one connection; a `Sink` until the connection is handed over."""
+class ASGIBridge:
+    """Runs an application for one connection; a `Receiver` until the connection is handed over."""
 
     def __init__(
-        self, door: Door, scope: MutableMapping[str, Any], *, ping_interval: float | None, ping_timeout: float | None
+        self,
+        connection: PendingConnection,
+        scope: MutableMapping[str, Any],
+        *,
+        ping_interval: float | None,
+        ping_timeout: float | None,
     ) -> None:
         self.logs: bool = True
         """Whether it is logged how a handshake was answered."""
-        self._door = door
+        self._connection = connection
         self._scope = scope
         self._ping_interval = ping_interval
         self._ping_timeout = ping_timeout
@@ -96,7 +101,7 @@ class Bridge:
             self._shut(1011, "")
 
     def hand_over(self) -> tuple[deque[str | bytes], tuple[int, str]]:
-        """Somebody else is the sink from now on: the messages that came too early for it, and how the connection
+        """Somebody else is the receiver from now on: the messages that came too early for it, and how the connection
         ended if it did.
         """
         self._state = "handed over"
@@ -126,7 +131,7 @@ class Bridge:
             self._taken_bytes += _size(event)
             if self._is_held and len(self._events) <= MAX_WAITING // 2 and self._bytes <= MAX_WAITING_BYTES // 2:
                 self._is_held = False
-                self._door.go_on()
+                self._connection.go_on()
         return event
 
     async def send(self, event: Event) -> None:
@@ -146,9 +151,9 @@ class Bridge:
         if kind == "websocket.send":
             data = event.get("bytes")
             if data is None:
-                self._door.write(self._door.encode(event["text"].encode(), binary=False))
+                self._connection.write(self._connection.encode(event["text"].encode(), binary=False))
             else:
-                self._door.write(self._door.encode(data, binary=True))
+                self._connection.write(self._connection.encode(data, binary=True))
         elif kind == "websocket.close":
             self._shut(event.get("code") or 1000, event.get("reason") or "")
         else:
@@ -156,7 +161,7 @@ class Bridge:
 
     def _answer(self, kind: str, event: Event) -> None:
         if kind == "websocket.accept":
-            self._door.accept(event.get("subprotocol"), event.get("headers") or ())
+            self._connection.accept(event.get("subprotocol"), event.get("headers") or ())
             self._state = "open"
             self._announce("[accepted]")
             self._ping_later()
@@ -183,11 +188,11 @@ class Bridge:
 
     def _reject(self, status: int, headers: Pairs, body: bytes) -> None:
         self._announce(str(status))
-        self._door.reject(status, headers, body)
+        self._connection.reject(status, headers, body)
         self._ended(1006, "")
 
     def _shut(self, code: int, reason: str) -> None:
-        self._door.close(code, reason)
+        self._connection.close(code, reason)
         self._ended(code, reason)
 
     def _ended(self, code: int, reason: str) -> None:
@@ -198,7 +203,7 @@ class Bridge:
             self._wake()
             if self._is_held:  # the peer's close frame should be seen
                 self._is_held = False
-                self._door.go_on()
+                self._connection.go_on()
 
     # What the connection says
 
@@ -208,7 +213,7 @@ class Bridge:
         self._bytes += len(data)
         if not self._is_held and (len(self._events) >= MAX_WAITING or self._bytes >= MAX_WAITING_BYTES):
             self._is_held = True
-            self._door.hold()
+            self._connection.hold()
         self._wake()
 
     def heard(self) -> None:
@@ -249,7 +254,7 @@ class Bridge:
             self._timer = self._loop.call_later(self._ping_interval, self._ping)
 
     def _ping(self) -> None:
-        self._door.ping()
+        self._connection.ping()
         if self._ping_timeout:
             self._timer = self._loop.call_later(self._ping_timeout, self._unanswered)
         else:

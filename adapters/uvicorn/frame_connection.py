@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import struct
 from collections.abc import Callable
 from typing import Any, Final, cast
 
-from socketspec.adapters.handover import Sink
+from socketspec.adapters.handover import Receiver
 from socketspec.adapters.uvicorn.deflate import Deflate, deflate
-from socketspec.adapters.uvicorn.frames import BINARY, CLOSE, PING, PONG, TEXT, FrameReader, frame_header
+from socketspec.adapters.uvicorn.frames import BINARY, CLOSE, PING, PONG, TEXT, FrameReader, close_frame, frame_header
 from socketspec.adapters.uvicorn.stall_watch import StallWatch
 
-__all__ = ("CLOSING", "ENDING", "OPEN", "SHAKING", "FrameLine")
+__all__ = ("CLOSING", "ENDING", "OPEN", "SHAKING", "FrameConnection")
 
 SLICE: Final = 64
 """Frames of one connection handled before the event loop gets its turn."""
@@ -38,8 +37,8 @@ ENDING: Final = 3
 _MESSAGES: Final = frozenset({TEXT, BINARY})
 
 
-class FrameLine(asyncio.Protocol):
-    """One connection. To its sink it is the `Line`."""
+class FrameConnection(asyncio.Protocol):
+    """One connection. To its receiver it is the `RawConnection`."""
 
     __slots__ = (
         "_close_timer",
@@ -55,7 +54,7 @@ class FrameLine(asyncio.Protocol):
         "_loop",
         "_pong",
         "_reader",
-        "_sink",
+        "_receiver",
         "_stall",
         "_state",
         "_transport",
@@ -75,7 +74,7 @@ class FrameLine(asyncio.Protocol):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._state = SHAKING
-        self._sink: Sink | None = None
+        self._receiver: Receiver | None = None
         self._deflate: Deflate | None = None
         self._reader: FrameReader = cast("FrameReader", None)  # the handshake makes it; nothing is read before
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)  # set before anything else is called
@@ -96,7 +95,7 @@ class FrameLine(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self._write = self._transport.write
         _send_at_once(self._transport)
-        # Whatever the kernel does not take at once means: full. What waits then is the sink's, who has a policy.
+        # Whatever the kernel does not take at once means: full. What waits then is the receiver's, who has a policy.
         self._transport.set_write_buffer_limits(high=1, low=0)
 
     def data_received(self, data: bytes) -> None:
@@ -107,8 +106,8 @@ class FrameLine(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._is_full = True
-        if self._state == OPEN and self._sink is not None:
-            self._sink.full()
+        if self._state == OPEN and self._receiver is not None:
+            self._receiver.full()
         if self._stall is None:
             self._stall = StallWatch(self.stall_timeout, self._transport.get_write_buffer_size, self._stalled)
 
@@ -120,8 +119,8 @@ class FrameLine(asyncio.Protocol):
         pong, self._pong = self._pong, None
         if pong is not None and self._state == OPEN:
             self._send_pong(pong)
-        if self._sink is not None and not self._is_full:
-            self._sink.writable()
+        if self._receiver is not None and not self._is_full:
+            self._receiver.writable()
 
     def eof_received(self) -> None:
         """asyncio closes the transport after this, and then calls `connection_lost`."""
@@ -152,14 +151,14 @@ class FrameLine(asyncio.Protocol):
         for _ in range(SLICE):
             event = take()
             if event is None:
-                self._mind_deadline()
+                self._start_deadline()
                 return False
             kind, value = event
             if kind in _MESSAGES:
                 if self._deadline is not None:
                     self._cancel_deadline()
-                if self._state == OPEN and self._sink is not None:
-                    self._sink.received(value)
+                if self._state == OPEN and self._receiver is not None:
+                    self._receiver.received(value)
                     if self._is_held or self._is_yielding or self._transport.is_closing():
                         return False
                     size += len(value)
@@ -171,7 +170,7 @@ class FrameLine(asyncio.Protocol):
                     return False
         return True
 
-    def _mind_deadline(self) -> None:
+    def _start_deadline(self) -> None:
         if self._deadline is None and self._reader.is_partial:
             self._deadline = self._loop.call_later(self.assembly_timeout, self._too_late)
 
@@ -188,16 +187,16 @@ class FrameLine(asyncio.Protocol):
     def _yield(self) -> None:
         """Go on with what is there in the event loop's next turn, and read nothing more before."""
         self._is_yielding = True
-        self._mind_reading()
+        self._update_reading()
         self._loop.call_soon(self._continue)
 
     def _continue(self) -> None:
         self._is_yielding = False
         if self._state != ENDING and not self._is_held:
             self._pump()
-            self._mind_reading()
+            self._update_reading()
 
-    def _mind_reading(self) -> None:
+    def _update_reading(self) -> None:
         wanted = not self._is_held and not self._is_yielding
         if wanted is not self._is_reading:
             self._is_reading = wanted
@@ -223,15 +222,15 @@ class FrameLine(asyncio.Protocol):
                 self._pong = payload  # the newest is the one to answer (RFC 6455 section 5.5.3)
             else:
                 self._send_pong(payload)
-        if self._sink is not None:
-            self._sink.heard()
+        if self._receiver is not None:
+            self._receiver.heard()
 
     def _send_pong(self, payload: bytes) -> None:
         self._write(frame_header(PONG, len(payload)) + payload)
 
     def _closed_by_client(self, code: int, reason: str) -> None:
         if self._state == OPEN:
-            self._write(_close_frame(code, ""))
+            self._write(close_frame(code, ""))
         self._state = ENDING
         self._tell_lost(code, reason)
         self._transport.close()
@@ -243,7 +242,7 @@ class FrameLine(asyncio.Protocol):
 
     def _fail(self, code: int, reason: str) -> None:
         """The client broke the rules (RFC 6455 section 7.1.7): say so, and end the connection."""
-        self._end(_close_frame(code, reason) if self._state == OPEN else b"")
+        self._end(close_frame(code, reason) if self._state == OPEN else b"")
         self._tell_lost(code, reason)
 
     def _end(self, last: bytes) -> None:
@@ -253,7 +252,7 @@ class FrameLine(asyncio.Protocol):
         if last:
             self._write(last)
         self._is_held = self._is_yielding = False
-        self._mind_reading()
+        self._update_reading()
         if self._transport.can_write_eof() and not self._transport.is_closing():
             _half_close(self._transport)
         else:
@@ -266,9 +265,9 @@ class FrameLine(asyncio.Protocol):
         self._close_timer = self._loop.call_later(seconds, self._transport.abort)
 
     def _tell_lost(self, code: int, reason: str) -> None:
-        sink, self._sink = self._sink, None
-        if sink is not None:
-            sink.lost(code, reason)
+        receiver, self._receiver = self._receiver, None
+        if receiver is not None:
+            receiver.lost(code, reason)
 
     def _cancel_deadline(self) -> None:
         if self._deadline is not None:
@@ -281,15 +280,15 @@ class FrameLine(asyncio.Protocol):
             self._stall = None
 
     def _stalled(self) -> None:
-        if self._sink is not None:
-            self._sink.stalled()
+        if self._receiver is not None:
+            self._receiver.stalled()
         self._transport.abort()
 
-    # What the sink calls (see `Line`)
+    # What the receiver calls (see `RawConnection`)
 
     @property
     def write(self) -> Callable[[bytes], None]:
-        """Sends finished frames. Not to be called after `close`, `abort` or `Sink.lost`."""
+        """Sends finished frames. Not to be called after `close`, `abort` or `Receiver.lost`."""
         return self._write
 
     @property
@@ -320,7 +319,7 @@ class FrameLine(asyncio.Protocol):
         return frame_header(opcode, len(data)) + data
 
     def ping(self) -> None:
-        """Send a ping frame; `Sink.heard` tells of the answer."""
+        """Send a ping frame; `Receiver.heard` tells of the answer."""
         if self._state == OPEN:
             self._write(frame_header(PING, 0))
 
@@ -328,14 +327,16 @@ class FrameLine(asyncio.Protocol):
         """Deliver no more messages until `go_on`. The client is slowed down by TCP."""
         if self._state < CLOSING:
             self._is_held = True
-            self._mind_reading()
+            self._update_reading()
 
     def go_on(self) -> None:
         """End a `hold`."""
         if self._is_held:
             self._is_held = False
-            if self._is_pumping:  # called by the sink while it takes a message: the next one follows when it returns
-                self._mind_reading()
+            if (
+                self._is_pumping
+            ):  # called by the receiver while it takes a message: the next one follows when it returns
+                self._update_reading()
             elif not self._is_yielding:
                 self._continue()
 
@@ -348,7 +349,7 @@ class FrameLine(asyncio.Protocol):
             self.abort()
         elif self._state == OPEN:
             self._state = CLOSING
-            self._write(_close_frame(1000 if code in UNSENDABLE else code, reason))
+            self._write(close_frame(1000 if code in UNSENDABLE else code, reason))
             self._abort_later(self.stall_timeout if self._is_full else self.close_timeout)
             if self._is_held:  # the client's close frame may be there already
                 self._is_held = False
@@ -362,14 +363,6 @@ class FrameLine(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once."""
         self._transport.abort()
-
-
-def _close_frame(code: int, reason: str) -> bytes:
-    """A close frame; 1005 stands for one without a code. A reason is cut to what fits (RFC 6455 section 5.5)."""
-    if code == 1005:
-        return frame_header(CLOSE, 0)
-    payload = struct.pack("!H", code) + reason.encode()[:123].decode(errors="ignore").encode()
-    return frame_header(CLOSE, len(payload)) + payload
 
 
 def _half_close(transport: asyncio.Transport) -> None:

@@ -1,4 +1,4 @@
-"""Client-to-server WebSocket frames, read from bytes: no I/O and no clock here.
+"""WebSocket frames: a client's read from bytes, and a server's written. No I/O and no clock here.
 
 Conformance comes first: every rule of RFC 6455 section 5 that a client can break is checked here, and each answer is
 the close code that section 7.4.1 asks for. Then speed: most messages are one whole, masked frame in one read.
@@ -15,6 +15,8 @@ try:
 except ImportError:  # a websockets without its C part, on PyPy for example
     from websockets.utils import apply_mask
 
+from socketspec.adapters.close_reason import fitting_reason
+
 __all__ = (
     "BINARY",
     "CLOSE",
@@ -26,6 +28,7 @@ __all__ = (
     "FrameReader",
     "Inflate",
     "TooLargeError",
+    "close_frame",
     "frame_header",
 )
 
@@ -313,3 +316,9 @@ def frame_header(opcode: int, length: int) -> bytes:
     if length < 65_536:
         return struct.pack("!BBH", 0x80 | opcode, 126, length)
     return struct.pack("!BBQ", 0x80 | opcode, 127, length)
+
+
+def close_frame(code: int, reason: str) -> bytes:
+    """A server's close frame with as much of `reason` as fits into it; one without a code for 1005."""
+    payload = b"" if code == 1005 else struct.pack("!H", code) + fitting_reason(reason).encode()
+    return frame_header(CLOSE, len(payload)) + payload

@@ -19,10 +19,10 @@ from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 from websockets.http11 import Request, Response
 
-from socketspec.adapters.handover import EXTENSION, Line, Sink
-from socketspec.adapters.uvicorn.asgi_bridge import Bridge
+from socketspec.adapters.handover import EXTENSION, RawConnection, Receiver
+from socketspec.adapters.uvicorn.asgi_bridge import ASGIBridge
 from socketspec.adapters.uvicorn.deflate import negotiate
-from socketspec.adapters.uvicorn.frame_connection import CLOSING, OPEN, SHAKING, FrameLine
+from socketspec.adapters.uvicorn.frame_connection import CLOSING, OPEN, SHAKING, FrameConnection
 from socketspec.adapters.uvicorn.frames import FrameReader
 from socketspec.adapters.uvicorn.upgrade import Pairs, ends_head, read, refusal, scope_of
 
@@ -32,7 +32,7 @@ EARLY: Final = 65_536
 """Bytes that a client may send before its handshake is answered."""
 
 
-class WebSocketProtocol(FrameLine):
+class WebSocketProtocol(FrameConnection):
     """One connection, from its upgrade request on."""
 
     __slots__ = ("_app_state", "_bridge", "_config", "_extension", "_gap", "_response", "_server_state")
@@ -53,7 +53,7 @@ class WebSocketProtocol(FrameLine):
         self._config = config
         self._server_state = server_state
         self._app_state = app_state
-        self._bridge: Bridge | None = None
+        self._bridge: ASGIBridge | None = None
         self._response: Response | None = None
         self._extension = ""
         self._gap: _Gap | None = None
@@ -80,8 +80,8 @@ class WebSocketProtocol(FrameLine):
 
     def shutdown(self) -> None:
         """uvicorn stops, and waits until this connection is gone."""
-        if self._sink is not None and self._state < CLOSING:
-            self._sink.shutting_down()
+        if self._receiver is not None and self._state < CLOSING:
+            self._receiver.shutting_down()
         elif self._state != CLOSING:
             self._transport.close()
 
@@ -113,7 +113,7 @@ class WebSocketProtocol(FrameLine):
             state=self._app_state.copy(),
         )
         scope["extensions"][EXTENSION] = self.hand_over
-        self._bridge = self._sink = bridge = Bridge(
+        self._bridge = self._receiver = bridge = ASGIBridge(
             self, scope, ping_interval=self._config.ws_ping_interval, ping_timeout=self._config.ws_ping_timeout
         )
         bridge.logs = self._config.access_log
@@ -121,7 +121,7 @@ class WebSocketProtocol(FrameLine):
         self._server_state.tasks.add(task)
         task.add_done_callback(self._server_state.tasks.discard)
 
-    async def _serve(self, bridge: Bridge) -> None:
+    async def _serve(self, bridge: ASGIBridge) -> None:
         try:
             await bridge.run(self._config.loaded_app)
         finally:
@@ -150,48 +150,48 @@ class WebSocketProtocol(FrameLine):
         if self._state == SHAKING:
             self._end(refusal(status, (*self._server_state.default_headers, *headers), body))
 
-    def hand_over(self, sink: Sink) -> Line:
-        """Give the connection to `sink` (a `HandOver`)."""
+    def hand_over(self, receiver: Receiver) -> RawConnection:
+        """Give the connection to `receiver` (a `HandOver`)."""
         bridge, self._bridge = self._bridge, None
         if bridge is None:
             raise RuntimeError("This connection has been handed over before.")
         messages, end = bridge.hand_over()
         is_open = self._state == OPEN
-        self._gap = _Gap(sink, messages, None if is_open else end)
+        self._gap = _Gap(receiver, messages, None if is_open else end)
         if is_open:
-            self._sink = sink
+            self._receiver = receiver
             self.hold()
             if self._is_full:
-                self._loop.call_soon(self._say_full, sink)  # who is called now has no line yet
+                self._loop.call_soon(self._announce_full, receiver)  # who is called now has no line yet
         else:
             if self._state == SHAKING:  # something between us and the application kept the accept: nobody is left
                 self.abort()
             self.mute()
         return self
 
-    def _say_full(self, sink: Sink) -> None:
-        if self._is_full and self._sink is sink:
-            sink.full()
+    def _announce_full(self, receiver: Receiver) -> None:
+        if self._is_full and self._receiver is receiver:
+            receiver.full()
 
     def go_on(self) -> None:
         """End a `hold`. What came before the hand-over comes first."""
         gap = self._gap
         while gap is not None and gap.messages:
             self._is_held = False
-            gap.sink.received(gap.messages.popleft())
+            gap.receiver.received(gap.messages.popleft())
             if self._is_held:
                 return
             self._is_held = True
         self._gap = None
         super().go_on()
         if gap is not None and gap.end is not None:
-            gap.sink.lost(*gap.end)
+            gap.receiver.lost(*gap.end)
 
 
 class _Gap(NamedTuple):
     """What came between the accept and the hand-over, for whoever took the connection over."""
 
-    sink: Sink
+    receiver: Receiver
     messages: deque[str | bytes]
     end: tuple[int, str] | None
     """How the connection ended, if it did."""

@@ -10,10 +10,7 @@ business. Sources of the rules: RFC 9112 sections 2.2, 3.2, 5 and 6.1, RFC 6455 
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
-import socket
-from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple, NoReturn, cast
 
@@ -22,7 +19,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-__all__ = ("GuardedH11Protocol", "RedactQuery", "Refusal", "listening_socket")
+__all__ = ("GuardedH11Protocol", "Refusal")
 
 MAX_HEAD: Final = 16_384
 """Bytes that the head of a request may have: request line, headers, and the empty line after them."""
@@ -285,51 +282,3 @@ def _reply(refusal: Refusal) -> bytes:
         f"content-type: text/plain; charset=utf-8\r\ncontent-length: {len(body)}\r\nconnection: close\r\n"
         f"{refusal.headers}\r\n{body}"
     ).encode()
-
-
-class RedactQuery(logging.Filter):
-    """Removes what stands in the queries of logged URLs: tokens, keys and sessions are there."""
-
-    _QUERY: Final = re.compile(r"(/[^\s?]*)\?\S+")
-    _REPLACED: Final = r"\1?[redacted]"
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Let every record through, without queries."""
-        if isinstance(record.msg, str):
-            record.msg = self._without(record.msg)
-        if isinstance(record.args, tuple):
-            record.args = tuple(map(self._clean, record.args))
-        elif isinstance(record.args, Mapping):
-            record.args = {name: self._clean(value) for name, value in record.args.items()}
-        return True
-
-    def _clean(self, value: Any) -> Any:
-        """An argument of a message; one that is no text but shows a query, such as httpx's URLs, as text without."""
-        if isinstance(value, str):
-            return self._without(value)
-        if value is None or isinstance(value, bool | int | float):
-            return value
-        try:
-            text = str(value)
-        except Exception:
-            return value
-        without = self._without(text)
-        return value if without == text else without
-
-    def _without(self, text: str) -> str:
-        return self._QUERY.sub(self._REPLACED, text) if "?" in text else text
-
-
-def listening_socket(host: str, port: int, backlog: int, user_timeout_ms: int = 15_000) -> socket.socket:
-    """A listening TCP socket; ``"::"`` listens on IPv4 as well. Raises `OSError` where the address cannot be had.
-
-    Connections inherit `user_timeout_ms`, where the platform has it: a peer that acknowledges nothing, or lets no byte
-    be sent, is dropped after so many milliseconds, whatever waits for it.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    is_dual = host == "::" and socket.has_dualstack_ipv6()
-    listener = socket.create_server((host, port), family=family, backlog=backlog, dualstack_ipv6=is_dual)
-    option: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
-    if option is not None:
-        listener.setsockopt(socket.IPPROTO_TCP, option, user_timeout_ms)
-    return listener

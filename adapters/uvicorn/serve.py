@@ -23,10 +23,11 @@ import uvicorn
 from uvicorn.config import LOGGING_CONFIG, STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess, multiprocess
 
-from socketspec.adapters.uvicorn.request_guard import GuardedH11Protocol, listening_socket
-from socketspec.runtime import engines as running
+from socketspec.adapters.uvicorn.redact import RedactQuery
+from socketspec.adapters.uvicorn.request_guard import GuardedH11Protocol
+from socketspec.runtime import engines
 
-__all__ = ("DrainingServer", "Serving", "serve", "set_up_logging")
+__all__ = ("DrainingServer", "Serving", "listening_socket", "serve", "set_up_logging")
 
 logger: logging.Logger = logging.getLogger("uvicorn.error")
 
@@ -86,11 +87,11 @@ class DrainingServer(uvicorn.Server):
             self._give_up()
         elif ending.exception() is not None:
             logger.error("Shutting down failed", exc_info=ending.exception())
-        _end_for_sure()
+        _exit_process_soon()
 
     async def _end(self, sockets: list[socket.socket] | None) -> None:
         try:
-            await running.drain()
+            await engines.drain()
         except Exception:
             logger.exception("Draining failed")
         await super().shutdown(sockets)
@@ -103,7 +104,7 @@ class DrainingServer(uvicorn.Server):
             server.close()
 
 
-def _end_for_sure() -> None:
+def _exit_process_soon() -> None:
     """End the process in a moment, whatever still runs in it: Python waits for threads and tasks that never end."""
 
     def end() -> None:
@@ -193,6 +194,21 @@ def serve(serving: Serving) -> bool:
         listener.close()
 
 
+def listening_socket(host: str, port: int, backlog: int, user_timeout_ms: int = 15_000) -> socket.socket:
+    """A listening TCP socket; ``"::"`` listens on IPv4 as well. Raises `OSError` where the address cannot be had.
+
+    Connections inherit `user_timeout_ms`, where the platform has it: a peer that acknowledges nothing, or lets no byte
+    be sent, is dropped after so many milliseconds, whatever waits for it.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    is_dual = host == "::" and socket.has_dualstack_ipv6()
+    listener = socket.create_server((host, port), family=family, backlog=backlog, dualstack_ipv6=is_dual)
+    option: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
+    if option is not None:
+        listener.setsockopt(socket.IPPROTO_TCP, option, user_timeout_ms)
+    return listener
+
+
 class _Config(uvicorn.Config):
     """Sets up logging when it is asked to. uvicorn asks in workers, before they import the application."""
 
@@ -240,7 +256,7 @@ def _config(serving: Serving) -> uvicorn.Config:
 def _logging(serving: Serving) -> dict[str, Any]:
     """For everything that logs, uvicorn's handlers, without what stands in queries: that is where tokens are."""
     config: dict[str, Any] = copy.deepcopy(LOGGING_CONFIG)
-    config["filters"] = {"redact": {"()": "socketspec.adapters.uvicorn.request_guard.RedactQuery"}}
+    config["filters"] = {"redact": {"()": RedactQuery}}
     for handler in config["handlers"].values():
         handler["filters"] = ["redact"]
     if serving.log_format == "json":

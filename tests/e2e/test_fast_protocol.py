@@ -12,7 +12,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from socketspec.adapters.uvicorn.frame_connection import FrameLine
+from socketspec.adapters.uvicorn.frame_connection import FrameConnection
 from tests.support import Server, client, fetch, serving
 from tests.support_process import Closed, RawClient, frame
 
@@ -507,7 +507,7 @@ def test_what_the_client_breaks_is_answered_with_its_code(server: Server) -> Non
 async def test_small_messages_are_sent_at_once_whoever_made_the_listening_socket() -> None:
     made: asyncio.Queue[bool] = asyncio.Queue()
 
-    class Looking(FrameLine):
+    class Looking(FrameConnection):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
             accepted = transport.get_extra_info("socket")
