@@ -23,7 +23,6 @@ from socketspec.adapters.handover import EXTENSION, RawConnection, Receiver
 from socketspec.adapters.uvicorn.asgi_bridge import ASGIBridge
 from socketspec.adapters.uvicorn.deflate import negotiate
 from socketspec.adapters.uvicorn.frame_connection import CLOSING, OPEN, SHAKING, FrameConnection
-from socketspec.adapters.uvicorn.frames import FrameReader
 from socketspec.adapters.uvicorn.upgrade import Pairs, ends_head, read, refusal, scope_of
 
 __all__ = ("DeflateWebSocketProtocol", "WebSocketProtocol")
@@ -47,7 +46,7 @@ class WebSocketProtocol(FrameConnection):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        super().__init__(_loop or asyncio.get_running_loop())
+        super().__init__(_loop or asyncio.get_running_loop(), max_size=config.ws_max_size)
         if not config.loaded:
             config.load()
         self._config = config
@@ -96,10 +95,8 @@ class WebSocketProtocol(FrameConnection):
             agreed = negotiate(request.headers.get_all("Sec-WebSocket-Extensions"))
             if agreed is not None:
                 self._extension, self._deflate = agreed
+                self._reader.inflate = self._deflate.inflater()
         self._response = response
-        self._reader = FrameReader(
-            max_size=self._config.ws_max_size, inflate=None if self._deflate is None else self._deflate.inflater()
-        )
         self._run(request)
 
     def _run(self, request: Request) -> None:
@@ -132,7 +129,7 @@ class WebSocketProtocol(FrameConnection):
         if ends_head((*headers, (b"", (subprotocol or "").encode()))):
             raise ValueError("A header or subprotocol of the application has a line end in it.")
         response, self._response = self._response, None
-        if response is None or self._state != SHAKING:
+        if response is None or self._receiver is None or self._state != SHAKING:
             return
         for name, value in (*self._server_state.default_headers, *headers):
             response.headers[name.decode("latin-1")] = value.decode("latin-1")
@@ -140,10 +137,10 @@ class WebSocketProtocol(FrameConnection):
             response.headers["Sec-WebSocket-Protocol"] = subprotocol
         if self._deflate is not None:
             response.headers["Sec-WebSocket-Extensions"] = self._extension
-        self._state = OPEN
+        self._open_for(self._receiver)
         self._write(response.serialize())
         if self._reader.held:  # the client did not wait for the answer
-            self._yield()
+            self._pump.run_soon()
 
     def reject(self, status: int, headers: Pairs, body: bytes) -> None:
         """Answer with another status, and close."""
@@ -159,10 +156,10 @@ class WebSocketProtocol(FrameConnection):
         is_open = self._state == OPEN
         self._gap = _Gap(receiver, messages, None if is_open else end)
         if is_open:
-            self._receiver = receiver
+            self._open_for(receiver)
             self.hold()
             if self._is_full:
-                self._loop.call_soon(self._announce_full, receiver)  # who is called now has no line yet
+                self._loop.call_soon(self._announce_full, receiver)  # not now: it gets the connection when this returns
         else:
             if self._state == SHAKING:  # something between us and the application kept the accept: nobody is left
                 self.abort()
@@ -177,19 +174,16 @@ class WebSocketProtocol(FrameConnection):
         """End a `hold`. What came before the hand-over comes first."""
         gap = self._gap
         while gap is not None and gap.messages:
-            self._is_held = False
-            gap.receiver.received(gap.messages.popleft())
-            if self._is_held:
+            if not self._pump.deliver_while_held(gap.messages.popleft(), gap.receiver):
                 return
-            self._is_held = True
-        self._gap = None
+        gap, self._gap = self._gap, None  # it is gone already if `received` called this
         super().go_on()
         if gap is not None and gap.end is not None:
             gap.receiver.lost(*gap.end)
 
 
 class _Gap(NamedTuple):
-    """What came between the accept and the hand-over, for whoever took the connection over."""
+    """What came between the accept and the hand-over, for the receiver that took the connection over."""
 
     receiver: Receiver
     messages: deque[str | bytes]

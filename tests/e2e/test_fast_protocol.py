@@ -516,7 +516,7 @@ async def test_small_messages_are_sent_at_once_whoever_made_the_listening_socket
 
     loop = asyncio.get_running_loop()
     listener = socket.create_server(("127.0.0.1", 0))  # as uvicorn makes it; asyncio leaves Nagle's algorithm on there
-    async with await loop.create_server(lambda: Looking(loop), sock=listener) as listening:
+    async with await loop.create_server(lambda: Looking(loop, max_size=0), sock=listener) as listening:
         reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
         assert await made.get()
         writer.close()

@@ -8,8 +8,9 @@ import itertools
 from collections.abc import Callable
 from typing import Any, cast
 
-from socketspec.adapters.uvicorn.frame_connection import OPEN, SLICE, FrameConnection
-from socketspec.adapters.uvicorn.frames import FrameReader, frame_header
+from socketspec.adapters.uvicorn.frame_connection import FrameConnection
+from socketspec.adapters.uvicorn.frame_pump import FRAMES_A_TURN
+from socketspec.adapters.uvicorn.frames import frame_header
 
 CLOSE_1012 = frame_header(8, 2) + (1012).to_bytes(2, "big")
 
@@ -119,9 +120,7 @@ class OpenConnection(FrameConnection):
     """A connection whose handshake is behind it."""
 
     def open(self, receiver: PlayedReceiver) -> None:
-        self._reader = FrameReader(max_size=1_048_576)
-        self._receiver = receiver
-        self._state = OPEN
+        self._open_for(receiver)
 
 
 class Rig:
@@ -129,7 +128,7 @@ class Rig:
         self.loop = PlayedLoop()
         self.transport = PlayedTransport()
         self.receiver = PlayedReceiver()
-        self.connection = OpenConnection(cast("Any", self.loop))
+        self.connection = OpenConnection(cast("Any", self.loop), max_size=1_048_576)
         self.connection.connection_made(self.transport)
         self.connection.open(self.receiver)
 
@@ -175,7 +174,7 @@ def test_a_receiver_may_hold_and_go_on_within_each_message_and_slices_stay_slice
 
     rig.receiver.each = each
     rig.connection.data_received(b"".join(frame(1, b"%d" % number) for number in range(1000)))
-    assert len(rig.receiver.got) == SLICE
+    assert len(rig.receiver.got) == FRAMES_A_TURN
     assert rig.transport.is_reading_paused
     rig.loop.pass_time(0)
     assert rig.receiver.got == [str(number) for number in range(1000)]
