@@ -15,6 +15,7 @@ from socketspec.adapters.handover import Receiver
 from socketspec.adapters.uvicorn.deflate import Deflate, deflate
 from socketspec.adapters.uvicorn.frame_pump import FramePump
 from socketspec.adapters.uvicorn.frames import BINARY, PING, PONG, TEXT, FrameReader, close_frame, frame_header
+from socketspec.adapters.uvicorn.half_close import half_close
 from socketspec.adapters.uvicorn.stall_watch import StallWatch
 
 __all__ = ("CLOSING", "ENDING", "OPEN", "SHAKING", "FrameConnection")
@@ -161,10 +162,7 @@ class FrameConnection(asyncio.Protocol):
         if last:
             self._write(last)
         self._pump.discard()
-        if self._transport.can_write_eof() and not self._transport.is_closing():
-            _half_close(self._transport)
-        else:
-            self._transport.close()
+        half_close(self._transport)
         self._abort_later(self.close_timeout)
 
     def _send_pong(self, payload: bytes) -> None:
@@ -259,13 +257,6 @@ class FrameConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once."""
         self._transport.abort()
-
-
-def _half_close(transport: asyncio.Transport) -> None:
-    try:
-        transport.write_eof()
-    except OSError:  # the client has reset the connection, and the event loop does not know yet
-        transport.abort()
 
 
 def _send_at_once(transport: asyncio.Transport) -> None:

@@ -1,11 +1,11 @@
-"""The fast and hardened WebSocket protocol for uvicorn.
+"""The fast and hardened WebSocket protocol for uvicorn: from an upgrade request to an open connection.
 
     uvicorn main:app --ws socketspec.adapters.uvicorn:WebSocketProtocol
 
 It serves every WebSocket route of the application. A `SocketApp` takes its connections over
-(`socketspec.adapters.handover`); the others go through ASGI as with any server. What a client may not do to a server is
-in `frame_connection` beside this file, for what comes after the handshake; what stands before the upgrade (slow or
-endless headers) is `request_guard`'s to guard, which ``socketspec serve`` sets.
+(`socketspec.adapters.handover`); the others go through ASGI as with any server. Against what hostile clients do once
+the connection is open, `frame_connection` and `frame_pump` beside this file have limits; against slow, endless and
+malformed upgrade requests there is `request_guard`, which ``socketspec serve`` sets.
 """
 
 from __future__ import annotations
@@ -111,9 +111,12 @@ class WebSocketProtocol(FrameConnection):
         )
         scope["extensions"][EXTENSION] = self.hand_over
         self._bridge = self._receiver = bridge = ASGIBridge(
-            self, scope, ping_interval=self._config.ws_ping_interval, ping_timeout=self._config.ws_ping_timeout
+            self,
+            scope,
+            ping_interval=self._config.ws_ping_interval,
+            ping_timeout=self._config.ws_ping_timeout,
+            logs=self._config.access_log,
         )
-        bridge.logs = self._config.access_log
         task = self._loop.create_task(self._serve(bridge))
         self._server_state.tasks.add(task)
         task.add_done_callback(self._server_state.tasks.discard)
@@ -148,7 +151,7 @@ class WebSocketProtocol(FrameConnection):
             self._end(refusal(status, (*self._server_state.default_headers, *headers), body))
 
     def hand_over(self, receiver: Receiver) -> RawConnection:
-        """Give the connection to `receiver` (a `HandOver`)."""
+        """Give the connection to `receiver`: the `HandOver` of the scope."""
         bridge, self._bridge = self._bridge, None
         if bridge is None:
             raise RuntimeError("This connection has been handed over before.")
@@ -161,7 +164,7 @@ class WebSocketProtocol(FrameConnection):
             if self._is_full:
                 self._loop.call_soon(self._announce_full, receiver)  # not now: it gets the connection when this returns
         else:
-            if self._state == SHAKING:  # something between us and the application kept the accept: nobody is left
+            if self._state == SHAKING:  # middleware has kept the accept to itself: it will never be answered
                 self.abort()
             self.mute()
         return self
@@ -171,7 +174,7 @@ class WebSocketProtocol(FrameConnection):
             receiver.full()
 
     def go_on(self) -> None:
-        """End a `hold`. What came before the hand-over comes first."""
+        """End a `hold`. Messages that came before the hand-over are delivered first."""
         gap = self._gap
         while gap is not None and gap.messages:
             if not self._pump.deliver_while_held(gap.messages.popleft(), gap.receiver):
