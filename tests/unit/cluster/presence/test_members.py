@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from socketspec.cluster.commands.command import Command
 from socketspec.cluster.commands.keys import Keys
 from socketspec.cluster.options import RedisOptions
+from socketspec.cluster.presence import members as module
 from socketspec.cluster.presence.members import RedisPresence
-from socketspec.cluster.presence.members import members as module
 from socketspec.cluster.presence.space import Space
 from socketspec.concurrency.tasks import Tasks
 from socketspec.errors import BackendError
