@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 
 from socketspec.cluster.commands.keys import Keys
 from socketspec.cluster.options import RedisOptions, Servers, check_seconds, configured
-from socketspec.cluster.publishers.blocking_executor import Executor
+from socketspec.cluster.publishers.blocking_executor import BlockingExecutor
 from socketspec.cluster.publishers.requests import Request, Requests
 from socketspec.declaration.contracts import Broadcasts
 from socketspec.declaration.rooms import Room
@@ -56,7 +56,7 @@ class Publisher:
     ) -> None:
         self._servers, self._options = configuration(url, prefix, timeout, options)
         self._requests = Requests(Keys(self._options.prefix), namespace=namespace, rooms=rooms, broadcasts=broadcasts)
-        self._executor = Executor(self._servers, self._options)
+        self._executor = BlockingExecutor(self._servers, self._options)
 
     def __enter__(self) -> Self:
         return self
