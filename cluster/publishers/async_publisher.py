@@ -13,7 +13,8 @@ from socketspec.cluster.options import RedisOptions, Servers
 from socketspec.cluster.publishers.blocking_link import CHECK_EVERY, SIGN_OF_LIFE
 from socketspec.cluster.publishers.publisher import configuration
 from socketspec.cluster.publishers.requests import Request, Requests
-from socketspec.cluster.servers.topology import ReplicaError, make_topology
+from socketspec.cluster.servers.shard import ReplicaError
+from socketspec.cluster.servers.topology import make_topology
 from socketspec.concurrency.tasks import SeparateTasks
 from socketspec.declaration.contracts import Broadcasts
 from socketspec.declaration.rooms import Room

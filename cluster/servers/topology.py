@@ -17,10 +17,10 @@ from socketspec.cluster.options import Address, RedisOptions, Servers
 from socketspec.cluster.servers.backoff import Backoff
 from socketspec.cluster.servers.discovery import Connector, Find, finder_for
 from socketspec.cluster.servers.layout import NOBODY, Layout
-from socketspec.cluster.servers.shard import LinkOptions, NotSentError, RefusedError, ReplicaError, Shard
+from socketspec.cluster.servers.shard import LinkOptions, NotSentError, RefusedError, Shard
 from socketspec.errors import BackendError
 
-__all__ = ("Address", "LinkOptions", "NotSentError", "RefusedError", "ReplicaError", "Topology", "make_topology")
+__all__ = ("Topology", "make_topology")
 
 logger: logging.Logger = logging.getLogger("socketspec.cluster")
 
