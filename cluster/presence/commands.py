@@ -12,9 +12,12 @@ from socketspec.cluster.commands.command import Command, Script, milliseconds
 from socketspec.cluster.commands.keys import Keys
 from socketspec.protocol.publications import Member, Topic
 
-__all__ = ("PresenceCommands", "pack_member", "parse_members")
+__all__ = ("BATCH", "PresenceCommands", "pack_member", "parse_members")
 
 logger: logging.Logger = logging.getLogger("socketspec.cluster")
+
+BATCH: Final = 256
+"""Topics or members in one round trip."""
 
 _ENTER: Final = Script("enter")
 _LEAVE: Final = Script("leave")
@@ -24,12 +27,14 @@ _CLAIM: Final = Script("claim")
 
 
 class PresenceCommands:
-    """Commands on the presence keys. `lease` and `ttl`, how long keys outlive who keeps them alive, in seconds.
+    """Commands on the presence keys. A lease lasts `lease` seconds, keys outlive who keeps them alive by `ttl` seconds.
 
     A `node` here is the name that a lease is held under.
     """
 
     def __init__(self, keys: Keys, lease: float, ttl: float) -> None:
+        self.lease: float = lease
+        self.ttl: float = ttl
         self._keys = keys
         self._lease = milliseconds(lease)
         self._ttl = milliseconds(ttl)
@@ -63,7 +68,7 @@ class PresenceCommands:
         return _REAP.command(self._of(topic, node), node)
 
     def index(self, namespace: str, node: str, topics: Collection[Topic]) -> list[Command]:
-        """Put `topics` on the list of those that `node` has members in, where a reaper finds them."""
+        """Put `topics` on the node's list of topics, where whoever removes a dead node's members finds them."""
         index = self._keys.node_topics(namespace, node)
         add = Command("SADD", None, (index,), tuple(map(self._keys.channel, topics)))
         return [add, Command("PEXPIRE", None, (index,), (self._ttl,))]
@@ -99,7 +104,7 @@ def pack_member(member: Member) -> bytes:
 
 
 def parse_members(reply: Sequence[bytes]) -> list[Member]:
-    """Members in a flat list of connection ids and packed members. What cannot be read is passed over."""
+    """Members, from a flat list of connection ids and packed members. What cannot be read is passed over."""
     found = []
     for id, packed in zip(reply[::2], reply[1::2], strict=True):
         try:
