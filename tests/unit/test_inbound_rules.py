@@ -12,8 +12,9 @@ import pytest
 from pydantic import BaseModel, field_validator
 
 from socketspec import Connection, Identity, SocketApp
-from socketspec.errors import PermissionDenied
+from socketspec.errors import BackendError, PermissionDenied
 from socketspec.handshake import Handshake
+from socketspec.logs import JsonFormatter
 from socketspec.memory import MemoryBackend, MemoryLimits
 from socketspec.security.ratelimit import RateLimit
 from socketspec.session import SessionConfig
@@ -111,6 +112,7 @@ async def test_the_time_a_handler_takes_is_measured() -> None:
 
     async with TestClient(app) as client:
         conn = await client.connect()
+        await asyncio.sleep(50)
         await conn.send("slow", id=1)
         await conn.receive()
         engine = await app.ensure_started()
@@ -376,6 +378,79 @@ async def test_in_debug_mode_a_failure_is_told_in_a_thousand_characters(debug: b
         error = await error_of(conn)
         assert error["details"] == ({"exception": "ValueError", "text": "v" * 1000} if debug else {})
         assert error["message"] == "The server failed to handle this event."
+
+
+async def test_a_text_that_cannot_be_sent_is_shown_escaped() -> None:
+    app = SocketApp(debug=True)
+
+    @app.on("fail")
+    async def fail(conn: Connection) -> None:
+        raise ValueError("half a pair: \ud800")
+
+    async with TestClient(app) as client:
+        conn = await client.connect()
+        await conn.send("fail", id=1)
+        assert (await error_of(conn))["details"]["text"] == "half a pair: \\ud800"
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), BackendError("redis is gone")])
+@pytest.mark.parametrize("where", ["handler", "limit"])
+async def test_the_record_of_a_failure_has_the_ids_that_the_client_and_others_know(
+    error: Exception, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines: list[dict[str, Any]] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(json.loads(JsonFormatter().format(record)))
+
+    def scope(conn: Connection) -> str:
+        if where == "limit":
+            raise error
+        return "all"
+
+    app = SocketApp(namespace="/n", rate_limit=RateLimit(10, 10, scope=scope))
+
+    @app.on("fail")
+    async def fail(conn: Connection) -> None:
+        raise error
+
+    @app.on_error
+    async def note(conn: Connection, error: Exception) -> None:
+        logging.getLogger("the_app").error("noted")
+
+    logging.getLogger().addHandler(handler := Handler())
+    try:
+        async with TestClient(app) as client:
+            conn = await client.connect()
+            await conn.send("fail", id=1)
+            request_id = (await error_of(conn))["request_id"]
+            await asyncio.sleep(0)
+    finally:
+        logging.getLogger().removeHandler(handler)
+    failed, noted = lines
+    for line in (failed, noted):
+        assert (line["request"], line["connection"], line["namespace"]) == (request_id, conn.id, "/n")
+        assert line.get("event") == ("fail" if where == "handler" else None)
+    assert request_id in failed["message"]
+    assert noted["message"] == "noted"
+    record = next(record for record in caplog.records if "failed" in record.getMessage())
+    assert (vars(record)["request"], vars(record)["connection"]) == (request_id, conn.id)
+    assert (record.exc_info is None) is isinstance(error, BackendError)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+async def test_what_a_handler_returns_is_the_answer(strict: bool) -> None:
+    app = SocketApp()
+
+    @app.on("answer")
+    async def answer(conn: Connection) -> dict[str, int]:
+        return {"n": 1}
+
+    async with TestClient(app, strict=strict) as client:
+        conn = await client.connect()
+        await conn.send("answer")
+        assert await conn.receive() == {"event": "__ack__", "payload": {"n": 1}}
 
 
 async def test_the_debug_feed_shows_what_is_handled_as_it_came() -> None:

@@ -135,6 +135,23 @@ async def test_where_no_first_message_is_taken_no_credentials_are_an_error_at_on
 # What is set up
 
 
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [
+        ([], None),
+        (["other"], None),
+        (["other", "socketspec.v1.msgpack", "socketspec.v1.json"], "socketspec.v1.msgpack"),
+        (["socketspec.v1.json"], "socketspec.v1.json"),
+    ],
+)
+async def test_the_handshake_is_answered_with_the_clients_first_known_subprotocol(
+    offered: list[str], chosen: str | None
+) -> None:
+    app = SocketApp()
+    async with app.lifespan() as engine:
+        assert (await engine.admit(Handshake(subprotocols=tuple(offered)))).subprotocol == chosen
+
+
 async def test_the_introduction_says_what_a_client_has_to_know() -> None:
     app, carrier = SocketApp(session=SessionConfig(max_duration=500, heartbeat_timeout=7)), Carrier(can_ping=True)
     async with app.lifespan():
