@@ -28,3 +28,12 @@ async def until(check: Callable[[], object], within: float = 10.0) -> float:
         assert time.monotonic() < began + within, f"not within {within:g} s"
         await asyncio.sleep(0.01)
     return time.monotonic() - began
+
+
+async def turns(check: Callable[[], object]) -> None:
+    """Let the event loop turn until `check` is true: for what needs turns, and no time."""
+    for _ in range(1000):
+        if check():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it did not come true in 1000 turns of the event loop")

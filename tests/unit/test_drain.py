@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import selectors
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -19,44 +18,10 @@ from socketspec.errors import ConfigurationError
 from socketspec.handshake import Handshake, Headers, QueryParams
 from socketspec.pages import Response
 from socketspec.testing import ConnectionClosed, TestClient, TestConnection
+from tests.virtual_time import in_virtual_time, now
 
 TICK = 0.1
 """Seconds between two waves, at most."""
-
-
-class _Jumping(selectors.DefaultSelector):
-    """Where the loop would wait, time jumps."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        events = super().select(0)
-        if not events:
-            assert timeout is not None, "everything waits for something that never comes"
-            self.now += max(timeout, 0.0)
-        return events
-
-
-class _VirtualLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self._jumping = _Jumping()
-        super().__init__(self._jumping)
-
-    def time(self) -> float:
-        return self._jumping.now
-
-
-def in_virtual_time(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run `main` in a loop whose clock jumps from one timer to the next."""
-    with asyncio.Runner(loop_factory=_VirtualLoop) as runner:
-        runner.run(main())
-
-
-def now() -> float:
-    """Seconds of virtual time."""
-    return asyncio.get_running_loop().time()
 
 
 def peak(times: Iterable[float], width: float) -> int:
@@ -104,7 +69,7 @@ def test_connections_leave_evenly_over_the_window(count: int, window: float) -> 
             width = max(span / bins, 2 * TICK)
             assert peak(left, width) <= 2 * max(count * width / span, 1)
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 def test_what_clients_are_told_spreads_those_that_connect_again() -> None:
@@ -116,7 +81,7 @@ def test_what_clients_are_told_spreads_those_that_connect_again() -> None:
             width = (max(times) - min(times)) / 10
             assert peak(times, width) <= 2 * 1000 / 10
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 def test_who_leaves_first_is_chance() -> None:
@@ -125,7 +90,7 @@ def test_who_leaves_first_is_chance() -> None:
         assert orders[0] != orders[1]
         assert list(range(60)) not in orders
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 def test_a_few_connections_leave_one_after_the_other_and_soon() -> None:
@@ -134,7 +99,7 @@ def test_a_few_connections_leave_one_after_the_other_and_soon() -> None:
         assert len(set(left)) == 3
         assert ended < 1
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 def test_without_a_window_all_leave_at_once_and_come_back_spread_out() -> None:
@@ -144,7 +109,7 @@ def test_without_a_window_all_leave_at_once_and_come_back_spread_out() -> None:
         assert 0 < min(told) < max(told) <= AT_ONCE
         assert peak(told, AT_ONCE / 10) <= 2 * 400 / 10
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 def test_draining_a_node_without_connections_takes_no_time() -> None:
@@ -155,7 +120,7 @@ def test_draining_a_node_without_connections_takes_no_time() -> None:
             assert await app.drain() == 0
         assert now() == 0
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 def test_the_drain_ends_when_all_have_left_by_themselves() -> None:
@@ -170,7 +135,7 @@ def test_the_drain_ends_when_all_have_left_by_themselves() -> None:
             assert await draining == 300
             assert now() == pytest.approx(1, abs=TICK)
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 def test_a_handler_under_way_finishes_and_its_answer_arrives_before_the_close() -> None:
@@ -195,7 +160,7 @@ def test_a_handler_under_way_finishes_and_its_answer_arrives_before_the_close() 
             assert left == pytest.approx(30)
             assert idle_left <= 1, "nobody waits for others"
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 def add_work(app: SocketApp, *, seconds: float) -> None:
@@ -234,7 +199,7 @@ def test_a_client_that_goes_on_sending_leaves_once_what_it_sent_before_its_turn_
             assert acks == list(range(len(acks)))
             assert len(acks) >= 1
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 def test_a_message_that_waits_for_its_place_is_handled_before_the_connection_leaves() -> None:
@@ -252,7 +217,7 @@ def test_a_message_that_waits_for_its_place_is_handled_before_the_connection_lea
             assert closed.code == 1012
             assert left == pytest.approx(6)
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 def test_a_connection_whose_hooks_are_under_way_leaves_when_they_are_through() -> None:
@@ -279,7 +244,7 @@ def test_a_connection_whose_hooks_are_under_way_leaves_when_they_are_through() -
             assert [what for what, _ in log] == ["connected", "server_shutdown"]
             assert log[0][1] == pytest.approx(5)
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 def test_a_handler_that_does_not_finish_is_left_behind_after_the_grace_and_then_cancelled() -> None:
@@ -305,7 +270,7 @@ def test_a_handler_that_does_not_finish_is_left_behind_after_the_grace_and_then_
             await stopping
             assert cancelled == [pytest.approx(7)]
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 def test_a_connection_works_until_its_own_close() -> None:
@@ -342,7 +307,7 @@ def test_a_connection_works_until_its_own_close() -> None:
         assert sent
         assert handled == sent
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 @pytest.mark.parametrize("window", [0, 0.5])
@@ -360,7 +325,7 @@ def test_what_a_large_room_has_not_been_sent_yet_is_sent_before_the_close(window
                 numbers = [message["payload"]["n"] for message in messages if message["event"] == "number"]
                 assert numbers == list(range(100))
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 def test_a_connection_that_opens_when_the_last_one_has_left_does_not_hold_up_the_loop() -> None:
@@ -382,7 +347,7 @@ def test_a_connection_that_opens_when_the_last_one_has_left_does_not_hold_up_the
                 assert await draining == 300
             await asyncio.gather(*closing)
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 class _Silent:
@@ -425,7 +390,7 @@ def test_every_call_joins_the_same_drain_and_the_stop_finds_it_done() -> None:
                 messages, _, _ = await reader
                 assert len(messages) == 1, "one goodbye"
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 def test_an_engine_whose_loop_ended_without_a_stop_is_forgotten_at_the_next_start() -> None:
@@ -460,7 +425,7 @@ def test_the_drain_path_answers_when_the_last_connection_has_left(method: str) -
             assert health is not None
             assert (health.status, json.loads(health.body)["status"]) == (503, "stopping")
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 @pytest.mark.parametrize("authorization", [None, "", "Bearer", "Bearer ", "Bearer S3cret", "Basic s3cret", "s3cret"])
