@@ -224,6 +224,7 @@ async def test_what_was_agreed_on_holds_for_the_frames_that_follow() -> None:
         (upgrade(b"Sec-WebSocket-Key:", without=b"Sec-WebSocket-Key"), 400),
         (upgrade(without=b"Sec-WebSocket-Version"), 400),
         (upgrade(b"Sec-WebSocket-Version: 13"), 400),
+        (upgrade(b"Sec-WebSocket-Version: 8", without=b"Sec-WebSocket-Version"), 400),
         (upgrade(b"Origin: https://a.test", b"Origin: https://b.test"), 400),
         (upgrade(without=b"Upgrade"), 426),
         (upgrade(b"Upgrade: h2c", without=b"Upgrade"), 426),
@@ -250,6 +251,17 @@ async def test_a_request_that_breaks_the_rules_is_refused_with_its_status(reques
 async def test_a_refusal_says_what_would_have_helped() -> None:
     assert (await refused(upgrade(line=b"POST /ws HTTP/1.1"))).answer.all("allow") == ["GET"]
     assert (await refused(upgrade(without=b"Upgrade"))).answer.all("upgrade") == ["websocket"]
+
+
+@pytest.mark.parametrize("asked", [[b"8"], [b"14"], [b"13, 8"], [b"13", b"8"], [b"thirteen"], []])
+@in_virtual_time
+async def test_a_client_of_another_version_is_told_which_one_is_spoken(asked: list[bytes]) -> None:
+    """RFC 6455 section 4.4."""
+    headers = [b"Sec-WebSocket-Version: " + version for version in asked]
+    client = await refused(upgrade(*headers, without=b"Sec-WebSocket-Version"))
+    assert client.answer.status == 400
+    assert client.answer.all("sec-websocket-version") == ["13"]
+    assert (await refused(upgrade(without=b"Upgrade"))).answer.all("sec-websocket-version") == []
 
 
 @pytest.mark.parametrize(
