@@ -216,15 +216,16 @@ class PlayedClient:
         is_tls: bool = False,
         state: dict[str, Any] | None = None,
         headers: Sequence[tuple[bytes, bytes]] = (),
+        extra: dict[str, Any] | None = None,
         **config: Any,
     ) -> None:
         given = {"log_config": None, "lifespan": "off", "interface": "asgi3", "http": "h11", "proxy_headers": False}
         self.server = ServerState()
         self.server.default_headers = list(headers)
-        extra: dict[str, Any] = {"sockname": ("10.0.0.1", 8443), "peername": ("192.0.2.7", 50_000)}
+        usual: dict[str, Any] = {"sockname": ("10.0.0.1", 8443), "peername": ("192.0.2.7", 50_000)}
         if is_tls:
-            extra["sslcontext"] = object()
-        self.wire = Wire(is_tls=is_tls, extra=extra)
+            usual["sslcontext"] = object()
+        self.wire = Wire(is_tls=is_tls, extra={**usual, **(extra or {})})
         self.protocol = protocol(Config(app, **{**given, **config}), self.server, state or {})
         self.wire.connect(self.protocol)
 
@@ -285,6 +286,7 @@ class PlayedSink:
         self.told: list[str] = []
         """What else it was told, by name."""
         self.ends: list[tuple[int, str]] = []
+        self.ended = asyncio.Event()
         self.on_message: Callable[[str | bytes], None] = lambda _: None
         self.on_full: Callable[[], None] = lambda: None
         self.on_writable: Callable[[], None] = lambda: None
@@ -319,3 +321,4 @@ class PlayedSink:
 
     def lost(self, code: int, reason: str) -> None:
         self.ends.append((code, reason))
+        self.ended.set()
