@@ -163,6 +163,7 @@ class Wire(asyncio.Transport):
 
     def write_eof(self) -> None:
         assert not self._is_tls, "TLS cannot be half closed"
+        assert not self._is_closing, "uvloop raises for it"
         self._ends = True
         self._finish()
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from socketspec.adapters.handover import EXTENSION
 from socketspec.adapters.uvicorn import DeflateWebSocketProtocol, WebSocketProtocol
 from tests.played_client import Frame, PlayedClient, PlayedSink, close_frame, frame, upgrade
 from tests.virtual_time import in_virtual_time, now
@@ -159,6 +160,9 @@ async def test_a_hundred_pings_and_pongs_a_second_are_taken_and_one_more_is_not(
     client.sends(*(frame(9 + number % 2) for number in range(101)))
     await sink.ended.wait()
     assert_failed(client, sink, 1008, "too many ping and pong frames")
+    await asyncio.sleep(1)
+    client.sends(*(frame(9) for _ in range(101)))
+    assert_failed(client, sink, 1008, "too many ping and pong frames")
     assert len(sink.told) == 400
     assert len(client.frames) == 3 * 50 + 50 + 1
 
@@ -197,8 +201,29 @@ async def test_a_close_frame_is_answered_with_its_code_and_the_sink_gets_code_an
 async def test_a_close_frame_without_a_code_is_answered_by_one_without_a_code() -> None:
     client, sink = await opened()
     client.sends(frame(8))
-    assert client.closed == (1005, "")
+    assert client.frames == [Frame(0x88, b"")]
     assert sink.ends == [(1005, "")]
+
+
+@in_virtual_time
+async def test_what_a_sink_does_to_a_line_that_is_over_has_no_effect() -> None:
+    client, sink = await opened()
+    client.wire.takes = False
+    client.sends(close_frame(1000))
+    sink.line.ping()
+    sink.line.close(1001, "")
+    sink.line.hold()
+    sink.line.go_on()
+    client.wire.take()
+    assert client.frames == [Frame(0x88, b"\x03\xe8")]
+    client, sink = await opened()
+    client.wire.break_off(None)
+    await sink.ended.wait()
+    sink.line.ping()
+    sink.line.close(1001, "")
+    await asyncio.sleep(100)
+    assert not client.wire.is_aborted
+    assert client.frames == []
 
 
 @in_virtual_time
@@ -262,7 +287,10 @@ async def test_who_breaks_a_rule_is_told_which_and_the_connection_ends(data: byt
     client.sends(text("fine"), data, text("late"))
     assert sink.messages == ["fine"]
     assert_failed(client, sink, code, reason)
+    assert client.wire.is_reading()  # else TCP would never come to its end
     client.sends(text("later"), frame(9), close_frame(1000))
+    await asyncio.sleep(1)
+    assert client.wire.is_reading()
     assert sink.messages == ["fine"]
     assert sink.told == []
     client.wire.hang_up()
@@ -414,6 +442,43 @@ async def test_a_message_that_drips_gets_no_more_time_by_dripping() -> None:
         client.sends(bytes((byte,)))
         await asyncio.sleep(1)
     assert await failed_at(sink) - began == pytest.approx(ASSEMBLY)
+
+
+@in_virtual_time
+async def test_a_message_that_dripped_and_is_whole_has_no_deadline_left() -> None:
+    client, sink = await opened()
+    for byte in text("hello"):
+        client.sends(bytes((byte,)))
+        await asyncio.sleep(1)
+    assert sink.messages == ["hello"]
+    await asyncio.sleep(100)
+    assert sink.ends == []
+
+
+@in_virtual_time
+async def test_who_breaks_a_rule_while_a_message_is_on_its_way_gets_no_more_time_by_it() -> None:
+    client, sink = await opened()
+    client.sends(frame(1, b"a", final=False))
+    await asyncio.sleep(ASSEMBLY - CLOSE + 1)
+    client.sends(frame(3))
+    assert_failed(client, sink, 1002, "reserved opcode")
+    await asyncio.sleep(CLOSE + A_WHILE)
+    assert client.wire.is_aborted
+
+
+@in_virtual_time
+async def test_a_deadline_between_two_turns_ends_the_connection_and_what_comes_is_still_read() -> None:
+    client, sink = await opened()
+    client.sends(frame(1, b"a", final=False))
+    pings = [frame(10) for _ in range(SLICE + 1)]
+    # A moment before the deadline, but within the same turn of the loop.
+    asyncio.get_running_loop().call_at(now() + ASSEMBLY - 5e-10, client.sends, *pings)
+    await sink.ended.wait()
+    assert len(sink.told) == SLICE
+    assert_failed(client, sink, 1008, "a message took too long to arrive")
+    await asyncio.sleep(1)
+    assert client.wire.is_reading()
+    assert len(sink.told) == SLICE
 
 
 @in_virtual_time
@@ -587,6 +652,22 @@ async def test_a_sink_that_holds_within_a_message_gets_the_next_one_when_it_goes
 
 
 @in_virtual_time
+async def test_a_sink_that_holds_and_goes_on_within_a_message_is_read_on() -> None:
+    client, sink = await opened()
+
+    def briefly(_data: object) -> None:
+        sink.line.hold()
+        sink.line.go_on()
+
+    sink.on_message = briefly
+    client.sends(text("a"))
+    assert client.wire.is_reading()
+    client.sends(text("b"), text("c"))
+    assert client.wire.is_reading()
+    assert sink.messages == ["a", "b", "c"]
+
+
+@in_virtual_time
 async def test_going_on_between_turns_takes_nothing_out_of_turn() -> None:
     client, sink = await opened()
     client.sends(*(text(str(number)) for number in range(2 * SLICE)))
@@ -636,6 +717,7 @@ async def test_a_close_goes_out_behind_what_was_written_and_the_clients_answer_e
     client.sends(close_frame(4001))
     assert sink.ends == [(4001, "")]
     await turns(lambda: client.wire.is_gone)
+    await asyncio.sleep(100)
     assert not client.wire.is_aborted
     assert client.closed == (4001, "enough")
 
@@ -759,8 +841,25 @@ async def test_a_close_while_held_still_sees_the_clients_close_frame() -> None:
     sink.line.hold()
     client.sends(text("unread"), close_frame(1001))
     sink.line.close(1000, "")
+    assert sink.ends == []  # not within the call
     await sink.ended.wait()
     assert sink.messages == []
+    assert sink.ends == [(1001, "")]
+
+
+@in_virtual_time
+async def test_a_sink_that_holds_and_closes_within_a_message_is_told_of_the_end_later() -> None:
+    client, sink = await opened()
+
+    def close(_data: object) -> None:
+        sink.line.hold()
+        sink.line.close(1000, "")
+
+    sink.on_message = close
+    client.sends(text("a"), text("b"), close_frame(1001))
+    assert sink.ends == []
+    await sink.ended.wait()
+    assert sink.messages == ["a"]
     assert sink.ends == [(1001, "")]
 
 
@@ -774,6 +873,39 @@ async def test_a_close_while_held_between_turns_goes_on_in_the_turn_that_was_due
     await sink.ended.wait()
     assert sink.ends == [(1001, "")]
     assert len(sink.messages) == SLICE
+
+
+@in_virtual_time
+async def test_closing_what_is_not_open_yet_is_an_abort() -> None:
+    client = PlayedClient(PlayedSink())
+    client.protocol.close(1001, "")
+    assert client.wire.is_aborted
+    assert client.got == b""
+
+
+@in_virtual_time
+async def test_what_was_over_before_it_was_handed_over_takes_nothing_more() -> None:
+    gate = asyncio.Event()
+    sink = PlayedSink()
+
+    async def late(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.accept"})
+        await gate.wait()
+        sink.line = scope["extensions"][EXTENSION](sink)
+        sink.line.go_on()
+
+    client = PlayedClient(late)
+    client.sends(upgrade())
+    await turns(lambda: client.got)
+    client.wire.takes = False
+    client.sends(text("early"), close_frame(1001, b"bye"))
+    gate.set()
+    await sink.ended.wait()
+    sink.line.write(b"\x82\x00")
+    client.wire.take()
+    assert sink.messages == ["early"]
+    assert sink.ends == [(1001, "bye")]
+    assert client.frames == [Frame(0x88, b"\x03\xe9")]
 
 
 @in_virtual_time
@@ -858,6 +990,11 @@ async def test_a_client_that_stalls_a_second_time_has_its_whole_time_again() -> 
     assert sink.told == ["full", "writable"] * 3
     await asyncio.sleep(100)
     assert not client.wire.is_gone
+    client.wire.takes = False
+    sink.line.write(b"\x82\x02ab")
+    await asyncio.sleep(13)
+    assert sink.told[-2:] == ["full", "stalled"]
+    assert client.wire.is_aborted
 
 
 @in_virtual_time

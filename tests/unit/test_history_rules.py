@@ -221,6 +221,7 @@ def test_only_the_beginning_of_what_is_no_answer_is_shown() -> None:
         [b"2-0", [b"t", b"tag2"]],
         [b"2-0", [b"b", encode_body(Publication("e", b"{}")), b"t", b"\xff"]],
         [b"2-0", [b"b", encode_body(Publication("e", b"{}")), b"t"]],
+        [b"2-0", [b"b", encode_body(Publication("e", b"{}")), b"t", b"tag2", b"odd"]],
         [b"2-0", None],
         ["2-0", [b"b", b"x", b"t", b"y"]],
         [b"2-0", [b"b", "text", b"t", b"tag2"]],

@@ -544,6 +544,23 @@ async def test_a_client_that_goes_before_the_answer_is_told_to_the_application_a
 
 
 @in_virtual_time
+async def test_a_refusal_to_a_client_that_has_just_hung_up_does_no_harm() -> None:
+    app = denying(401)
+    client = PlayedClient(app)
+    client.sends(upgrade())
+    asyncio.get_running_loop().call_soon(client.wire.hang_up)  # before it answers, and seen before it is gone
+    await turns(lambda: client.server.connections == set() and client.server.tasks == set())
+    assert not client.wire.is_aborted
+
+
+@in_virtual_time
+async def test_a_connection_that_is_gone_before_its_request_is_forgotten() -> None:
+    client = PlayedClient(Answering())
+    client.wire.break_off(None)
+    await turns(lambda: client.server.connections == set())
+
+
+@in_virtual_time
 async def test_a_connection_is_counted_from_its_first_byte_to_its_last() -> None:
     client = PlayedClient(Answering())
     assert len(client.server.connections) == 1
