@@ -107,6 +107,20 @@ async def test_every_token_that_redis_refused_is_given_back_here() -> None:
 
 
 @in_virtual_time
+async def test_a_token_that_was_given_back_is_taken_here_alone_while_redis_is_away() -> None:
+    redis = FakeRedis()
+    limits = redis.limits()
+    redis.wait = 0.5
+    assert await take(limits, rate=0.001, capacity=1) == 0.5
+    redis.error = BackendError("gone")
+    await take(limits, "other")
+    await asyncio.sleep(0.6)
+    assert await take(limits, rate=0.001, capacity=1) == 0.0
+    assert len(redis.asked) == 2
+    assert await take(limits, rate=0.001, capacity=1) > 900
+
+
+@in_virtual_time
 async def test_what_this_node_alone_would_not_allow_is_not_asked_for() -> None:
     redis = FakeRedis()
     limits = redis.limits()
@@ -146,6 +160,22 @@ async def test_a_bucket_is_forgotten_as_soon_as_it_is_as_new() -> None:
     await asyncio.sleep(0.2)
     await take(limits, "third")
     assert len(limits) == 2  # the first is gone
+
+
+@in_virtual_time
+async def test_a_refused_bucket_is_forgotten_in_the_very_moment_its_time_is_over() -> None:
+    redis = FakeRedis()
+    time = 1000.0
+    limits = RedisLimits(redis, Keys(), clock=lambda: time)
+    redis.wait = 10.0
+    await take(limits)
+    redis.wait = 0.0
+    time = 1009.75
+    await take(limits, "other", rate=0.001)
+    assert len(limits) == 2
+    time = 1010.0
+    await take(limits, "third", rate=0.001)
+    assert len(limits) == 2
 
 
 @in_virtual_time
