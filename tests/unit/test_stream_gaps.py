@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from socketspec.backend import HistoryStore, Position, Publication, Topic
-from socketspec.cluster.broker import CATCH_UPS, RedisBroker
+from socketspec.cluster.broker import RedisBroker
 from socketspec.cluster.envelope import encode
 from socketspec.cluster.keys import Keys
 from socketspec.errors import BackendError
@@ -23,6 +23,11 @@ from tests.watching import turns
 KEYS = Keys("p")
 LOG = Topic("/", "room", "log")
 OTHER = Topic("/", "room", "other")
+CATCH_UPS = 8
+"""Histories read at once after a loss."""
+MAX_HELD = 10_000
+"""Live publications of one topic that wait while its history is read."""
+MAX_HELD_BYTES = 32 * 2**20
 
 
 def at(offset: int, epoch: str = "one") -> Position:
@@ -253,6 +258,30 @@ async def test_no_more_than_a_few_histories_are_read_at_once() -> None:
     await node.settled()
     assert node.shelf.most_under_way == CATCH_UPS
     assert sorted(node.heard) == sorted(events(1, 3) * len(topics))
+
+
+@pytest.mark.parametrize(("more", "lost"), [(0, 0), (2, 2)])
+async def test_so_many_wait_while_the_history_is_read_and_of_more_the_newest(more: int, lost: int) -> None:
+    node = await Node.hearing(kept(1))
+    node.shelf.gate.clear()
+    waiting = kept_range(3, MAX_HELD + 2 + more)
+    half = len(waiting) // 2
+    node.hears(*waiting[:half])
+    node.hears(*waiting[half:])
+    node.shelf.gate.set()
+    await node.settled()
+    assert node.heard == ["one:1", *(item.event for item in waiting[lost:])]
+
+
+@pytest.mark.parametrize(("size", "lost"), [(MAX_HELD_BYTES // 4, 0), (MAX_HELD_BYTES // 4 + 1, 1)])
+async def test_so_many_bytes_wait_while_the_history_is_read_and_of_more_the_newest(size: int, lost: int) -> None:
+    node = await Node.hearing(kept(1))
+    node.shelf.gate.clear()
+    for offset in range(3, 7):
+        node.hears(Publication(f"one:{offset}", bytes(size - 2), exclude=("a", "b"), position=at(offset)))
+    node.shelf.gate.set()
+    await node.settled()
+    assert node.heard == ["one:1", *events(3 + lost, 6)]
 
 
 # What cannot be filled
