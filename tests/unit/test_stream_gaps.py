@@ -187,11 +187,13 @@ async def test_what_comes_in_meanwhile_is_delivered_behind_it_and_nothing_twice(
     node.shelf.gate.clear()
     node.hears(kept(4))
     node.hears(kept(5), plain("x"))
+    node.hears(plain("y"))
     node.hears(kept(7))
     node.shelf.kept[LOG] = kept_range(1, 5)  # as it was when Redis read it
+    assert node.heard == ["one:1"]
     node.shelf.gate.set()
     await node.settled()
-    assert node.heard == [*events(1, 5), "x", "one:7"]
+    assert node.heard == [*events(1, 5), "x", "y", "one:7"]
     assert len(node.shelf.asked) == 1
 
 
@@ -373,6 +375,8 @@ async def test_a_channel_that_stands_again_is_not_read_where_nothing_is_kept_or_
     node = await Node.hearing(plain("x"))
     await node.broker.subscribe(OTHER)
     node.broker.restored([KEYS.channel(LOG), KEYS.channel(OTHER), KEYS.channel(Topic("/", "room", "third")), b"?"])
+    node.hears(plain("y"))
+    assert node.heard == ["x", "y"]  # nothing waits
     await node.settled()
     assert node.shelf.asked == []
 
