@@ -359,6 +359,18 @@ async def test_where_nothing_can_be_read_what_comes_next_still_measures_the_stre
     assert node.shelf.asked[-1] == (LOG, at(4))
 
 
+@pytest.mark.parametrize("error", [LookupError("another publication"), BackendError("Redis does not answer")])
+async def test_where_nothing_can_be_read_an_older_offset_may_be_a_new_publication(error: Exception) -> None:
+    """A server that took over may lack the newest offsets, and gives them out again."""
+    node = await Node.hearing(kept(5))
+    node.shelf.error = error
+    node.hears(kept(4))
+    await node.settled()
+    assert node.heard == ["one:5", "one:4"]
+    node.hears(kept(5))
+    assert node.heard == ["one:5", "one:4", "one:5"]
+
+
 # A link that was lost
 
 
@@ -369,6 +381,16 @@ async def test_a_channel_that_stands_again_is_caught_up_with() -> None:
     await node.settled()
     assert node.heard == events(1, 4)
     assert node.shelf.asked == [(LOG, at(1))]
+
+
+async def test_where_nothing_was_missed_nothing_is_delivered() -> None:
+    node = await Node.hearing(kept(1))
+    calls: list[Sequence[Publication]] = []
+    node.broker.listeners.attach("/", lambda _, items: calls.append(items))
+    node.broker.restored([KEYS.channel(LOG)])
+    await node.settled()
+    assert node.shelf.asked == [(LOG, at(1))]
+    assert calls == []
 
 
 async def test_a_channel_that_stands_again_is_not_read_where_nothing_is_kept_or_nobody_listens() -> None:
