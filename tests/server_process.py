@@ -23,6 +23,8 @@ from typing import Any, NamedTuple, Self, TypeVar
 import hiredis
 import pytest
 
+from tests.ports import free_port
+
 __all__ = (
     "Absent",
     "Broken",
@@ -72,14 +74,6 @@ def started() -> Iterator[None]:
         if in_ci():
             raise
         pytest.skip(f"it is there, but broken: {error}")
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as listener:
-        listener.bind((HOST, 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def valkey_binary() -> str:

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,21 +24,15 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Origin, Subprotocol
 
-__all__ = ("Client", "Reply", "Server", "client", "fetch", "jwt", "refused", "serving")
+from tests.ports import free_port
+
+__all__ = ("Client", "Reply", "Server", "client", "fetch", "free_port", "jwt", "refused", "serving")
 
 ROOT = Path(__file__).resolve().parents[1]
 UVICORN_OPTIONS = tuple(os.environ.get("SOCKETSPEC_TEST_UVICORN", "").split())
 """Further options for every uvicorn that a test starts: how the suite runs on the fast protocol as well."""
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 15.0
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def jwt(secret: str, **claims: Any) -> str:
