@@ -117,7 +117,8 @@ Pair = tuple[ast.expr | ast.stmt, ast.expr | ast.stmt]
 def _in_function(function: FunctionNode) -> Iterator[Pair]:
     body = function.body[1:] if ast.get_docstring(function) is not None else function.body
     for statement in body:
-        yield from _in(statement)
+        if not (statement is body[-1] and isinstance(statement, ast.Return) and statement.value is None):
+            yield from _in(statement)
 
 
 def _in(node: ast.AST) -> Iterator[Pair]:

@@ -80,6 +80,7 @@ def test_a_change_touches_its_own_lines_only() -> None:
         "def f(x: int = 5, *, y: str = 'a') -> 'str': ...\n",
         "def __repr__(self):\n    return 'x' + self.name\n",
         "def f():\n    'Docs of 5 > 3.'\n",
+        "def f(x):\n    return\n",
         "def f():\n    logger.debug('only for people', 5)\n",
     ],
 )
