@@ -176,13 +176,69 @@ async def test_what_is_given_up_counts_among_what_is_not_answered() -> None:
         await asyncio.gather(*map(node.subscriptions.subscribe, channels))
         server.mute |= {b"SSUBSCRIBE", b"SUNSUBSCRIBE"}
         server.commands.clear()
-        for channel in channels:
-            node.subscriptions.unsubscribe(channel)
         callers = [asyncio.create_task(node.subscriptions.subscribe(b"new%d" % number)) for number in range(300)]
+
+        async def give_up() -> None:
+            for channel in channels:
+                node.subscriptions.unsubscribe(channel)
+
+        await asyncio.create_task(give_up())  # in the turn in which the others ask
         await asyncio.sleep(BRIEF)
-        assert (server.count(b"SUNSUBSCRIBE"), server.count(b"SSUBSCRIBE")) == (300, 200)
+        assert (server.count(b"SSUBSCRIBE"), server.count(b"SUNSUBSCRIBE")) == (300, 200)
         for caller in callers:
             caller.cancel()
+
+
+@in_virtual_time
+async def test_a_channel_that_goes_and_comes_back_while_it_is_asked_for_is_asked_for_once() -> None:
+    async with hearing() as node:
+        (server,) = node.servers
+        server.mute.add(ROOM)
+        first = asyncio.create_task(node.subscriptions.subscribe(ROOM))
+        await turns(lambda: server.count(b"SSUBSCRIBE", ROOM))
+        node.subscriptions.unsubscribe(ROOM)
+        second = asyncio.create_task(node.subscriptions.subscribe(ROOM))
+        await asyncio.sleep(BRIEF)
+        assert server.count(b"SSUBSCRIBE", ROOM) == 1
+        server.mute.clear()
+        server.confirm(server.link, b"SSUBSCRIBE", ROOM)
+        await second
+        await asyncio.gather(first, return_exceptions=True)
+        await asyncio.sleep(BRIEF)
+        assert (server.count(b"SSUBSCRIBE", ROOM), server.count(b"SUNSUBSCRIBE", ROOM)) == (1, 0)
+
+
+@in_virtual_time
+async def test_a_channel_that_goes_and_comes_back_while_it_is_given_up_is_given_up_once() -> None:
+    async with hearing() as node:
+        (server,) = node.servers
+        await node.subscriptions.subscribe(ROOM)
+        server.mute.add(ROOM)
+        node.subscriptions.unsubscribe(ROOM)
+        await turns(lambda: server.count(b"SUNSUBSCRIBE", ROOM))
+        again = asyncio.create_task(node.subscriptions.subscribe(ROOM))
+        await asyncio.sleep(BRIEF)
+        node.subscriptions.unsubscribe(ROOM)
+        await asyncio.gather(again, return_exceptions=True)
+        await asyncio.sleep(BRIEF)
+        assert server.count(b"SUNSUBSCRIBE", ROOM) == 1
+        server.confirm(server.link, b"SUNSUBSCRIBE", ROOM)
+        await asyncio.sleep(BRIEF)
+        assert (server.count(b"SSUBSCRIBE", ROOM), server.count(b"SUNSUBSCRIBE", ROOM)) == (1, 1)
+
+
+@in_virtual_time
+async def test_what_is_asked_for_at_any_moment_of_a_loss_stands_in_the_end() -> None:
+    async with hearing() as node:
+        (server,) = node.servers
+        callers: list[asyncio.Task[None]] = []
+        server.cut()
+        for number in range(20):
+            callers.append(asyncio.create_task(node.subscriptions.subscribe(b"%d" % number)))
+            await asyncio.sleep(0)
+        await asyncio.gather(*callers)
+        assert server.link.channels == {PROBE, *(b"%d" % number for number in range(20))}
+        assert node.restored == []
 
 
 @in_virtual_time
@@ -258,6 +314,25 @@ async def test_a_nonce_of_an_earlier_probe_or_of_somebody_else_proves_nothing() 
 
 
 @in_virtual_time
+async def test_what_somebody_else_says_before_our_first_probe_proves_nothing_and_does_no_harm() -> None:
+    node = PlayedNode([PlayedServer("a")], OPTIONS)
+    node.publishing = hanging
+    node.servers[0].mute.add(PROBE)
+    starting = asyncio.create_task(node.subscriptions.start())
+    await asyncio.sleep(BRIEF)
+    link = node.servers[0].link
+    link.channels.add(PROBE)
+    link.say(resp(b"ssubscribe", PROBE, 1), resp(b"smessage", PROBE, b"somebody else's"))
+    await asyncio.sleep(BRIEF)
+    assert node.trouble == "a:6379: connected, but has not heard itself yet"
+    assert not starting.done()
+    assert sum(node.subscriptions.lag.counts) == 0
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    await node.subscriptions.stop()
+
+
+@in_virtual_time
 async def test_first_heard_is_logged_with_how_long_it_took(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "socketspec.cluster")
     async with hearing() as node:
@@ -323,6 +398,22 @@ async def test_a_probe_has_a_second_for_its_way_back_even_where_publishing_took_
         await asyncio.sleep(30)
         assert node.servers[0].accepted == 1
         assert node.subscriptions.lag.sum > 3.7
+
+
+@in_virtual_time
+async def test_a_probe_that_took_long_to_publish_has_no_more_than_that_second() -> None:
+    async with hearing() as node:
+        published: list[float] = []
+
+        async def slowly(channel: bytes, nonce: bytes) -> None:
+            await asyncio.sleep(TIMEOUT - 0.1)
+            published.append(now())
+
+        await probed(node)
+        node.publishing = slowly
+        while node.servers[0].links:  # noqa: ASYNC110 # a lost connection has no event
+            await asyncio.sleep(0.005)
+        assert now() - published[0] == pytest.approx(LATE, abs=0.05)
 
 
 @in_virtual_time
