@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 
 def open_sockets() -> set[str]:
     """The kernel's names of the sockets that this process has open; a name is not used again soon."""
@@ -37,3 +39,8 @@ async def turns(check: Callable[[], object]) -> None:
             return
         await asyncio.sleep(0)
     raise AssertionError("it did not come true in 1000 turns of the event loop")
+
+
+def levels(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:
+    """The levels of the log records that hold `text`, in order."""
+    return [record.levelname for record in caplog.records if text in record.getMessage()]
