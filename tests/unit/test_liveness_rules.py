@@ -401,6 +401,27 @@ async def test_after_a_resharding_the_probe_moves_to_a_channel_that_the_server_o
         assert server.count(b"SSUBSCRIBE") == 2
 
 
+@in_virtual_time
+async def test_a_probe_channel_that_is_wanted_again_while_it_is_given_up_was_not_refused() -> None:
+    async with hearing() as node:
+        (server,) = node.servers
+        node.topology.tags[server.address] = "moved"
+        server.mute |= {PROBE, b"probe:moved"}
+        await asyncio.sleep(INTERVAL + TIMEOUT + 0.5)
+        assert node.trouble == "a:6379: the probe's subscription was not confirmed"
+        del node.topology.tags[server.address]
+        server.mute.add(b"PING")
+        await asyncio.sleep(INTERVAL)
+        server.mute.clear()
+        server.confirm(server.link, b"SUNSUBSCRIBE", PROBE)  # a slow server: all of it comes now, in order
+        server.confirm(server.link, b"SSUBSCRIBE", b"probe:moved")
+        server.link.say(resp(b"pong", b""))
+        await asyncio.sleep(BRIEF)
+        assert node.is_healthy
+        assert server.link.channels == {PROBE}
+        assert server.accepted == 1
+
+
 @pytest.mark.parametrize("error", [LookupError("a:6379 owns no slot"), BackendError("nobody knows"), ValueError("?")])
 @in_virtual_time
 async def test_a_server_that_owns_nothing_has_no_probe_and_health_says_why(error: Exception) -> None:

@@ -35,6 +35,15 @@ async def test_a_start_returns_when_every_primary_is_heard() -> None:
 
 
 @in_virtual_time
+async def test_a_start_takes_no_longer_than_the_servers_do() -> None:
+    async with hearing(3) as node:
+        assert now() < BRIEF
+        began = now()
+        await node.subscriptions.subscribe(ROOM)
+        assert now() - began < BRIEF
+
+
+@in_virtual_time
 async def test_a_start_that_hears_too_little_raises_in_time_says_why_and_leaves_nothing() -> None:
     node = PlayedNode([PlayedServer("a"), PlayedServer("b")], OPTIONS)
     node.servers[1].mute.add(b"SSUBSCRIBE")
