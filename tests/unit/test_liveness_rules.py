@@ -360,6 +360,19 @@ async def test_a_probe_channel_that_is_refused_is_trouble_costs_no_link_and_is_a
 
 
 @in_virtual_time
+async def test_a_probe_channel_that_is_taken_back_between_probes_is_looked_into_at_once() -> None:
+    async with hearing() as node:
+        await node.probed()
+        await asyncio.sleep(0.1)
+        looks = len(node.topology.looks)
+        node.servers[0].take_back(PROBE)
+        await asyncio.sleep(BRIEF)
+        assert len(node.topology.looks) == looks + 1
+        await asyncio.sleep(2 * INTERVAL)
+        assert node.is_healthy
+
+
+@in_virtual_time
 async def test_a_probe_channel_that_is_taken_back_during_a_probe_ends_the_wait() -> None:
     async with hearing() as node:
         (server,) = node.servers
