@@ -113,6 +113,22 @@ async def test_first_heard_is_logged_with_how_long_it_took(caplog: pytest.LogCap
 
 
 @in_virtual_time
+async def test_a_link_that_answers_and_was_not_heard_yet_is_not_said_to_be_heard(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with hearing() as node:
+        await asyncio.sleep(10)
+        caplog.set_level(logging.INFO, "socketspec.cluster")
+        node.publishing = failing
+        node.servers[0].cut()
+        await asyncio.sleep(10)
+        assert levels(caplog, "connected and heard") == []
+        node.publishing = node.publish
+        await asyncio.sleep(INTERVAL + TIMEOUT)
+        assert levels(caplog, "connected and heard") == ["INFO"]
+
+
+@in_virtual_time
 async def test_one_link_is_one_connection_however_long_it_lives() -> None:
     async with hearing() as node:
         await asyncio.sleep(1000)
