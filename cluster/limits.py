@@ -84,7 +84,10 @@ class RedisLimits(Limits):
         return len(self._locals)
 
     async def take(self, key: str, *, rate: float, capacity: float) -> float:
-        """Take one token; 0.0, or the seconds until there will be one. Raises nothing where Redis is away."""
+        """Take one token; 0.0, or the seconds until there may be one: later, where other nodes have taken it by then.
+
+        Raises nothing where Redis is away.
+        """
         now = self._clock()
         name = f"{float(rate)!r}/{float(capacity)!r}/{key}"  # other limits are other buckets
         local = self._local(name, rate, capacity, now)
