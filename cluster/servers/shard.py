@@ -115,11 +115,13 @@ class Shard:
         problem: Exception | None = None
         try:
             async with asyncio.timeout(self._timeout):
-                await connection.send_packed_command(packed, check_health=False)
+                await _send(connection, packed)
                 for _ in commands:
                     replies.append(await _read(connection))  # noqa: PERF401 # what came before a failure counts
         except TimeoutError:
             problem = replied.TimeoutError(f"{self.address} did not answer within {self._timeout:g} s.")
+        except _ClosedError as error:
+            problem = NotSentError(self.explain(error))
         except (replied.RedisError, OSError) as error:
             problem = error
         finally:
@@ -213,6 +215,17 @@ class _TlsConnection(SSLConnection):
         if nowait and self._writer is not None:
             self._writer.transport.abort()
         await super().disconnect(nowait, *args, **kwargs)
+
+
+class _ClosedError(replied.ConnectionError):
+    """The connection was closed before anything was sent."""
+
+
+async def _send(connection: Connection, packed: bytes) -> None:
+    try:
+        await connection.send_packed_command(packed, check_health=False)
+    except AttributeError as error:  # of asyncio in Python 3.12 and 3.13, where its transport was closed a moment ago
+        raise _ClosedError("Connection closed by server.") from error
 
 
 async def _read(connection: Connection) -> Any:
