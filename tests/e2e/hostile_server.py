@@ -143,6 +143,8 @@ def main() -> None:
         ws_max_size=LIMIT,
         ws_ping_interval=arguments.ping,
         ws_ping_timeout=arguments.ping,
+        # For each that it cannot accept, and as often as this is long, asyncio logs a traceback: seconds of work.
+        backlog=256 if arguments.files else 2048,
         log_config=logging,
     )
     uvicorn.Server(config).run(sockets=[listening_socket("127.0.0.1", arguments.port, 1024, user_timeout_ms=2000)])
