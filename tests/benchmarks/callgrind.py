@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 from socketspec.cluster.embedded import EmbeddedServer
 from tests.benchmarks.native import BUILD, HERE, compiled
 
-__all__ = ("Counted", "Unable", "count", "marks", "median")
+__all__ = ("Counted", "Unable", "count", "marks", "median", "surroundings")
 
 ROOT: Final = HERE.parents[1]
 PATIENCE: Final = 300.0
@@ -53,7 +53,7 @@ def count(case: str) -> Counted:
     folder.mkdir(parents=True)
     command = [valgrind, "-q", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={folder}/callgrind.out"]
     command += [sys.executable, "-s", "-m", "tests.benchmarks.guarded.cases", case, str(marks())]
-    with _surroundings(case) as variables:
+    with surroundings(case) as variables:
         times = _run(case, command, variables)
     return median(folder, times)
 
@@ -69,7 +69,7 @@ def marks() -> Path:
 
 
 @contextlib.contextmanager
-def _surroundings(case: str) -> Iterator[dict[str, str]]:
+def surroundings(case: str) -> Iterator[dict[str, str]]:
     """Environment variables for a case: the same ones, wherever and by whomever the guard is started."""
     variables = {"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
     if "LD_LIBRARY_PATH" in os.environ:  # some Pythons do not start without it

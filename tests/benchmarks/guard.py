@@ -22,7 +22,6 @@ from tests.benchmarks.guard_numbers import (
     IN_ALL,
     PER_CHANGE,
     Allowed,
-    Kept,
     Verdict,
     environment,
     judge,
@@ -35,13 +34,17 @@ NUMBERS: Final = Path(__file__).with_suffix(".json")
 UNSTEADY: Final = 1.0
 """Percent of difference between the stretches of one figure that is worth a word."""
 
-_UNKNOWN: Final = "No kept numbers for this key; ran and printed; write them with `make bench-guard ARGS=--write`."
+_UNKNOWN: Final = """
+No kept numbers for this key; ran and printed; write them with `make bench-guard ARGS=--write`.
+Key: {key}."""
 _SLOWER: Final = """
-What costs it? The count is exact, so `git bisect run make bench-guard ARGS=NAME` finds the commit. Where it is worth
-its price: `make bench-guard ARGS=--write`, and say why in the commit."""
+The count is exact, so `git bisect run make bench-guard ARGS={figure}` finds the commit that costs it. Where it is worth
+its price: `make bench-guard ARGS=--write`, and the commit says why."""
+_BETTER: Final = """
+{figure}: {percent:.1f} % less than the last change. So that it stays so: `make bench-guard ARGS=--write`."""
 
 
-def arguments() -> argparse.Namespace:
+def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "figures", nargs="*", metavar="NAME", help=f"what to count: {', '.join(FIGURES)} (default: all)"
@@ -51,7 +54,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--numbers", type=Path, default=NUMBERS, metavar="FILE", help="where they are kept")
     parser.add_argument("--tolerance", type=float, default=PER_CHANGE, metavar="PERCENT", help="more in one change")
     parser.add_argument("--in-all", type=float, default=IN_ALL, metavar="PERCENT", help="more since the start")
-    found = parser.parse_args()
+    found = parser.parse_args(given)
     if unknown := set(found.figures) - FIGURES.keys():
         parser.error(f"there is no figure {', '.join(sorted(unknown))}; there are {', '.join(FIGURES)}")
     if found.figures and (found.write or found.write_start):
@@ -63,52 +66,55 @@ def report(counted: Mapping[str, Counted], verdicts: Mapping[str, Verdict]) -> N
     """Print the table."""
     print(f"{'instructions':<14}{'now':>12}{'last change':>15}{'':>9}{'most':>7}{'start':>15}{'':>9}{'most':>7}")
     for figure, found in counted.items():
-        line = f"{figure:<14}{found.instructions:>12,}"
-        if figure in verdicts:
-            verdict = verdicts[figure]
-            line += f"{verdict.last:>15,}{verdict.since_last:>+8.2f}%{verdict.most:>+6g}%"
-            line += (
-                ""
-                if verdict.differs
-                else f"{verdict.start:>15,}{verdict.since_start:>+8.2f}%{verdict.allowed.in_all:>+6g}%"
-            )
-        print(line + (f"   stretches differ by {found.spread:.1f} %" if found.spread > UNSTEADY else ""))
+        unsteady = f"   stretches differ by {found.spread:.1f} %" if found.spread > UNSTEADY else ""
+        print(f"{figure:<14}{found.instructions:>12,}{_columns(verdicts.get(figure))}{unsteady}")
 
 
-def compare(counted: Mapping[str, Counted], here: Mapping[str, str], kept: Sequence[Kept], allowed: Allowed) -> int:
-    """Print how the figures compare with what is kept; the exit code."""
-    figures = {figure: found.instructions for figure, found in counted.items()}
-    verdicts = judge(figures, here, kept, allowed)
-    report(counted, verdicts)
+def _columns(verdict: Verdict | None) -> str:
+    if verdict is None:
+        return ""
+    last = f"{verdict.last:>15,}{verdict.since_last:>+8.2f}%{verdict.most:>+6g}%"
+    if verdict.differs:
+        return last
+    return f"{last}{verdict.start:>15,}{verdict.since_start:>+8.2f}%{verdict.allowed.in_all:>+6g}%"
+
+
+def compare(figures: Mapping[str, int], verdicts: Mapping[str, Verdict], here: Mapping[str, str]) -> int:
+    """Say what to think of the figures; the exit code."""
     unknown = [figure for figure in figures if figure not in verdicts or verdicts[figure].differs]
     if unknown:
-        print(f"\n{_UNKNOWN}\nKey: {', '.join(f'{name} {value}' for name, value in here.items())}.")
+        print(_UNKNOWN.format(key=", ".join(f"{name} {value}" for name, value in here.items())))
     for figure in unknown:
-        print(verdicts[figure].roughly() if figure in verdicts else f"{figure}: nothing is kept to compare with.")
-    problems = [problem for verdict in verdicts.values() for problem in verdict.problems()]
-    print("".join(f"\n{problem}" for problem in problems))
-    if problems:
-        print(_SLOWER)
-    return 1 if problems or len(verdicts) < len(figures) else 0
+        print(verdicts[figure].roughly() if figure in verdicts else f"{figure}: nothing is kept to compare it with.")
+    for figure, verdict in verdicts.items():
+        if verdict.is_better:
+            print(_BETTER.format(figure=figure, percent=-verdict.since_last))
+    slower = [figure for figure, verdict in verdicts.items() if verdict.problems()]
+    for figure in slower:
+        print("", *verdicts[figure].problems(), sep="\n")
+    if slower:
+        print(_SLOWER.format(figure=slower[0]))
+    return 1 if slower or len(verdicts) < len(figures) else 0
 
 
-def main() -> int:
-    options = arguments()
-    counted: dict[str, Counted] = {}
+def main(given: Sequence[str] | None = None) -> int:
+    """Count, compare, and write down if asked to; the exit code."""
+    options = arguments(given)
     try:
-        for figure in options.figures or FIGURES:
-            counted[figure] = count(figure)
+        counted = {figure: count(figure) for figure in options.figures or FIGURES}
     except Unable as reason:
         print(f"Nothing was compared. {reason}", file=sys.stderr)
         return 2
-    here, kept = environment(), load(options.numbers)
-    code = compare(counted, here, kept, Allowed(options.tolerance, options.in_all))
-    if not (options.write or options.write_start):
-        return code
     figures = {figure: found.instructions for figure, found in counted.items()}
-    save(options.numbers, written(figures, here, kept, as_start=options.write_start))
-    print(f"Written to {options.numbers}.")
-    return 0
+    here, kept = environment(), load(options.numbers)
+    verdicts = judge(figures, here, kept, Allowed(options.tolerance, options.in_all))
+    report(counted, verdicts)
+    code = compare(figures, verdicts, here)
+    if options.write or options.write_start:
+        save(options.numbers, written(figures, here, kept, as_start=options.write_start))
+        print(f"\nWritten to {options.numbers}.")
+        return 0
+    return code
 
 
 if __name__ == "__main__":

@@ -224,11 +224,13 @@ async def main(name: str, marks: ctypes.CDLL, loop: SteadyLoop) -> None:
     case = CASES[name](Serving(f"{app.__name__}:app"))
     async with socket.lifespan():
         loop.stop_clock()
-        await case.prepare()
-        for _ in range(WARM):
-            await case.run()
-        await count(case, marks)
-        loop.start_clock()  # a stop waits for things, within times
+        try:
+            await case.prepare()
+            for _ in range(WARM):
+                await case.run()
+            await count(case, marks)
+        finally:
+            loop.start_clock()  # the stop waits for things, within times
     print(case.times)
 
 

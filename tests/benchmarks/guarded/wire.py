@@ -102,6 +102,8 @@ def _config(app: str) -> uvicorn.Config:
 
     with patch.object(uvicorn.Server, "run", run):
         main(["serve", app, "--port", "0", "--no-access-log", "--log-level", "error"])
+    if not found:
+        raise RuntimeError("`socketspec serve` has run no uvicorn.Server, so there is no configuration to take over.")
     return found[0]
 
 
