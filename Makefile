@@ -93,6 +93,9 @@ wheel: $(DEV) ## Build sdist and wheel into dist/, and try the wheel in a clean 
 bench: $(DEV) ## Measure against peers: one table (ARGS="--quick", ARGS="idle leak", BENCH=tests/benchmarks/bench_cluster.py)
 	@$(BIN)/python $(BENCH) $(ARGS)
 
+bench-guard: $(DEV) ## Count instructions, and fail where they have become more (ARGS="event accept", ARGS=--write)
+	@$(BIN)/python tests/benchmarks/guard.py $(ARGS)
+
 mutation: $(DEV) ## Change the code and see what the tests notice (ARGS="socketspec/hub.py --all")
 	@$(BIN)/python -m tests.mutation.mutate $(ARGS)
 
