@@ -224,6 +224,7 @@ class RedisBroker(Broker):
         self._tasks.spawn(self._read_missed(topic, heard), name=f"catch-up with {topic.name!r}")
 
     async def _read_missed(self, topic: Topic, heard: _Heard) -> None:
+        await asyncio.sleep(0)  # a task may start at once, and what came before the gap is not delivered yet
         since = heard.last
         missed: Sequence[Publication] = ()
         try:

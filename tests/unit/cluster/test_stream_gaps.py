@@ -175,6 +175,14 @@ async def test_a_gap_within_one_read_delivers_what_came_before_it_at_once() -> N
     assert node.shelf.asked == [(LOG, at(2))]
 
 
+async def test_what_came_before_a_gap_is_delivered_first_though_the_history_fails_at_once() -> None:
+    node = await Node.hearing(kept(1))
+    node.shelf.error = BackendError("10,000 commands wait for Redis already")
+    node.hears(kept(2), kept(5))
+    await node.settled()
+    assert node.heard == ["one:1", "one:2", "one:5"]
+
+
 async def test_one_missing_publication_is_a_gap() -> None:
     node = await Node.hearing(kept(1))
     node.shelf.kept[LOG] = kept_range(1, 3)
