@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from socketspec.concurrency.cancellation import unless_cancelled
 from socketspec.concurrency.tasks import Tasks
@@ -41,7 +41,7 @@ from socketspec.telemetry.counters import Counters
 from socketspec.telemetry.debug_feed import DebugFeed
 from socketspec.telemetry.tracing import Tracing, installed
 
-__all__ = ("Dispatcher", "InboundLimits")
+__all__ = ("Dispatcher", "InboundLimits", "Receive")
 
 logger: logging.Logger = logging.getLogger("socketspec.events")
 
@@ -56,6 +56,12 @@ class InboundLimits:
     max_in_flight: int
     debug: bool
     """Whether clients are told the text of exceptions."""
+
+
+class Receive(Protocol):
+    """Takes one message of a connection, see `Dispatcher.receive`."""
+
+    def __call__(self, conn: Connection, data: str | bytes, *, binary: bool) -> Pending | None: ...
 
 
 class Dispatcher:

@@ -35,7 +35,7 @@ class Topics:
         finally:
             if not entered:
                 await self._undo(topic, connection, counted=entered is None)
-        return entered
+        return entered is True
 
     async def exit(self, topic: Topic, connection: str, *, write_rest: bool) -> None:
         """Undo `enter`. With `write_rest`, what was published before is written to the connection first."""

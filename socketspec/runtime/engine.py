@@ -21,7 +21,7 @@ from socketspec.declaration.registry import Registry
 from socketspec.declaration.rooms import DeclaredRooms
 from socketspec.fanout.broadcaster import Broadcaster
 from socketspec.fanout.hub import Hub
-from socketspec.inbound.dispatch import Dispatcher, InboundLimits
+from socketspec.inbound.dispatch import Dispatcher, InboundLimits, Receive
 from socketspec.inbound.limiter import Limiter
 from socketspec.inbound.protocol_events import ProtocolEvents
 from socketspec.inbound.resume import Resume
@@ -117,7 +117,7 @@ class Engine:
             self.feed, limits, now,
         )  # fmt: skip
 
-        self.receive = dispatcher.receive
+        self.receive: Receive = dispatcher.receive
         """Takes one message; await what it returns before reading on."""
         self._ending: asyncio.Task[None] | None = None
 
