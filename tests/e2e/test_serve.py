@@ -421,7 +421,7 @@ def test_what_cannot_be_served_is_said(tmp_path: Path, arguments: Sequence[str],
     (tmp_path / "main.py").write_text(APP)
     (tmp_path / "broken.py").write_text("1 / 0")
     (tmp_path / "failing.py").write_text(FAILING)
-    result = run("serve", *arguments, folder=tmp_path)
+    result = run("serve", "--port", str(free_port()), *arguments, folder=tmp_path)
     assert result.returncode == status
     assert said in result.stderr
 
