@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 from urllib.parse import unquote
 
 from websockets.http11 import Request, Response
@@ -17,12 +17,15 @@ __all__ = ("Pairs", "ends_head", "read", "refusal", "scope_of")
 _silent: logging.Logger = logging.getLogger("socketspec.adapters.upgrade.silent")
 _silent.disabled = True
 
+VERSION: Final = "13"
+"""The version that is spoken; who asked for another one is told (RFC 6455 section 4.4)."""
+
 Pairs = Iterable[tuple[bytes, bytes]]
 """HTTP headers."""
 
 
 def read(data: bytes) -> tuple[Request | None, Response]:
-    """An upgrade request and the answer it calls for; None where it is to be refused with that answer."""
+    """Read an upgrade request. Returns it and the answer to it; without the request where that answer refuses it."""
     handshake = ServerProtocol(logger=_silent)
     handshake.receive_data(data)
     request = next((event for event in handshake.events_received() if isinstance(event, Request)), None)
@@ -30,6 +33,8 @@ def read(data: bytes) -> tuple[Request | None, Response]:
         return None, handshake.reject(HTTPStatus.BAD_REQUEST, "This is no request that can be answered.\n")
     response = handshake.accept(request)
     if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
+        if request.headers.get_all("Sec-WebSocket-Version") != [VERSION]:
+            response.headers["Sec-WebSocket-Version"] = VERSION  # so that a client may try again
         return None, response
     del response.headers["Date"]
     return request, response
@@ -71,12 +76,12 @@ def scope_of(
 
 
 def ends_head(headers: Pairs) -> bool:
-    """Whether one of the application's headers would end the line, or the head, of an answer (CWE-113)."""
+    """Whether a header of the application has a line end in it, and so could add lines to the answer (CWE-113)."""
     return any(b"\r" in part or b"\n" in part or b"\0" in part for pair in headers for part in pair)
 
 
 def refusal(status: int, headers: Pairs, body: bytes) -> bytes:
-    """An HTTP response that ends the connection."""
+    """An HTTP response after which the connection is closed."""
     try:
         phrase = HTTPStatus(status).phrase
     except ValueError:

@@ -139,10 +139,6 @@ class MemoryHistory(HistoryStore):
                 raise LookupError(f"offset {since.offset} of {topic.name!r} is another publication")
         return list(islice(stream.entries, index + 1, None if limit is None else index + 1 + limit))
 
-    async def position(self, topic: Topic) -> Position | None:
-        stream = self._streams.live(topic)
-        return stream.entries[-1].position if stream is not None and stream.entries else None
-
 
 def _newest(stream: _Stream, limit: int | None) -> list[Publication]:
     count = stream.size if limit is None else min(limit, stream.size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import keyword
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from socketspec.errors import ConfigurationError
@@ -13,7 +12,7 @@ __all__ = ("RoomPattern", "Specificity")
 
 
 class Specificity(NamedTuple):
-    """Sorts patterns: those that say more about a room's name come first."""
+    """A sort key: patterns that say more about a room's name come first."""
 
     has_variables: bool
     literal_length: int
@@ -72,8 +71,8 @@ class RoomPattern:
         if not name.startswith(prefix) or not name.endswith(suffix):
             return None
         values: list[str] = []
-        # The leftmost place for each literal is always right: a later one leaves less room to the variables after it,
-        # and cannot lie behind a ":" that the variable before it would then contain.
+        # Taking the leftmost place of each literal never misses a match: a place further right would leave less for the
+        # variables after it, and the variable before it could only become longer, perhaps with a ":" in it.
         for literal in self._literals[1:-1]:
             found = name.find(literal, start + 1, end)
             if found < 0:
@@ -84,37 +83,6 @@ class RoomPattern:
         if any(not value or ":" in value for value in values):
             return None
         return dict(zip(self.variables, values, strict=True))
-
-    def format(self, /, **variables: str) -> str:
-        """The room's name for these variables; `match` gives them back.
-
-        Raises `ValueError` for missing or unknown variables, for a value that is not a str, is empty or contains
-        ``:``, and for values that `match` would read differently (``{a}-{b}`` with ``-`` in `a`). Does not replace
-        `check_room_name`.
-        """
-        self._check_values(variables)
-        parts = [self._literals[0]]
-        for variable, literal in zip(self.variables, self._literals[1:], strict=True):
-            parts += (variables[variable], literal)
-        name = "".join(parts)
-        if self.match(name) != variables:
-            raise ValueError(
-                f"{self!r}: the name {shown(name)} would be read as other variables than it was made of; "
-                'separate variables with ":" to allow any value'
-            )
-        return name
-
-    def _check_values(self, variables: Mapping[str, object]) -> None:
-        if set(variables) != set(self.variables):
-            expected = ", ".join(self.variables) or "none"
-            raise ValueError(
-                f"{self!r} needs exactly these variables: {expected}; got: {', '.join(variables) or 'none'}"
-            )
-        for variable, value in variables.items():
-            if not isinstance(value, str):
-                raise ValueError(f"{self!r}: {variable} is of type {type(value).__name__}; pass a str")
-            if not value or ":" in value:
-                raise ValueError(f'{self!r}: {variable}={shown(value)} must have at least one character and no ":"')
 
 
 class _Parser:

@@ -131,10 +131,10 @@ class CatchingUp:
         _check(page, since)
         count = len(page)
         if count == limit:
-            newest = await self._history.position(lag.topic)
-            if newest is None or newest.epoch != since.epoch or newest.offset < since.offset + count:
+            newest = [item.position for item in await self._history.read(lag.topic, limit=1)]
+            if not newest or newest[0] is None or newest[0].epoch != since.epoch:
                 raise _Hole
-            count = newest.offset - since.offset
+            count = newest[0].offset - since.offset
         lag.seen, lag.has_more = since, count > len(page)
         lag.set_page(page)
         return count

@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from socketspec.concurrency.cancellation import unless_cancelled
 from socketspec.concurrency.tasks import Tasks
@@ -34,7 +34,7 @@ from socketspec.errors import (
 )
 from socketspec.inbound.limiter import Limiter
 from socketspec.inbound.protocol_events import ProtocolEvents
-from socketspec.protocol.envelopes import Envelope, decode
+from socketspec.protocol.decoding import Envelope, decode
 from socketspec.protocol.formats import Format
 from socketspec.protocol.messages import Message, encode_payload
 from socketspec.protocol.names import CLIENT_EVENTS, is_reserved
@@ -44,7 +44,7 @@ from socketspec.telemetry.debug_feed import DebugFeed
 from socketspec.telemetry.tracing import Tracing, installed
 from socketspec.text import get_logger
 
-__all__ = ("Dispatcher", "InboundLimits")
+__all__ = ("Dispatcher", "InboundLimits", "Receive")
 
 logger: logging.Logger = get_logger("socketspec.events")
 
@@ -67,6 +67,12 @@ class InboundLimits:
     max_in_flight: int
     debug: bool
     """Whether clients are told the text of exceptions."""
+
+
+class Receive(Protocol):
+    """Takes one message of a connection, see `Dispatcher.receive`."""
+
+    def __call__(self, conn: Connection, data: str | bytes, *, binary: bool) -> Pending | None: ...
 
 
 class Dispatcher:

@@ -23,7 +23,7 @@ from socketspec.inbound.surcharge import Surcharge
 from socketspec.lifecycle.admission import refusal_code
 from socketspec.lifecycle.credentials import Credentials
 from socketspec.membership.rooms import RoomFull, RoomMembership
-from socketspec.protocol.envelopes import Envelope
+from socketspec.protocol.decoding import Envelope
 from socketspec.protocol.messages import Message, encode_payload
 from socketspec.protocol.publications import Position, Topic
 from socketspec.telemetry.counters import Counters

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
 from socketspec.connection.outbox import Backpressure
-from socketspec.declaration.rooms import Room
 from socketspec.errors import ConfigurationError
 from socketspec.protocol.names import check_namespace
 from socketspec.security.auth import AuthBackend
@@ -19,7 +18,7 @@ from socketspec.session.config import SessionConfig
 __all__ = ("Settings",)
 
 LimitPolicy = Literal["reject", "evict_oldest"]
-"""What happens to a connection too many of one user; see `SocketApp`."""
+"""What happens when a user has too many connections; see `SocketApp`."""
 MAX_FIRST_MESSAGE: Final = 20_480
 """The longest token that is accepted has 16,384 bytes."""
 
@@ -69,6 +68,7 @@ class Settings:
 
 
 def auth_backends(auth: AuthBackend | Sequence[AuthBackend] | None) -> tuple[AuthBackend, ...]:
+    """`auth` as a tuple of auth backends; none for None. Raises `ConfigurationError` for anything else."""
     if auth is None:
         return ()
     backends = tuple(auth) if isinstance(auth, Sequence) else (auth,)
@@ -86,6 +86,7 @@ def auth_backends(auth: AuthBackend | Sequence[AuthBackend] | None) -> tuple[Aut
 
 
 def checked(check: Callable[[str], str], value: str) -> str:
+    """`value`, if `check` does not raise; its `ValueError` becomes a `ConfigurationError`."""
     try:
         return check(value)
     except ValueError as error:
@@ -108,13 +109,8 @@ def drain_seconds(name: str, value: Any) -> float:
     return float(value)
 
 
-def rooms_of(declared: Sequence[Any]) -> list[Room]:
-    if isinstance(declared, str) or not all(isinstance(room, str | Room) for room in declared):
-        raise ConfigurationError(f'SocketApp(rooms={declared!r}) must be a list such as [Room("chat:{{name}}")].')
-    return [Room(room) if isinstance(room, str) else room for room in declared]
-
-
 def path(name: str, value: Any) -> str:
+    """The path of a page, without a slash at its end."""
     if not isinstance(value, str) or not value.startswith("/") or value == "/":
         raise ConfigurationError(f"SocketApp({name}={value!r}) must be a path that begins with / and is not / alone.")
     path: str = value.rstrip("/")

@@ -47,7 +47,8 @@ class _Ours:
     async def let_in(self, conn: Any) -> None:
         self.connections.add(conn)
         if "probe" in conn.query_params:
-            await self._socket_app.rooms.join_through(conn, "r0", self._counting(conn.transport.write))
+            engine = await self._socket_app.ensure_started()
+            await engine.rooms.join(conn, "r0", self._counting(conn.transport.write))
         for room in rooms_of(conn.query_params):
             await self._socket_app.rooms.join(conn, room)
         self.joined[0] += 1

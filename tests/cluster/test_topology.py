@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 from redis import exceptions as replied
+from redis.asyncio.connection import Connection
 
 from socketspec.cluster.commands.command import Command, Script
 from socketspec.cluster.commands.runner import Runner
 from socketspec.cluster.options import Address, parse_url
-from socketspec.cluster.servers.topology import NotSentError, RefusedError, Topology, make_topology
+from socketspec.cluster.servers.shard import NotSentError, RefusedError
+from socketspec.cluster.servers.topology import Topology, make_topology
 from socketspec.concurrency.tasks import Tasks
 from socketspec.errors import BackendError, ConfigurationError
 from tests.servers import Certificates, Cluster, Proxy, Sentinels, Server, free_port
@@ -304,6 +306,26 @@ async def test_a_server_that_was_restarted_is_used_again_without_a_doubt_about_a
         assert await topology.execute([["PING"]]) == [b"PONG"]
 
 
+async def test_a_connection_that_was_lost_a_moment_ago_is_an_error_of_the_connection(
+    standalone_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lost_meanwhile(connection: Connection) -> bool:
+        writer = connection._writer  # noqa: SLF001 - to lose it as the network does, at this very moment
+        assert writer is not None
+        writer.transport.abort()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the transport has heard of it
+        return False
+
+    async with started_topology(standalone_server.url) as topology:
+        assert await topology.execute([["PING"]]) == [b"PONG"]
+        with monkeypatch.context() as patch:
+            patch.setattr(Connection, "can_read", lost_meanwhile)
+            (reply,) = await topology.execute([["PING"]])
+        assert isinstance(reply, replied.ConnectionError)
+        assert await topology.execute([["PING"]]) == [b"PONG"]
+
+
 async def test_a_connection_that_breaks_costs_only_the_replies_that_did_not_come(server: Server, proxy: Proxy) -> None:
     async with started_topology(f"redis://{HOST}:{proxy.port}") as topology:
         assert await topology.execute([["PING"]]) == [b"PONG"]
@@ -386,7 +408,7 @@ async def test_commands_survive_a_failover(healthy_sentinels: Sentinels) -> None
     async with started_topology(url) as topology, started_runner(topology, url, command_timeout=20) as runner:
         await runner.run(Command("SET", None, (b"topology:f",), ("1",)))
         old = healthy_sentinels.primary
-        old.kill()
+        await asyncio.to_thread(old.kill)  # meanwhile the loop hears that the connection is closed
         await runner.run(Command("SET", None, (b"topology:f",), ("2",)))
         (now,) = topology.addresses()
         assert now != Address(HOST, old.port)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from socketspec import Connection, SocketApp
-from socketspec.pages.pages import Response
+from socketspec.pages.responses import Response
 from socketspec.protocol.handshake import Headers, QueryParams
 from socketspec.testing import TestClient
 

@@ -13,8 +13,8 @@ from pydantic_core import from_json
 
 from socketspec import SocketApp
 from socketspec.errors import ConfigurationError, ValidationFailed
-from socketspec.protocol import envelopes
-from socketspec.protocol.envelopes import MAX_ITEMS, decode
+from socketspec.protocol import decoding
+from socketspec.protocol.decoding import MAX_ITEMS, decode
 from socketspec.protocol.formats import Format
 
 VALUES = st.recursive(
@@ -90,7 +90,7 @@ def test_many_tiny_items_are_refused_by_default(name: str) -> None:
 
 
 def test_no_object_is_made_of_a_message_in_json_with_too_many_items(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(envelopes, "from_json", pytest.fail)
+    monkeypatch.setattr(decoding, "from_json", pytest.fail)
     assert not accepts(json.dumps(envelope([[]] * 60_000)), Format.JSON, MAX_ITEMS)
 
 

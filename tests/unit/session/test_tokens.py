@@ -29,10 +29,9 @@ def test_a_made_up_token_is_nobodys(token: str, user: str | None) -> None:
     assert not is_given_to(token, "/", user)
 
 
-@given(st.data())
-def test_a_token_that_was_changed_anywhere_is_nobodys(data: st.DataObject) -> None:
+@given(st.integers(0, 63))
+def test_a_token_that_was_changed_anywhere_is_nobodys(at: int) -> None:
     token = new_token("/", "ada")
-    at = data.draw(st.integers(0, len(token) - 1))
-    letter = data.draw(st.sampled_from("abcdef0123456789").filter(lambda drawn: drawn != token[at]))
+    letter = "b" if token[at] == "a" else "a"
     for changed in (token[:at] + letter + token[at + 1 :], token[:at] + token[at + 1 :], token + letter):
         assert not is_given_to(changed, "/", "ada")
