@@ -128,7 +128,7 @@ class MemoryHistory(HistoryStore):
         stream = self._streams.live(topic)
         if since is None:
             return [] if stream is None else _newest(stream, limit)
-        if stream is None or stream.epoch != since.epoch or since.offset > stream.offset:
+        if stream is None or stream.epoch != since.epoch or not 0 <= since.offset <= stream.offset:
             raise LookupError(f"{topic.name!r} has begun a new history since that position")
         if since.offset < stream.offset - stream.size:
             raise LookupError(f"{topic.name!r} no longer keeps what followed offset {since.offset}")

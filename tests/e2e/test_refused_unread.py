@@ -33,8 +33,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield made
 
 
-@pytest.mark.parametrize("size", [21_000, 70_000, 900_000, 5_000_000])
-@pytest.mark.parametrize("compression", [None, "deflate"])
+@pytest.mark.parametrize(
+    ("size", "compression"),
+    [(21_000, None), (70_000, None), (300_000, None), (21_000, "deflate"), (70_000, "deflate"), (5_000_000, "deflate")],
+)
 async def test_before_authentication_a_long_message_is_refused_with_4001(
     server: Server, size: int, compression: str | None
 ) -> None:
