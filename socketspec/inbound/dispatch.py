@@ -112,11 +112,11 @@ class Dispatcher:
         now = self._now()
         conn.clock.last_heard = now
         self._counters.received_bytes += len(data)
-        if conn.in_flight.leaving or (conn.state is not State.OPEN and conn.state is not State.AUTHENTICATING):
+        state = conn.state
+        if conn.in_flight.leaving or (state is not State.OPEN and state is not State.AUTHENTICATING):
             return None
-        is_first = conn.state is State.AUTHENTICATING
         if binary is not (conn.format is Format.MSGPACK) or (
-            is_first and _is_larger(data, self._limits.max_first_message)
+            state is State.AUTHENTICATING and _is_larger(data, self._limits.max_first_message)
         ):
             self._refuse_frame(conn)
             return None
