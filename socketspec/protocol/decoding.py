@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn, cast
 
 import msgpack
 from pydantic_core import from_json
@@ -51,8 +50,8 @@ def decode(data: str | bytes, format: Format, *, max_items: int = MAX_ITEMS) -> 
 
     Raises `ValidationFailed` with a sentence that says what is wrong.
     """
-    parse: Callable[[Any, int], Any] = _parse_msgpack if format is Format.MSGPACK else _parse_json
-    value = parse(data, max_items)
+    is_packed = format is Format.MSGPACK
+    value = _parse_msgpack(cast("bytes", data), max_items) if is_packed else _parse_json(data, max_items)
     if type(value) is not dict:
         raise ValidationFailed(f"A message must be an object with an `event`, not {_kind(value)}.")
     if not value.keys() <= _ENVELOPE_KEYS:
