@@ -103,7 +103,8 @@ def test_many_are_sent_in_few_round_trips_and_in_order(standalone_server: Server
     ):
         before = reads(standalone_server)
         receipts = publisher.broadcast_many(("log:3", "n", {"n": n}) for n in range(1201))
-        assert reads(standalone_server) - before < 60  # the server reads a batch in a few pieces
+        # One round trip for each would be 1,201 reads. How many pieces a batch arrives in is the kernel's to say.
+        assert reads(standalone_server) - before < 400
         assert [receipt.position.offset for receipt in receipts if receipt.position] == list(range(1, 1202))
         assert [ear.hear().payload for _ in range(1201)] == [b'{"n":%d}' % n for n in range(1201)]
 
