@@ -137,7 +137,7 @@ class Dispatcher:
             return
         if wait > 0:
             self._refuse(conn, wait, self._now())
-        elif conn.is_open:
+        elif conn.state is State.OPEN or conn.state is State.AUTHENTICATING:
             pending = self._parse(conn, data, self._now())
             if pending is not None:
                 await pending
