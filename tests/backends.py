@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from socketspec.memory import MemoryBackend, MemoryLimits
+from socketspec.backend.memory import MemoryBackend, MemoryLimits
 
 __all__ = ("SharedBackend",)
 

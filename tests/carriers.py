@@ -9,8 +9,9 @@ from typing import Any
 from pydantic_core import from_json
 
 from socketspec import Connection, SocketApp
-from socketspec.handshake import Handshake
-from socketspec.wire import Format, Message
+from socketspec.protocol.formats import Format
+from socketspec.protocol.handshake import Handshake
+from socketspec.protocol.messages import Message
 
 __all__ = ("Carrier", "opened")
 

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from socketspec import Connection, Identity, SocketApp
-from socketspec.handshake import Handshake
-from socketspec.memory import MemoryLimits
+from socketspec.backend.memory import MemoryLimits
+from socketspec.protocol.handshake import Handshake
 from socketspec.security.ratelimit import RateLimit
 from socketspec.testing import TestClient, TestConnection
 from tests.backends import SharedBackend

@@ -9,7 +9,7 @@ import msgpack
 import pytest
 
 from socketspec import Connection, Identity, SocketApp
-from socketspec.handshake import Handshake
+from socketspec.protocol.handshake import Handshake
 from socketspec.testing import ConnectionClosed, TestClient
 
 ENVELOPE = {"event": "act", "payload": {}, "id": 1}

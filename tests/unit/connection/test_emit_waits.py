@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from socketspec import SocketApp
-from socketspec.transport import Backpressure
+from socketspec.connection.outbox import Backpressure
 from tests.carriers import Carrier, opened
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from socketspec import Identity, SocketApp
-from socketspec.handshake import Handshake
-from socketspec.memory import MemoryBackend
-from socketspec.sessions import revocation_subjects
+from socketspec.backend.memory import MemoryBackend
+from socketspec.protocol.handshake import Handshake
+from socketspec.session.revocation import revocation_subjects
 from socketspec.testing import ConnectionClosed, TestClient
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from socketspec import Connection, Identity, SocketApp
-from socketspec.handshake import Handshake
-from socketspec.memory import MemoryBackend
+from socketspec.backend.memory import MemoryBackend
+from socketspec.protocol.handshake import Handshake
 from socketspec.security.ratelimit import RateLimit
 from socketspec.testing import TestClient
 from tests.backends import SharedBackend

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from socketspec import History, Room, SocketApp
-from socketspec.backend import Deliver, Lost, Position, Publication, Topic
-from socketspec.memory import MemoryBackend, MemoryHistory
+from socketspec.backend.memory import MemoryBackend, MemoryHistory
+from socketspec.backend.protocols import Deliver, Lost
+from socketspec.protocol.publications import Position, Publication, Topic
 from socketspec.testing import TestClient, TestConnection
 
 V1 = ["socketspec.v1.json"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from socketspec import Connection, SocketApp
-from socketspec.memory import MemoryBackend, MemoryLimits
+from socketspec.backend.memory import MemoryBackend, MemoryLimits
 from socketspec.security.ratelimit import RateLimit
 from socketspec.testing import TestClient
 from tests.backends import SharedBackend
