@@ -53,9 +53,10 @@ ruff-check: $(DEV)
 ruff-format: $(DEV)
 	$(BIN)/ruff format --check .
 
-format: $(DEV) ## Format, and fix what can be fixed by itself
+format: $(DEV) ## Format, fix what can be fixed by itself, and draw docs/assets/architecture.svg anew
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python scripts/architecture.py
 
 types: mypy pyright verify-types ## Check types: mypy, pyright, and that the public API is fully typed
 

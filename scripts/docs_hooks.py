@@ -10,11 +10,13 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+from scripts.house import Room, contracts, floors, rooms
 from socketspec.adapters.prometheus import NAMES
 from socketspec.connection.states import TRANSITIONS
 from socketspec.errors import CLOSE_CODES, ERROR_CODES
@@ -68,10 +70,72 @@ def metrics() -> str:
     return table(("metric", "what it says"), ((f"`{name}`", text) for name, text in NAMES.items()))
 
 
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _markdown(job: str) -> str:
+    """The first line of a docstring, as Markdown."""
+    return job.replace("``", "`").rstrip(".")
+
+
+def house_floors() -> str:
+    """Every room by floor, from the roof to the ground, and the layers inside it."""
+
+    def inside(room: Room) -> str:
+        if room.is_layered:
+            return " → ".join(map(_names, room.layers))
+        return _names(name for layer in room.layers for name in layer) + " (in any order)" if room.layers else ""
+
+    return table(
+        ("floor", "room", "inside, from the top down"),
+        (
+            (str(len(floors()) - number), f"**{name}**", inside(rooms()[name]))
+            for number, floor in enumerate(floors())
+            for name in floor
+        ),
+    )
+
+
+def house_borders() -> str:
+    """What is forbidden across all floors."""
+
+    def exceptions(contract: Mapping[str, Any]) -> str:
+        return _names(line.partition(" ->")[0].removesuffix(".**") for line in contract.get("ignore_imports", ()))
+
+    return table(
+        ("rule", "may not be imported", "by", "but by"),
+        (
+            (
+                contract["name"],
+                _names(contract["forbidden_modules"]),
+                _names(contract["source_modules"]),
+                exceptions(contract),
+            )
+            for contract in contracts()
+            if contract["type"] == "forbidden"
+        ),
+    )
+
+
+def house_files() -> str:
+    """Every file of the house and its one job, by room."""
+    made: list[str] = []
+    for name in (name for floor in floors() for name in floor):
+        room = rooms()[name]
+        made.append(f"### {name}\n\n{_markdown(room.job)}.\n")
+        if room.layers:
+            made += [*(f"- `{file.place}`: {_markdown(file.job)}" for file in room.modules), ""]
+    return "\n".join(made)
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
+    "borders": house_borders,
     "close-codes": close_codes,
     "connection-states": connection_states,
     "error-codes": error_codes,
+    "files": house_files,
+    "floors": house_floors,
     "metrics": metrics,
 }
 

@@ -1,11 +1,11 @@
 """Every error SocketSpec raises or sends, and every close code, in one place.
 
-The exceptions, split by who is to blame::
+The exceptions, by what is at fault::
 
     SocketSpecError
     ├── ConfigurationError      you, at start-up: an option, a signature, a name that cannot work
     ├── ContractError           you, in strict mode: an emit or broadcast that differs from its declaration
-    ├── BackendError            the cluster backend: out of reach, refused, timed out
+    ├── BackendError            the cluster backend: out of reach, refusing, or too late
     └── EventError              sent to the client as ``__error__``; raise one to answer a client with your own words
         ├── AuthError           AUTH_ERROR
         ├── PermissionDenied    PERMISSION_ERROR

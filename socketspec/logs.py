@@ -1,10 +1,10 @@
-"""Logs as JSON, a line for each record, with the connection and the request they are about.
+"""Log records as JSON, one line each, with the connection and the request that they are about.
 
     handler.setFormatter(JsonFormatter())
 
-Whatever a handler of an event logs, through whichever logger, carries ``connection``, ``namespace``, ``event`` and
-``request``: the id that the client gets in an error. Hooks and room guards have the connection, and what caused them if
-that is an event of the same one. Within a trace, lines carry ``trace_id`` and ``span_id``.
+Whatever a handler logs, through whichever logger, carries ``connection``, ``namespace``, ``event`` and ``request``, the
+id that the client gets in an error. Hooks and room guards have the connection, and the event and request as well if an
+event of the same connection caused them. Within a trace, lines carry ``trace_id`` and ``span_id``.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _encode = json.JSONEncoder(default=str, ensure_ascii=True, allow_nan=False).enco
 
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: ``time`` (UTC), ``level``, ``logger``, ``message``, what the record is about, the ids of
-    the trace, ``exception`` and ``stack``. What was passed as ``extra`` follows, as ``extra_NAME`` where the line has a
-    NAME already; what JSON cannot express is there as Python shows it. Line ends and control characters are escaped.
+    the trace, ``exception`` and ``stack``. What was passed as ``extra`` follows, as ``extra_NAME`` if the line has a
+    NAME already. What JSON cannot express is written as Python shows it. Line ends and control characters are escaped.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -61,7 +61,7 @@ class JsonFormatter(logging.Formatter):
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except Exception:  # arguments that do not fit: better to have both than neither
+    except Exception:  # the arguments do not fit the text: show both
         return f"{_shown(record.msg)} {_shown(record.args)}"
 
 

@@ -44,7 +44,7 @@ class SocketApp:
     Args:
         docs: serve the schema page at `docs_url` and its JSON at ``{docs_url}/schema``. Off by default.
         docs_url: path of the schema page.
-        docs_access_token: where set, the page wants it as ``Authorization: Bearer`` or ``?token=``.
+        docs_access_token: if set, a request for the page has to bring it, as ``Authorization: Bearer`` or ``?token=``.
         auth: an auth backend, or several that are tried in order. None: everybody may connect.
         backend: ``"memory"``, a URL such as ``"redis://host:6379/0"``, or a `Backend`. None: what the environment
             variable ``SOCKETSPEC_BACKEND`` says, else ``"memory"``.
@@ -52,26 +52,27 @@ class SocketApp:
         max_payload_size: bytes a message may have.
         rate_limit: a token bucket for inbound events. None: no limit.
         session: how long connections last, idle and heartbeat limits.
-        rooms: the app's rooms. Where given, there are no others.
+        rooms: the app's rooms. If any are given, there are no others.
         namespace: begins with "/". Apps of different namespaces hear nothing of each other.
         debug: show failures to clients and a live event feed at `debug_url`. Never in production.
         debug_url: path of the event feed.
         title, version, description: shown in the schema.
         backpressure: what happens to clients that read too slowly.
-        max_in_flight: handlers that may run at once for one connection; beyond it, reading pauses.
+        max_in_flight: handlers that may run at once for one connection; while that many run, reading pauses.
         max_rooms_per_connection: rooms one connection may be in.
         max_connections_per_user: connections one authenticated user may have at once, on all nodes. None: no limit.
         connection_limit_policy: what happens at that limit. ``"reject"`` refuses the new connection with 4008,
             ``"evict_oldest"`` lets it in and closes the user's oldest with 4009.
-        auth_timeout: seconds a client has for its first message where `first_message` is on.
+        auth_timeout: seconds a client has for its first message, if an auth backend takes credentials by message
+            (``first_message=True``).
         strict: check what handlers send against their `Emits` and `Broadcasts`. None: only with `debug`.
         health_url: path of the health report; None: not served.
         drain_window: seconds over which connections leave when the node stops, evenly. 0: all at once. None: what the
             environment variable ``SOCKETSPEC_DRAIN_WINDOW`` says, else 10.
         drain_grace: seconds that handlers have to finish after that. None: ``SOCKETSPEC_DRAIN_GRACE``, else 10.
-        drain_url: path that begins to drain the app and answers when it is done, for Kubernetes' preStop where the
-            server cannot do it at SIGTERM. Needs `drain_token`. None: not served.
-        drain_token: what the path wants as ``Authorization: Bearer``.
+        drain_url: path that begins to drain the app and answers when it is done: for Kubernetes' preStop, on servers
+            that cannot drain at SIGTERM. Needs `drain_token`. None: not served.
+        drain_token: what a request for that path has to bring as ``Authorization: Bearer``.
 
     Raises `ConfigurationError` for options that cannot work, saying what to change.
     """
@@ -177,9 +178,9 @@ class SocketApp:
         """Register a handler for `event`: ``async def handler(conn: Connection, payload: Model) -> Reply | None``.
 
         The second parameter's type is the payload's model: a Pydantic model, dataclass, TypedDict or dict; leave it
-        out where there is none. Further parameters are dependencies (`Depends`). What the handler returns is sent as
-        the ``__ack__``'s payload. Without `description`, the docstring is shown. With `ordered`, the handlers of such
-        events run one after the other for each connection; else side by side.
+        out if the event has no payload. Further parameters are dependencies (`Depends`). What the handler returns is
+        sent as the payload of the ``__ack__``. Without `description`, the docstring is shown. With `ordered`, handlers
+        of such events run one after the other for each connection; otherwise side by side.
 
         Raises `ConfigurationError` for a name that is taken or reserved, and for a signature that cannot work.
         """
@@ -214,7 +215,7 @@ class SocketApp:
         return register
 
     def on_connect(self, function: F) -> F:
-        """Register a hook ``(conn)`` for new connections. Raise `PermissionDenied` in it to turn one away."""
+        """Register a hook ``(conn)`` for new connections. Raise `PermissionDenied` in it to turn the client away."""
         return self._hook(self.registry.on_connect, function, "an on_connect hook", ("conn",))
 
     def on_disconnect(self, function: F) -> F:
@@ -232,7 +233,8 @@ class SocketApp:
     def on_room_leave(self, function: F) -> F:
         """Register a hook ``(conn, room)`` for connections of this node that have left a room.
 
-        For a node that died, the hook runs on one of the others, with a closed connection in each one's place.
+        When a node dies, another one runs the hook for each connection that the dead node had in a room. The hook then
+        gets a closed connection with that one's id and user.
         """
         return self._hook(self.registry.on_room_leave, function, "an on_room_leave hook", ("conn", "room"))
 
@@ -274,7 +276,7 @@ class SocketApp:
 
     @property
     def engine(self) -> Engine | None:
-        """What runs while the app is started; None while it is not."""
+        """The running engine; None while the app is not started."""
         return self._engine
 
     @property
@@ -306,9 +308,9 @@ class SocketApp:
     async def drain(self, *, window: float | None = None, grace: float | None = None) -> int:
         """Let every connection go, announced and evenly over `window` seconds, without cutting a handler off.
 
-        New connections are refused with 503 and the health report says "stopping". `stop` does this by itself. Returns
-        how many connections there were, when the last has left or `grace` seconds after the window. None: as the app's
-        options say. Calls after the first wait for the same drain.
+        New connections are refused with 503 and the health report says "stopping". Returns how many connections there
+        were, once the last has left, or `grace` seconds after the window at the latest. None: as the app's options
+        say. Calls after the first wait for the same drain. `stop` drains by itself.
         """
         engine = self._engine
         return 0 if engine is None else await asyncio.shield(engine.begin_drain(window, grace))
@@ -321,7 +323,7 @@ class SocketApp:
         try:
             await engine.stop(grace=grace, window=window)
         finally:
-            # Not earlier: a hook that broadcasts while the app stops would start another engine.
+            # Only now: a hook that broadcasts while the app stops would otherwise start another engine.
             if self._engine is engine:
                 self._engine = None
 

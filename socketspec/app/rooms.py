@@ -1,4 +1,4 @@
-"""Rooms: named groups of connections, cluster-wide, that one call broadcasts to."""
+"""`socket.rooms`: join, leave and broadcast to named groups of connections, on all nodes; and who is in them."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class Rooms:
         return self._declared.rooms
 
     def declaration(self, room: str) -> Room | None:
-        """The declaration that applies to `room`, the most specific one; None where the app declares no rooms.
+        """The most specific declaration that matches `room`; None if the app declares no rooms.
 
-        Raises `RoomNotFound` where it does, and none matches.
+        Raises `RoomNotFound` if it declares rooms and none of them matches.
         """
         return self._declared.declaration(room)
 
     async def join(self, conn: Connection, room: str) -> None:
         """Put `conn` into `room`. When this returns, everything broadcast from now on reaches it. Idempotent.
 
-        Raises `ValidationFailed` for a name that cannot be one, `RoomNotFound`, and `PermissionDenied` when a guard
+        Raises `ValidationFailed` for a name that no room can have, `RoomNotFound`, and `PermissionDenied` when a guard
         refuses, the room is full, or the connection is in too many rooms. A handler need not catch these: the client
         gets them as ``__error__``.
         """
@@ -60,9 +60,9 @@ class Rooms:
     ) -> Receipt:
         """Send an event to every member of `room`, on every node: at most once, in one order for all of them.
 
-        In rooms with history the message is kept and sent in one atomic step, and the receipt has its position; a
-        repeated `idempotency_key` is kept and sent once. Raises `TypeError` for a payload that cannot be encoded,
-        `RoomNotFound`, `ValidationFailed` for an impossible name, and `BackendError`.
+        In rooms with history the message is kept and sent in one atomic step, and the receipt has its position; two
+        messages with the same `idempotency_key` are kept and sent once. Raises `TypeError` for a payload that cannot be
+        encoded, `RoomNotFound`, `ValidationFailed` for a name that no room can have, and `BackendError`.
         """
         engine = await self._engine()
         declared = self._declared.check(room)
@@ -80,12 +80,12 @@ class Rooms:
         return await self.broadcast_except(None, event, payload)
 
     async def broadcast_except(self, exclude: Exclude, event: str, payload: object = None) -> Receipt:
-        """Send an event to every connection of the namespace but those excluded."""
+        """Send an event to every connection of the namespace, except those excluded."""
         engine = await self._engine()
         return await engine.broadcaster.broadcast(engine.everybody, event, payload, exclude=_ids(exclude))
 
     async def members(self, room: str) -> Sequence[Member]:
-        """Everybody in `room`, on every node, in the order they joined. To count, use `count`: it loads nobody."""
+        """Everybody in `room`, on every node, in the order they joined. To count them, use `count`: it loads nobody."""
         engine = await self._engine()
         self._declared.check(room)
         return await engine.backend.presence.members(_topic(engine, room))
@@ -101,7 +101,8 @@ class Rooms:
     ) -> Sequence[RoomMessage]:
         """What a room with history kept, oldest first: the newest `limit` messages, or those after `since`.
 
-        Raises `LookupError` when `since` is no longer there, and `ValueError` for a room without history.
+        Raises `LookupError` when some of what came after `since` is no longer kept, and `ValueError` for a room without
+        history.
         """
         engine = await self._engine()
         declared = self._declared.check(room)

@@ -1,6 +1,6 @@
-"""Sessions across connections and nodes: when one began, and who may not come back.
+"""`socket.sessions`: revoke sessions, users and tokens, on all nodes.
 
-What is stored and sent between nodes are digests, never a session token, token id or user id itself.
+Only digests are stored and sent between nodes, never a session token, a token id or a user id itself.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Sessions:
     ) -> None:
         """Refuse a session, a user's every connection or a token from now on, and close what they have open.
 
-        `session` is a ``conn.session.id``, `token_id` a JWT's ``jti`` or ``sid``. Live connections are closed with
+        `session` is a ``conn.session.id``, `token_id` a JWT's ``jti`` or ``sid``. Open connections are closed with
         4005 and `reason`, on every node; for `ttl` seconds (10 years at most) new ones get ``AUTH_ERROR`` and 4005. Set
-        `ttl` to what is left of the token's life. Connections of other namespaces are not concerned.
+        `ttl` to what is left of the token's life. Other namespaces are not concerned.
 
-        Raises `ValueError` where nothing is named, and `BackendError`: call it again then, it may be called twice.
+        Raises `ValueError` if nothing is named, and `BackendError`: then call it again, which is safe.
         """
         if isinstance(ttl, bool) or not 0 < ttl <= MAX_TTL:
             raise ValueError(f"revoke(ttl={ttl!r}) must be more than 0 seconds and at most 10 years")
@@ -42,5 +42,5 @@ class Sessions:
         subjects = revocation_subjects(engine.settings.namespace, session=session, user=user, token_id=token_id)
         for subject in subjects:
             await engine.backend.sessions.revoke(subject, ttl=ttl)
-        # Not earlier: who is closed comes back at once, and has to find the record.
+        # Only now: a client that is closed connects again at once, and by then the revocation has to be stored.
         await engine.orders.revoke(subjects, reason)

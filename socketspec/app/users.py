@@ -1,4 +1,4 @@
-"""Users: all connections that one user has, on whichever node, as one address."""
+"""`socket.users`: all connections of one user, on whichever node, as one address."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ __all__ = ("Users",)
 class Users:
     """`socket.users`: reach, count and disconnect a user, cluster-wide.
 
-    A connection belongs to the user that its identity names, from when its `on_connect` hooks have let it in.
-    A user id is a str of 1 to 512 bytes; any other raises `ValidationFailed`.
+    A connection belongs to the user that its identity names, as soon as the `on_connect` hooks have let it in. A user
+    id is a str of 1 to 512 bytes; any other raises `ValidationFailed`.
     """
 
     def __init__(self, engine: Callable[[], Awaitable[Engine]]) -> None:
@@ -35,7 +35,9 @@ class Users:
     async def disconnect(
         self, user_id: str, *, reason: str = "disconnected", code: int = CloseCode.DISCONNECTED
     ) -> int:
-        """Close every connection of the user; how many there were. The user may come back: see `sessions.revoke`.
+        """Close every connection of the user, and return how many there were.
+
+        The user may come back; to prevent that, see `sessions.revoke`.
 
         Returns when every node has been told. Raises `ValueError` for a close code other than 1000 and 4000-4999, and
         `BackendError`.

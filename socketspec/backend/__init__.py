@@ -1,4 +1,4 @@
-"""The seam between nodes: everything a backend of your own needs to speak of."""
+"""The seam between nodes: all the names that a backend of your own needs."""
 
 from socketspec.backend.protocols import (
     Backend,

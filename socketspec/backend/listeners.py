@@ -1,4 +1,4 @@
-"""Who in this process is to get a namespace's publications: what every `Broker` keeps."""
+"""Which apps of this process get a namespace's publications. Every `Broker` has such a list."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ class Listeners:
             self._delivers.pop(namespace, None)
 
     def of(self, namespace: str) -> Sequence[Deliver]:
-        """Whom to deliver to."""
+        """What to call with publications of `namespace`."""
         return self._delivers.get(namespace, ())

@@ -1,8 +1,8 @@
 """The seams between the core and whatever connects its nodes: a handful of small protocols.
 
-Two implementations exist: `backend.memory` (one process; the executable specification) and `socketspec.cluster`
-(Redis or Valkey). One contract suite in ``tests/contract`` runs against both. Nothing here hands "all members of a
-room" to a broadcaster: a node asks for the topics its own members need, and gets what is published to them.
+There are two implementations: `backend.memory` (one process; the executable specification) and `socketspec.cluster`
+(Redis or Valkey). One contract suite in ``tests/contract`` runs against both. A broadcast never asks who all the
+members of a room are: each node subscribes to the topics that its own members need, and delivers to them itself.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = (
 
 
 class Health(NamedTuple):
-    """Whether this node hears and is heard; `detail` is for people."""
+    """Whether this node hears the others and is heard by them; `detail` is for people."""
 
     ready: bool
     detail: str
@@ -42,7 +42,7 @@ class BackendFigures(NamedTuple):
     failures: int
     """Requests that ended in a `BackendError`."""
     restored: int
-    """Subscriptions that were lost and stood again, or will."""
+    """Subscriptions that were lost: they stand again, or will."""
     seconds: Histogram
     """How long requests took."""
     lag: Histogram
@@ -51,7 +51,7 @@ class BackendFigures(NamedTuple):
 
 @runtime_checkable
 class Measured(Protocol):
-    """A backend that can be asked for figures; it need not be able to."""
+    """A backend that can be asked for figures. Not every backend has to be one."""
 
     def figures(self) -> BackendFigures:
         """The figures since its start. The histograms are the live ones: read, do not write."""
@@ -61,7 +61,7 @@ class Measured(Protocol):
 Deliver = Callable[[Topic, Sequence[Publication]], Awaitable[None] | None]
 """Called with the publications that arrived together for one topic, in order. Must not block or raise.
 
-Returns None, or where it has fallen behind, what to await before reading more."""
+Returns None, or if it has fallen behind, what to await before reading more."""
 
 Lost = Callable[[Topic, Sequence[Member]], None]
 """Called on one node with members of a room whose own node died. Must not block or raise."""
@@ -71,11 +71,11 @@ class Broker(Protocol):
     """Fan-out between nodes. Delivery is at most once; with a history policy, what was missed can be read back."""
 
     async def subscribe(self, topic: Topic) -> None:
-        """Have `topic` delivered to this node. Returns when the subscription stands: nothing later is missed."""
+        """Have `topic` delivered to this node. Nothing is missed that is published after this has returned."""
         ...
 
     async def unsubscribe(self, topic: Topic) -> None:
-        """Undo one `subscribe`. Delivery ends with the last."""
+        """Undo one `subscribe`. Delivery ends when all are undone."""
         ...
 
     async def publish(
@@ -102,12 +102,13 @@ class HistoryStore(Protocol):
     ) -> Sequence[Publication]:
         """The newest `limit` publications, oldest first; with `since`, all after that position.
 
-        Raises `LookupError` when `since` cannot be honoured: another epoch, another tag, or already trimmed away.
+        Raises `LookupError` if it cannot tell all that came after `since`: the position has another epoch or tag, or
+        what followed it has been trimmed away.
         """
         ...
 
     async def position(self, topic: Topic) -> Position | None:
-        """The newest position; None where nothing was kept yet."""
+        """The newest position; None if nothing was kept yet."""
         ...
 
 
@@ -115,7 +116,7 @@ class Presence(Protocol):
     """Who is in a room, on whichever node."""
 
     async def enter(self, topic: Topic, member: Member, *, limit: int | None = None) -> bool:
-        """Add `member`; False, and nothing changed, where `limit` members are already in. Idempotent per connection."""
+        """Add `member`. False, with nothing changed, if `limit` members are in already. Idempotent per connection."""
         ...
 
     async def leave(self, topic: Topic, connection_id: str) -> None:
@@ -168,7 +169,7 @@ class Backend(Protocol):
 
     @property
     def node(self) -> str:
-        """This process's name among the nodes: a short string, another one at every start."""
+        """This process's name among the nodes: a short string, a new one at every start."""
         ...
 
     @property
@@ -194,5 +195,5 @@ class Backend(Protocol):
         ...
 
     async def health(self) -> Health:
-        """Whether this node is in touch, measured, not assumed."""
+        """Whether this node is in touch with the others: as measured, not as assumed."""
         ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from socketspec.lifecycle.drain import SLOWEST
+from socketspec.lifecycle.drain import LEAST_A_SECOND
 
 __all__ = ("Rollout", "drain_rate", "rollout", "surge_nodes")
 
@@ -40,7 +40,7 @@ def surge_nodes(surge: int | str, nodes: int) -> int:
 
 def drain_rate(connections: float, window: float) -> float:
     """Connections a second that leave a node with that many of them; infinite without a window."""
-    return max(connections / window, SLOWEST) if window else math.inf
+    return max(connections / window, LEAST_A_SECOND) if window else math.inf
 
 
 def rollout(

@@ -83,7 +83,7 @@ class Connection:
         """Seconds since the epoch."""
         self._metadata: dict[str, Any] | None = None
         self._state = state
-        # What follows is for the parts of a running app and for adapters; handlers have no need of it.
+        # What follows is for the parts of a running app and for adapters; handlers do not need it.
         self._sender = sender
         self._closing = closing
         self.transport: Transport = transport
@@ -96,17 +96,17 @@ class Connection:
         self.user_topic: Topic | None = None
         """Its user's topic, while it is counted among the user's connections."""
         self.subjects: tuple[str, ...] = ()
-        """By what it can be revoked. Kept by `Directory`."""
+        """What can revoke it. Kept by `Directory`."""
         self.departed: frozenset[str] | None = None
-        """The rooms it was in when it ended; None while it has not."""
+        """The rooms it was in when it ended; None before that."""
         self.welcomed: bool = False
-        """Whether an `on_connect` hook has seen it, so that the `on_disconnect` hooks have to."""
+        """Whether an `on_connect` hook was called for it: then the `on_disconnect` hooks have to be, too."""
         self.held: bool = False
-        """Whether its messages are not read for now, its pongs among them."""
+        """Whether nothing is read from it for now, not even its pongs."""
         self.close_code: int = 0
         self.close_reason: str = ""
         self.finished: asyncio.Task[None] | None = None
-        """The clean-up after it, from when that has begun."""
+        """The clean-up after it; None before that begins."""
 
     def __repr__(self) -> str:
         return f"<Connection {self.id} {self._state.value} user={self.identity.user_id!r}>"
@@ -117,7 +117,7 @@ class Connection:
         return self._state
 
     def move(self, state: State) -> None:
-        """Change the state. Raises `RuntimeError` where the table in `connection.states` does not allow it."""
+        """Change the state. Raises `RuntimeError` if the table in `connection.states` does not allow it."""
         if state not in TRANSITIONS[self._state]:
             raise RuntimeError(f"a connection cannot go from {self._state.value} to {state.value}")
         self._state = state
@@ -163,14 +163,14 @@ class Connection:
         """Send one event to this client, at most once: a connection that is closing gets nothing.
 
         Waits while the client's buffer is more than half full, at most `send_timeout` seconds. Raises `TypeError`
-        when the payload cannot be encoded, `ValueError` for a reserved name.
+        if the payload cannot be encoded, `ValueError` for a reserved name.
         """
         self.send(self._sender.event(event, payload))
         if self.transport.buffered > self._sender.max_buffer // 2:
             await self.transport.drain()
 
     async def disconnect(self, reason: str = "disconnected", *, code: int = CloseCode.DISCONNECTED) -> None:
-        """Close the connection after what is buffered. `reason` reaches the client and `on_disconnect`.
+        """Send what is buffered, then close the connection. `reason` reaches the client and `on_disconnect`.
 
         `code` is 1000 or one of 4000-4999. Raises `ValueError` for any other.
         """
@@ -182,7 +182,7 @@ class Connection:
             self._sender.send(self.id, self.transport.write, message)
 
     def send_error(self, error: EventError, *, event: str | None, id: str | int | None = None, number: int = 0) -> None:
-        """Send `error` as ``__error__``, about the request with this number; 0: about one that has none yet."""
+        """Send `error` as ``__error__``, for the request with this number; 0: it gets a number now."""
         self.send(self._sender.error(self.id, error, event=event, id=id, number=number))
 
     def close(self, code: int, reason: str | None = None, *, error: EventError | None = None) -> None:
@@ -193,10 +193,10 @@ class Connection:
             self.send_error(error, event=None)
         if reason is None:
             reason = CLOSE_CODES[CloseCode(code)].reason
-        if code != CloseCode.SLOW_CONSUMER:  # nothing that waits is of use to it
+        if code != CloseCode.SLOW_CONSUMER:  # who reads too slowly gets nothing more
             self._sender.finish(self.id)
         if not self.is_open and self._state is not State.AUTHENTICATING:
-            return  # what was written just now was too much for it
+            return  # writing that was too much for the client, and has closed the connection
         self.move(State.CLOSING)
         self.close_code, self.close_reason = code, reason
         self.transport.close(code, reason)
@@ -208,6 +208,6 @@ class Connection:
             self.close(CloseCode.SERVICE_RESTART)
 
     def handled(self) -> None:
-        """One of its handlers is through: the connection closes now, where it only waited for that."""
+        """One of its handlers has ended. A connection that leaves closes after its last one."""
         if self.in_flight.end():
             self.close(CloseCode.SERVICE_RESTART)

@@ -34,7 +34,7 @@ class Hooks:
         """Call hooks one after the other; one that fails is logged and does not stop the others."""
         if not hooks:
             return
-        with self.log_context(conn), self._contracts.handling(None):  # what a hook sends, no handler has declared
+        with self.log_context(conn), self._contracts.handling(None):  # contracts bind handlers: hooks may send anything
             for hook in hooks:
                 try:
                     await unless_cancelled(hook(conn, *arguments))
@@ -53,7 +53,7 @@ class Hooks:
                 logger.error("A hook took longer than %.0f s and was cancelled", HOOK_TIMEOUT)
 
     def log_context(self, conn: Connection) -> AbstractContextManager[None]:
-        """Log records made inside carry the connection's id, and the request's if one of it is being handled here."""
+        """Log records made inside carry the connection's id, and the request's if one of its requests is the cause."""
         found = current_request.get()
         if found is not None and found[0] == conn.id:
             return nullcontext()

@@ -1,4 +1,4 @@
-"""One connection's handlers under way: so many at once, some of them in order, and leaving after the last."""
+"""One connection's handlers under way: how many, which in order, and leaving after the last one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class InFlight:
         self.count: int = 0
         """Handlers under way."""
         self.leaving: bool = False
-        """Whether the connection closes after its last handler: what arrives from now on is not handled."""
+        """Whether the connection closes after its last handler; what arrives meanwhile is not handled."""
         self._freed: asyncio.Event | None = None
         self._order: asyncio.Lock | None = None
 
@@ -25,16 +25,16 @@ class InFlight:
         self.count += 1
 
     def end(self) -> bool:
-        """A handler is through. True where it was the last one of a connection that leaves: close it."""
+        """A handler has ended. True if it was the last one of a connection that leaves: then close that."""
         self.count -= 1
-        if self._freed is not None:  # a message waits for this place, and is handled before the connection leaves
+        if self._freed is not None:  # a message waits for this place; it is handled before the connection leaves
             self._freed.set()
             self._freed = None
             return False
         return self.leaving and self.count == 0
 
     def leave(self) -> bool:
-        """Have the connection leave after its last handler. True where none is under way: close it."""
+        """Have the connection leave after its last handler. True if none is under way: then close it now."""
         self.leaving = True
         return self.count == 0
 

@@ -1,8 +1,8 @@
-"""The seam between a connection and whatever carries its frames, and the bounded buffer in between.
+"""Backpressure: a connection's bounded buffer, and what happens when it is full.
 
-Backpressure, in one place: a transport writes at once while the peer keeps up. When it does not, messages wait in the
-connection's `Outbox`, which is bounded in bytes; what happens when it is full is the app's `Backpressure` policy. One
-stalled client never delays another and never grows memory past its bound.
+A transport writes at once while the client keeps up. When it does not, messages wait in the connection's `Outbox`,
+which is bounded in bytes; what happens when that is full is the app's `Backpressure` policy. One stalled client never
+delays another, and never takes more memory than its bound.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def _message_key(message: Message) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backpressure:
-    """What happens to a client that reads more slowly than it is sent to.
+    """What happens to a client that reads more slowly than we send.
 
-    `max_buffer` is the most that waits for one connection, in bytes (default 1 MiB); each waiting message counts with
-    512 bytes beside its body, for what it takes in memory. When it is full:
+    `max_buffer` is how many bytes may wait for one connection (default 1 MiB); each waiting message counts 512 bytes
+    on top of its body, for what it takes in memory. When the buffer is full:
 
     - ``"disconnect"`` (default): the connection is closed with 4006 `slow_consumer`. A client that resumes gets what
       it missed from rooms with history.
@@ -41,8 +41,8 @@ class Backpressure:
     - ``"keep_latest"``: a broadcast replaces the waiting one of the same room and `key` (default: the event name),
       whether or not the buffer is full. For prices and positions, of which only the last one counts.
 
-    Where a policy cannot make room by dropping broadcasts, the connection is closed all the same.
-    `send_timeout` is how long, in seconds, a client may take nothing at all before it counts as slow.
+    If a policy cannot make room by dropping broadcasts, the connection is closed all the same. A client that takes
+    nothing at all for `send_timeout` seconds counts as slow, too.
     """
 
     max_buffer: int = 1_048_576
@@ -79,7 +79,7 @@ class Outbox:
     def __init__(self, limits: Backpressure, format: Format) -> None:
         self._limits = limits
         self._format = format
-        # Keyed by arrival, so that an entry can be replaced or removed in its place.
+        # Keyed by the order of arrival, so that a message in the midst of the queue can be replaced or removed.
         self._queue: OrderedDict[int, tuple[Message, tuple[str, str] | None]] = OrderedDict()
         self._broadcasts: OrderedDict[int, None] = OrderedDict()
         self._droppable = 0
@@ -94,7 +94,7 @@ class Outbox:
         return len(self._queue)
 
     def push(self, message: Message) -> Overflow:
-        """Queue `message`, making room as the policy says."""
+        """Queue `message`, making room for it as the policy says."""
         slot = self._slot(message)
         if slot is not None and slot in self._latest:
             return self._replace(self._latest[slot], message)
@@ -159,7 +159,7 @@ class Outbox:
         return Overflow.DROPPED
 
     def _make_room(self, length: int, *, keep: int = -1) -> bool:
-        """Drop the oldest broadcasts until `length` bytes fit; False, and nothing dropped, where they cannot."""
+        """Drop the oldest broadcasts until `length` bytes fit. False, with nothing dropped, if they cannot fit."""
         kept = 0 if keep < 0 else self._length(self._queue[keep][0])
         if self.size - self._droppable + kept + length > self._limits.max_buffer:
             return False

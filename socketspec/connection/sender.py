@@ -1,4 +1,4 @@
-"""What connections send through: contracts checked, errors numbered, behind what was published before."""
+"""How a message goes out to one connection: checked against contracts, and after what was published before."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class Sender:
         self.max_buffer: int = max_buffer
         """Bytes that may wait for one connection."""
         self.now: Callable[[], float] = now
-        """The clock of the connections' deadlines."""
+        """Reads the clock of the connections' deadlines."""
         self._hub = hub
         self._contracts = contracts
         self._requests = requests
         self._feed = feed
 
     def event(self, event: str, payload: object) -> Message:
-        """What a handler emits, as a message. Raises `TypeError`, `ValueError` and `ContractError`."""
+        """An event that a handler emits, as a message. Raises `TypeError`, `ValueError` and `ContractError`."""
         check_outbound(event)
         self._contracts.check_emit(event, payload)
         return Message(event, encode_payload(payload))
@@ -53,7 +53,7 @@ class Sender:
     def error(
         self, connection: str, error: EventError, *, event: str | None, id: str | int | None, number: int
     ) -> Message:
-        """`error` as ``__error__``, about the request with this number; 0: about one that has none yet."""
+        """`error` as an ``__error__`` for the request with this number; 0: it gets a number now."""
         requests = self._requests
         number = number or next(requests.numbers)
         request = requests.id(number)
@@ -78,7 +78,7 @@ class Sender:
         return message
 
     def send(self, connection: str, write: Write, message: Message) -> None:
-        """Write to one connection, behind what was published to it before."""
+        """Write to one connection, after what was published to it before."""
         if self._feed is not None:
             self._feed.add("out", connection, message.event, message.payload, None)
         self._hub.send(write, message)

@@ -15,12 +15,12 @@ class Transport(Protocol):
 
     @property
     def buffered(self) -> int:
-        """Bytes that wait because the peer does not take them."""
+        """Bytes that wait because the client does not take them."""
         ...
 
     @property
     def on_slow(self) -> Callable[[], None]:
-        """Called once when the peer does not keep up. The engine sets it."""
+        """Called once when the client does not keep up. Set when the connection is opened."""
         ...
 
     @on_slow.setter

@@ -1,4 +1,4 @@
-"""`Depends`: what a handler needs and does not get from the client, declared where it is used.
+"""`Depends`: what a handler needs beside the client's message, declared where it is used.
 
 A dependency is any callable: a function, a class, a bound method, a `functools.partial`, an object with `__call__`.
 Its own parameters are provided the same way: the connection by type, further dependencies, plain defaults.
@@ -9,10 +9,10 @@ Its own parameters are provided the same way: the connection by type, further de
 - An error of the handler is raised at the `yield`. A dependency may replace it by raising another one, but catching it
   does not undo it: the handler failed, dependencies further out (a transaction, say) see the error too, and the event
   is answered with it. An error of a clean-up counts as the handler's.
-- What is not `async` (classes included) runs in a worker thread of asyncio's default executor, at most
-  ``min(32, cpus + 4)`` at a time for the whole process unless you give the loop another executor, with a copy of the
-  context variables. A generator's enter and exit share one copy. A cancelled event waits for its thread to finish, so
-  that nothing is cleaned up while it is still in use.
+- What is not `async` (classes included) runs in a worker thread of asyncio's default executor, with a copy of the
+  context variables; a generator's two halves share one copy. At most ``min(32, cpus + 4)`` of these threads run at a
+  time in the whole process, unless you give the loop another executor. A cancelled event waits for its thread to
+  finish, so that nothing is cleaned up while it is still in use.
 
 FastAPI's own `Depends` and `Security` mean the same here; `scope` makes no difference.
 """
@@ -81,7 +81,7 @@ async def enter(manager: AbstractAsyncContextManager[Any], stack: AsyncExitStack
     value = await manager.__aenter__()
 
     async def leave(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        await manager.__aexit__(kind, error, trace)  # its verdict is dropped: catching an error does not undo it
+        await manager.__aexit__(kind, error, trace)  # what it returns is ignored: catching an error does not undo it
 
     stack.push_async_exit(leave)
     return value
@@ -102,7 +102,7 @@ async def enter_in_thread(manager: AbstractContextManager[Any], stack: AsyncExit
         if entered:
             await run_in_thread(partial(manager.__exit__, kind, error, trace), context, always=True)
 
-    # Pushed first: a cancellation can arrive while the thread enters, and what it has opened must be closed.
+    # Pushed before entering: a cancellation may arrive meanwhile, and what the thread has opened must be closed.
     stack.push_async_exit(leave)
     return await run_in_thread(run, context)
 
@@ -110,7 +110,7 @@ async def enter_in_thread(manager: AbstractContextManager[Any], stack: AsyncExit
 async def run_in_thread(call: Callable[[], _T], context: Context, *, always: bool = False) -> _T:
     """Run `call` in the default executor. A cancellation is raised when the thread is done, not before.
 
-    One that arrives before a thread was free prevents the call, unless it is to run `always`.
+    If it arrives before a thread was free, `call` is not run at all, unless it is to run `always`.
     """
     cancelled: asyncio.CancelledError | None = None
 

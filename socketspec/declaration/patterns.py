@@ -13,7 +13,7 @@ __all__ = ("RoomPattern", "Specificity")
 
 
 class Specificity(NamedTuple):
-    """Sorts patterns: those that say more about a room's name come first."""
+    """A sort key: patterns that say more about a room's name come first."""
 
     has_variables: bool
     literal_length: int
@@ -72,8 +72,8 @@ class RoomPattern:
         if not name.startswith(prefix) or not name.endswith(suffix):
             return None
         values: list[str] = []
-        # The leftmost place for each literal is always right: a later one leaves less room to the variables after it,
-        # and cannot lie behind a ":" that the variable before it would then contain.
+        # Taking the leftmost place of each literal never misses a match: a place further right would leave less for the
+        # variables after it, and the variable before it could only become longer, perhaps with a ":" in it.
         for literal in self._literals[1:-1]:
             found = name.find(literal, start + 1, end)
             if found < 0:

@@ -1,4 +1,4 @@
-"""Payload types: one annotation compiled to one validator, when the handler is registered."""
+"""An event's model, compiled: one annotation becomes one validator when the handler is registered."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ class PayloadType:
 
         Raises `ValidationFailed`, whose `details` list at most 20 errors and no values. What a validator of yours
         raises besides ValueError and AssertionError passes through: it is the handler's error. A payload without a
-        model is returned as it is, refused if something else than JSON values is in it, if it is nested deeper than
-        64 levels, or if it has numbers that MessagePack or JSON cannot carry.
+        model is returned as it is. It is refused if it holds anything but JSON values, is nested deeper than 64 levels,
+        or has numbers that MessagePack or JSON cannot carry.
         """
         try:
             return self.validate_python(value)
@@ -206,7 +206,7 @@ def _path(loc: list[int | str]) -> str:
 
 
 _Link = tuple[Any, int | str] | None
-"""How the walk got somewhere: the link before, and the key or index taken from there."""
+"""Where in a payload something is: the link to its container, and its key or index in that."""
 
 
 def _check_tree(value: Any) -> Any:

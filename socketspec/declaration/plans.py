@@ -1,4 +1,4 @@
-"""Compiles handlers into plans: what to call, in which order, with what. Nothing is inspected when an event arrives.
+"""Compiles handlers into plans: what to call, in which order, with what. So nothing is inspected when an event arrives.
 
 A plan is a flat, topologically ordered tuple of steps. Every step appends its result to one list of values, whose
 first two are the connection and the payload; the handler is the last step. An `async` handler without dependencies
@@ -44,7 +44,8 @@ _Values = list[Any]
 _Bound = Callable[[_Values], Any]
 _Call = Callable[[Any, Any], Coroutine[Any, Any, Any]]
 _Step = tuple[Callable[[_Values], Awaitable[Any]], Callable[[_Values, AsyncExitStack], Awaitable[Any]] | None]
-"""How to get the value; in place of the first the second, if there is one: what also leaves a clean-up behind."""
+"""How to get a dependency's value. The second function, if there is one, replaces the first and leaves a clean-up on
+the stack."""
 
 _CONNECTION, _PAYLOAD = 0, 1
 _SHAPE = "A handler looks like this: async def handler(conn: Connection, payload: Model) -> Reply | None"
@@ -140,7 +141,7 @@ def _refuse_unfit(func: Any) -> None:
 
 
 class _Compiler:
-    """Collects the steps of one handler. A source is an index into the values; None leaves a default in place."""
+    """Collects the steps of one handler. A source is an index into the values; None means that a default is kept."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What an app was told with decorators, compiled into what runs."""
+"""What an app's decorators registered: events, hooks, guards and middleware; and each handler as one function."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ class Guard:
 
 
 class Registry:
-    """Events, hooks, middleware and guards of one app. Registering forgets what was compiled before.
+    """Events, hooks, middleware and guards of one app.
+
+    A handler is put together with its middleware when it is first called; registering something forgets those.
 
     `connection_type` is the type of the connections that handlers get, as their annotations name it.
     """

@@ -1,4 +1,4 @@
-"""Reads what callables want, once, when they are registered: signatures with every annotation resolved.
+"""Reads signatures, with every annotation resolved, when a callable is registered.
 
 An annotation that cannot be resolved is an error, never a reason to go without validation.
 """
@@ -40,7 +40,7 @@ __all__ = (
 EMPTY: Any = inspect.Parameter.empty
 """Stands for an annotation or default that was not written."""
 
-_CELL_LIMIT = 32
+_MOST_WRAPPERS = 32
 """How many aliases around a type, partials around a function or frames around a decorator are looked through."""
 
 
@@ -106,8 +106,8 @@ def describe(call: object) -> str:
 
 
 def innermost(call: Any) -> Any:
-    """The plain function whose annotations the signature of `call` shows, if there is one."""
-    for _ in range(_CELL_LIMIT):
+    """The plain function inside `call`, whose annotations its signature shows; what is innermost if there is none."""
+    for _ in range(_MOST_WRAPPERS):
         if isinstance(call, functools.partial):
             call = call.func
         elif inspect.ismethod(call):
@@ -160,7 +160,7 @@ def enclosing_locals(func: Any, *, skip: int = 1) -> dict[str, Any]:
     frame = inspect.currentframe()
     for _ in range(skip):
         frame = frame and frame.f_back
-    for _ in range(_CELL_LIMIT):
+    for _ in range(_MOST_WRAPPERS):
         if frame is None:
             break
         if qualname.startswith(f"{frame.f_code.co_qualname}.") and frame.f_globals is target.__globals__:
@@ -231,11 +231,11 @@ def _namespaces(call: Any, scope: Scope) -> tuple[dict[str, Any], dict[str, Any]
     target = innermost(call)
     global_names: dict[str, Any] = dict(getattr(target, "__globals__", {}))
     if inspect.isclass(call):
-        # A class made by a library (dataclass, Pydantic) has an __init__ from elsewhere: its own module is asked, too.
+        # A dataclass or model has an __init__ that a library made: names are looked up in the class's module as well.
         global_names = {**global_names, **vars(sys.modules.get(call.__module__, types.ModuleType("")))}
     local_names: dict[str, Any] = {}
     if scope.module is not None and getattr(target, "__module__", None) == scope.module:
-        # A function inside a function sees its surroundings before its module; any other only what its module lacks.
+        # In a function inside a function, local names hide the module's; elsewhere they only add to them.
         nested = "<locals>" in getattr(target, "__qualname__", "")
         local_names.update((k, v) for k, v in scope.names.items() if nested or k not in global_names)
     local_names.update(_closure(target))
@@ -271,7 +271,7 @@ def _bound_names(call: Any) -> set[str]:
 def bare(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
     """The type inside `Annotated` and ``type`` aliases, and all metadata met on the way, innermost first."""
     metadata: tuple[Any, ...] = ()
-    for _ in range(_CELL_LIMIT):
+    for _ in range(_MOST_WRAPPERS):
         if get_origin(annotation) is Annotated:
             metadata = (*annotation.__metadata__, *metadata)
             annotation = annotation.__origin__

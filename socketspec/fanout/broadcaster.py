@@ -1,4 +1,4 @@
-"""From a payload to a publication on its way: checked, encoded, shown, counted, traced, published."""
+"""From a payload to a publication on its way: checks, encodes, shows, counts, traces and publishes it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ("Broadcaster",)
 
 
 class Broadcaster:
-    """Publishes for this node's own code."""
+    """Publishes what this node's own code broadcasts."""
 
     def __init__(
         self, broker: Broker, hub: Hub, contracts: Contracts, counters: Counters, feed: DebugFeed | None
@@ -37,7 +37,7 @@ class Broadcaster:
         history: History | None = None,
         idempotency_key: str | None = None,
     ) -> Receipt:
-        """Send an event to the members of `topic` on every node, but to those with the ids `exclude`.
+        """Send an event to the members of `topic` on every node, except the connections with the ids `exclude`.
 
         Raises `TypeError` for a payload that cannot be encoded, `ValueError` for a reserved name, `ContractError`, and
         what `Broker.publish` raises.

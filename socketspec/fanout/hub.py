@@ -1,10 +1,11 @@
-"""Fan-out on one node: which local connections want a topic, and handing publications to all of them.
+"""Fan-out on one node: hands what is published to a topic to all its local members.
 
 A publication is encoded once per format, and no recipient costs a task, a lock or a copy. Publications of one topic
 that are ready in the same turn of the event loop are joined: each member is written to once, with all of them. So the
-cost of a message falls as load rises. Large fan-outs are served in slices, so that none holds the event loop. Order is
-kept per topic; between topics, and between a topic and what is sent to one connection alone, none is promised (a
-handler that broadcasts and then answers is seen to do so in this order where one process is the whole cluster).
+cost of a message falls as load rises. Large fan-outs are written in slices, so that none holds the event loop.
+
+Messages of one topic arrive in order. Nothing is promised about two topics, or about a topic and what is sent to one
+connection alone; but in a single process, a client sees what a handler broadcast before its answer.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Final
 
 from socketspec.backend.protocols import Broker
 from socketspec.concurrency.tasks import Tasks
-from socketspec.fanout.channel import JOIN, Channel, Recipients, Slices
+from socketspec.fanout.channel import MESSAGES_A_WRITE, Channel, Recipients, Slices
 from socketspec.protocol.messages import OVERHEAD, Message, Write
 from socketspec.protocol.publications import Publication, Topic
 from socketspec.telemetry.counters import Counters
@@ -28,14 +29,15 @@ __all__ = ("Hub",)
 logger: logging.Logger = logging.getLogger("socketspec.hub")
 
 
-SLICE: Final = 1000
-"""Messages written, recipients times messages, before the event loop gets a turn."""
-PENDING: Final = 16_000
-"""Messages that wait to be written, all topics together, at which local publishers let the event loop turn."""
-HELD: Final = 65_536
-"""Bytes for single connections that wait behind publications at most: a sender that looks at a buffer must see them."""
+WRITES_A_TURN: Final = 1000
+"""Writes (recipients times messages) before the event loop gets a turn."""
+PENDING_WRITES: Final = 16_000
+"""With as many writes waiting, over all topics, local publishers let the event loop turn."""
+HELD_BYTES: Final = 65_536
+"""Bytes for single connections that may wait behind publications. More are written at once, so that whoever looks at
+a connection's buffer sees them there."""
 MAX_QUEUED: Final = 10_000
-"""Publications queued for one topic at which further ones are dropped, with an error in the log."""
+"""With as many publications queued for one topic, further ones are dropped, with an error in the log."""
 
 
 def _end_spans(messages: Sequence[Message]) -> None:
@@ -55,9 +57,9 @@ class Hub:
         self._waiting: dict[Topic, Channel] = {}
         """Channels with something to write in the loop's next turn."""
         self._sliced: set[Channel] = set()
-        """Channels that are served in slices."""
+        """Channels that are being written in slices."""
         self._after: list[tuple[Write, Message]] = []
-        """What goes to single connections behind it."""
+        """Messages to single connections, to be written after the channels that wait."""
         self._after_size = 0
         self._pending = 0
 
@@ -70,7 +72,7 @@ class Hub:
         return sum(topic.kind == "room" for topic in list(self._channels))
 
     async def acquire(self, topic: Topic) -> None:
-        """Have `topic` delivered to this node: returns when the subscription stands. Raises what the broker raises."""
+        """Have `topic` delivered to this node; returns once it is subscribed to. Raises what the broker raises."""
         channel = self._channels.get(topic)
         if channel is None:
             channel = self._channels[topic] = Channel(topic)
@@ -92,11 +94,11 @@ class Hub:
         except Exception as error:
             self._channels[topic].ready = None
             ready.set_exception(error)
-            ready.exception()  # seen here: there may be nobody else waiting
+            ready.exception()  # marks it as seen: nobody else may be waiting, and asyncio would complain
             raise
         except BaseException:
             self._channels[topic].ready = None
-            ready.set_result(None)  # only this joiner was cancelled: the next one that waits subscribes in its place
+            ready.set_result(None)  # only this caller was cancelled: the next one that waits subscribes in its place
             raise
         ready.set_result(None)
 
@@ -115,15 +117,15 @@ class Hub:
         """Deliver `topic` to the connection `id` from now on, with `write`. Needs an `acquire` first."""
         channel = self._channels[topic]
         if id not in channel.members:
-            self._settle(channel)
+            self._write_waiting(channel)
             channel.add(id, write)
             if channel.slices is not None:
                 channel.slices.skip(id, len(channel.queue))
         else:
-            self._exchange(channel, id, write)
+            self._replace_write(channel, id, write)
 
-    def _exchange(self, channel: Channel, id: str, write: Write) -> None:
-        """A member gets another way to be written to: what waits takes it, behind what was sent to it before."""
+    def _replace_write(self, channel: Channel, id: str, write: Write) -> None:
+        """Write to a member in another way. What waits already takes the new way, after what was sent to it before."""
         channel.add(id, write)
         if self._waiting.pop(channel.topic, None) is not None:
             self.settle()
@@ -132,11 +134,11 @@ class Hub:
     def remove(self, topic: Topic, id: str, *, write_rest: bool) -> None:
         """Stop delivering to the connection `id`. With `write_rest`, what was published before is written first.
 
-        Not for connections that are lost: it would be in vain, and take long where many are lost at once.
+        Leave that out for connections that are lost: it would be in vain, and take long if many are lost at once.
         """
         channel = self._channels.get(topic)
         if channel is not None and id in channel.members:
-            self._settle(channel)
+            self._write_waiting(channel)
             if write_rest:
                 self._write_rest(channel, id)
             channel.remove(id)
@@ -144,7 +146,7 @@ class Hub:
     def deliver(self, topic: Topic, publications: Sequence[Publication]) -> Awaitable[None] | None:
         """Hand publications that arrived together to the topic's local members, in order, in the loop's next turn.
 
-        Returns what to await before reading more, where `BEHIND` publications wait.
+        If `MESSAGES_BEHIND` publications wait then, returns what to await before reading more.
         """
         channel = self._channels.get(topic)
         if channel is None or not channel.members:
@@ -168,14 +170,14 @@ class Hub:
                 self._pending += members
         if channel.slices is None:
             if not self._waiting:
-                asyncio.get_running_loop().call_soon(self._flush)
+                asyncio.get_running_loop().call_soon(self._take_turn)
             self._waiting[topic] = channel
         return channel.behind()
 
     def send(self, write: Write, message: Message) -> None:
-        """Write to one connection, behind what was published before in this turn of the loop.
+        """Write to one connection, after what was published before in this turn of the loop.
 
-        So a handler that broadcasts and then answers is seen to do it in this order.
+        So the client sees a broadcast of a handler before the handler's answer.
         """
         self._counters.sent += 1
         if not self._waiting and not self._after:
@@ -183,7 +185,7 @@ class Hub:
             return
         self._after.append((write, message))
         self._after_size += len(message.payload) + OVERHEAD
-        if self._after_size >= HELD:
+        if self._after_size >= HELD_BYTES:
             self.settle()
 
     def finish(self, id: str) -> None:
@@ -195,15 +197,16 @@ class Hub:
                 channel.remove(id)
 
     def _write_rest(self, channel: Channel, id: str) -> None:
-        """Write what a member's turn has not come for. It stays a member meanwhile: `write` may exchange itself."""
+        """Write to a member what a fan-out in slices has not written to it yet. It is still a member while that is
+        written, because its `write` may replace itself."""
         if (slices := channel.slices) is not None:
             write, rest = channel.members[id], slices.rest(id, channel.queue)
-            slices.skip(id, len(channel.queue))  # first: what is written may close a slow client, and lead here again
-            for start in range(0, len(rest), JOIN):
-                self._write(((id, write),), rest[start : start + JOIN])
+            slices.skip(id, len(channel.queue))  # first: writing may close a slow client, which calls this again
+            for start in range(0, len(rest), MESSAGES_A_WRITE):
+                self._write(((id, write),), rest[start : start + MESSAGES_A_WRITE])
 
     def settle(self) -> None:
-        """Write what is waiting now, but for what is written in slices."""
+        """Write all that waits now, except what is written in slices."""
         while self._waiting:
             self._serve(self._waiting.pop(next(iter(self._waiting))))
         after, self._after, self._after_size = self._after, [], 0
@@ -213,16 +216,17 @@ class Hub:
             except Exception:
                 logger.exception("Writing %r failed", message)
 
-    def _settle(self, channel: Channel) -> None:
-        """What was published before a join is not for the one who joins; before a leave, for the one who leaves."""
+    def _write_waiting(self, channel: Channel) -> None:
+        """Write what waits for a channel before its members change: a join gets nothing older, a leave all of it."""
         if self._waiting and self._waiting.pop(channel.topic, None) is not None:
             self._serve(channel)
 
-    def _flush(self) -> None:
+    def _take_turn(self) -> None:
+        """Write what waits, as much as one turn of the event loop allows."""
         self._pending = written = 0
         while self._waiting:
-            if written >= SLICE:
-                asyncio.get_running_loop().call_soon(self._flush)
+            if written >= WRITES_A_TURN:
+                asyncio.get_running_loop().call_soon(self._take_turn)
                 return
             channel = self._waiting.pop(next(iter(self._waiting)))
             written += len(channel.members) * len(channel.queue)
@@ -231,7 +235,7 @@ class Hub:
 
     def _serve(self, channel: Channel) -> None:
         recipients = channel.recipients()
-        if len(recipients) * len(channel.queue) > SLICE:
+        if len(recipients) * len(channel.queue) > WRITES_A_TURN:
             channel.slices = Slices()
             self._sliced.add(channel)
             self._tasks.spawn(self._serve_in_slices(channel, channel.slices), name=f"fan-out {channel.topic.name!r}")
@@ -247,7 +251,7 @@ class Hub:
             while channel.queue:
                 batch, recipients = channel.take(), channel.recipients()
                 slices.begin(batch, recipients)
-                step = max(1, SLICE // len(batch))
+                step = max(1, WRITES_A_TURN // len(batch))
                 for start in range(0, len(recipients), step):
                     slices.reached = start + step
                     for share in slices.shares(channel.current(recipients, recipients[start : start + step])):
@@ -278,12 +282,12 @@ class Hub:
         self._counters.fanout_seconds.observe(perf_counter() - began)
 
     async def breathe(self, topic: Topic) -> None:
-        """Let the event loop turn after much was published, and wait while `topic`'s fan-out is behind.
+        """Let the event loop turn after much was published, and wait while the fan-out of `topic` is behind.
 
-        Without it a publisher in a tight loop would fill the buffers of clients that never got a chance to read.
+        Otherwise a publisher in a tight loop would fill the buffers of clients that never get a chance to read.
         """
         channel = self._channels.get(topic)
-        if self._pending >= PENDING or (channel is not None and len(channel.queue) >= JOIN):
+        if self._pending >= PENDING_WRITES or (channel is not None and len(channel.queue) >= MESSAGES_A_WRITE):
             await asyncio.sleep(0)
-            while channel is not None and channel.slices is not None and len(channel.queue) >= JOIN:
+            while channel is not None and channel.slices is not None and len(channel.queue) >= MESSAGES_A_WRITE:
                 await channel.slices.drained.wait()

@@ -32,7 +32,7 @@ from socketspec.errors import (
 )
 from socketspec.inbound.limiter import Limiter
 from socketspec.inbound.protocol_events import ProtocolEvents
-from socketspec.protocol.envelopes import Envelope, decode
+from socketspec.protocol.decoding import Envelope, decode
 from socketspec.protocol.formats import Format
 from socketspec.protocol.messages import Message, encode_payload
 from socketspec.protocol.names import CLIENT_EVENTS, is_reserved

@@ -14,7 +14,7 @@ from socketspec.inbound.resume import Resume
 from socketspec.lifecycle.admission import Admissions, refusal_code
 from socketspec.lifecycle.credentials import Credentials
 from socketspec.lifecycle.opening import Opening
-from socketspec.protocol.envelopes import Envelope
+from socketspec.protocol.decoding import Envelope
 from socketspec.protocol.messages import Message, encode_payload
 
 __all__ = ("ProtocolEvents",)

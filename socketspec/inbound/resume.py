@@ -13,7 +13,7 @@ from socketspec.fanout.hub import Hub
 from socketspec.lifecycle.admission import refusal_code
 from socketspec.lifecycle.credentials import Credentials
 from socketspec.membership.rooms import RoomMembership
-from socketspec.protocol.envelopes import Envelope
+from socketspec.protocol.decoding import Envelope
 from socketspec.protocol.messages import Message, encode_payload
 from socketspec.protocol.publications import Position
 from socketspec.telemetry.counters import Counters

@@ -29,7 +29,7 @@ UNAVAILABLE = (503, "The cluster backend cannot be reached; connect again.")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
-    """What became of an opening handshake."""
+    """What was decided about an opening handshake."""
 
     refusal: tuple[int, str] | None = None
     """Refuse before accepting, with this HTTP status and text."""
@@ -40,9 +40,9 @@ class Admission:
     identity: Identity | None = ANONYMOUS
     """None: accept, and wait for credentials in the first message."""
     session: Session | None = None
-    """None: begin one."""
+    """None: a new one begins."""
     checked_at: float = 0.0
-    """When it was found that nothing of this is revoked, on the event loop's clock."""
+    """Just before the backend was asked what is revoked, on the event loop's clock."""
     error: EventError | None = None
     """Accept, send this error, and close with its `refusal_code`."""
 
@@ -74,7 +74,7 @@ class Admissions:
 
     @property
     def wants_tokens(self) -> bool:
-        """Whether a token means anything to this app."""
+        """Whether this app authenticates clients, so that a token means something to it."""
         return bool(self._auth)
 
     async def admit(self, handshake: Handshake, connection: str) -> Admission:
@@ -99,7 +99,7 @@ class Admissions:
         return admit(identity=identity, session=session, checked_at=checked_at)
 
     async def authenticate(self, handshake: Handshake) -> Identity:
-        """Who this is. Raises `AuthError`."""
+        """Who the client is. Raises `AuthError`."""
         identity = await authenticate(self._auth, handshake)
         if identity.user_id is not None:
             try:

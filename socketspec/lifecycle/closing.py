@@ -1,4 +1,4 @@
-"""From a lost transport, or from our own goodbye, to the last hook."""
+"""Cleans up after a connection: from its end, whoever caused that, to the last hook."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ("Closing",)
 logger: logging.Logger = logging.getLogger("socketspec")
 
 LEAVE_TIMEOUT: Final = 10.0
-"""Seconds that leaving its rooms may take a connection, all together."""
+"""Seconds that one connection may take to leave all its rooms."""
 
 CLIENT_REASONS: Final = {
     1000: "client_closed",
@@ -37,7 +37,7 @@ CLIENT_REASONS: Final = {
     1009: "message_too_big",
     1012: "server_shutdown",
 }
-"""The reason that hooks are told where the client, or the network, has ended a connection."""
+"""The reason that hooks are given, by close code, when the client or the network has ended a connection."""
 
 
 class Closing:
@@ -72,12 +72,12 @@ class Closing:
         self._now = now
 
     def by_server(self, conn: Connection) -> None:
-        """`Connection.close` was called."""
+        """Begin to clean up after a connection that this node closes: `Connection.close` calls this."""
         self._counters.count_closing(conn.close_reason)
         self._begin(conn)
 
     def lost(self, conn: Connection, code: int) -> asyncio.Task[None]:
-        """The transport is gone. The clean-up, which has begun when this returns."""
+        """The transport is gone: begin to clean up, unless that has begun. Returns the task that does it."""
         if conn.state is not State.CLOSED:
             if conn.state is not State.CLOSING:
                 conn.close_code = code
@@ -91,9 +91,8 @@ class Closing:
         return conn.finished
 
     async def _clean_up(self, conn: Connection) -> None:
-        current_request.set(
-            (conn.id, self._requests, None, 0)
-        )  # ends with this task, which another connection may have caused
+        # For log records of this task, which an event of another connection may have started. Ends with the task.
+        current_request.set((conn.id, self._requests, None, 0))
         self._wheel.cancel(conn)
         self._hub.remove(self._everybody, conn.id, write_rest=conn.is_open)
         self._directory.drop_subjects(conn)

@@ -1,4 +1,4 @@
-"""Which identity and session a connection goes by, and until when."""
+"""Which identity and session a connection has, until when, and what can revoke them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ("Credentials",)
 
 
 class Credentials:
-    """Sets what a connection goes by, and everything that follows from it: deadlines, and what can revoke it."""
+    """Sets a connection's identity and session, and what follows from them: its deadlines, and what can revoke it."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Credentials:
     def adopt(self, conn: Connection, identity: Identity, session: Session, checked_at: float) -> None:
         """Set the connection's identity and session; close it if either was revoked after `checked_at`."""
         now = self._now()
-        ahead = now - time.time()
+        ahead = now - time.time()  # makes a time since the epoch one of the event loop's clock
         conn.identity = identity
         if session.expires_at is not None and (conn.session is not session or conn.clock.expires_at is None):
             conn.clock.session_resumed(session.expires_at + ahead, now)
@@ -57,16 +57,16 @@ class Credentials:
             conn.close(CloseCode.REVOKED, error=Revoked())
 
     async def refresh(self, conn: Connection, identity: Identity) -> None:
-        """Go by a newer token of the same user. Raises `Revoked` and `BackendError`."""
+        """Replace the connection's token by a newer one of the same user. Raises `Revoked` and `BackendError`."""
         checked_at = self._now()
         await self._verifier.check(identity, conn.session.id)
         if conn.is_open:
             self.adopt(conn, identity, conn.session, checked_at)
 
     async def resume_session(self, conn: Connection, brought: object) -> None:
-        """Go on with the session that the client brought, unless its token names one.
+        """Continue the session whose token the client brought, unless the client's own credentials name a session.
 
-        It never ends later for that. Raises as `SessionVerifier.open` does.
+        The connection never lasts longer because of it. Raises as `SessionVerifier.open` does.
         """
         if check_session(brought) == conn.session.id or self._verifier.named(conn.identity) is not None:
             return

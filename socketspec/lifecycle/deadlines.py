@@ -1,4 +1,4 @@
-"""What a connection's deadlines bring: heartbeats, warnings, and closing in time."""
+"""What happens at a connection's deadlines: heartbeats, warnings, and closing in time."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ("due",)
 
 
 def due(conn: Connection, now: float) -> float | None:
-    """Do what is due for `conn`; the next deadline. The timing wheel calls it when one of the clock's has come."""
+    """Do what is due for `conn` and return its next deadline, if there is one. The timing wheel calls this."""
     if conn.state is State.AUTHENTICATING:
         conn.close(CloseCode.AUTH_FAILED, error=AuthError("No credentials arrived in time."))
     if not conn.is_open:
         return None
-    if conn.held:  # its pongs may have come: it is us who do not read them
+    if conn.held:  # its pongs may have arrived, but we are not reading: its silence says nothing
         conn.clock.last_heard = now
     for action in conn.clock.due(now):
         _do(conn, action, now)

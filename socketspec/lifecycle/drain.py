@@ -3,8 +3,8 @@
     not ready -> ``__server_shutdown__`` to everybody -> connections leave evenly, each once its handlers are through
     -> whoever is left after the grace is closed all the same
 
-Until its turn comes, a connection works as ever: what it sends is handled, what is published reaches it. From then on
-what it sends is not handled any more: a client that always has a handler under way would never leave.
+Until its turn comes, a connection works as ever: what it sends is handled, and what is published reaches it. From then
+on nothing that it sends is handled: otherwise a client that always has a handler under way would never leave.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from socketspec.errors import CloseCode
 from socketspec.membership.directory import Directory
 from socketspec.protocol.messages import Message, encode_payload
 
-__all__ = ("SLOWEST", "Drain")
+__all__ = ("LEAST_A_SECOND", "Drain")
 
 logger: logging.Logger = logging.getLogger("socketspec")
 
 TICK: Final = 0.05
-"""Seconds between two waves."""
-SLOWEST: Final = 20
-"""Connections that leave in a second at least: a node with few of them does not take the whole window."""
+"""Seconds between two groups of connections that leave."""
+LEAST_A_SECOND: Final = 20
+"""Connections that leave in a second at least, so that a node with few of them does not take the whole window."""
 JITTER: Final = 0.5
-"""Seconds by which clients that connect again are spread beside that."""
-AT_ONCE: Final = 5.0
-"""Seconds over which they are spread where everybody leaves at once (``window=0``)."""
+"""Seconds over which clients that connect again are spread, counted from when each one leaves."""
+JITTER_AT_ONCE: Final = 5.0
+"""The same when all leave at once (``window=0``)."""
 GOODBYES_A_TURN: Final = 500
 """Connections that are told before the event loop gets a turn."""
 
 
 class Drain:
-    """One engine's drain. Begins once, however often it is asked for."""
+    """The drain of one engine. It begins once, however often it is asked for."""
 
     def __init__(self, directory: Directory, tasks: Tasks, now: Callable[[], float]) -> None:
         self._directory = directory
@@ -48,7 +48,7 @@ class Drain:
         """Whether it has begun: nobody is let in any more."""
         self._task: asyncio.Task[int] | None = None
         self.deadline: float = 0.0
-        """Until when handlers may finish, on the event loop's clock. Known when the drain is done."""
+        """Until when handlers may finish, on the event loop's clock. Final once the drain is done."""
 
     def begin(self, window: float, grace: float) -> asyncio.Task[int]:
         """Begin; the task's result is how many connections there were. Later calls give the same task."""
@@ -63,7 +63,7 @@ class Drain:
         if not connections:
             return 0
         random.shuffle(connections)
-        span = min(window, len(connections) / SLOWEST)
+        span = min(window, len(connections) / LEAST_A_SECOND)
         logger.info("Draining: %d connections leave within %.1f s", len(connections), span)
         began = self._now()
         await self._say_goodbye(connections, span)
@@ -78,13 +78,13 @@ class Drain:
         """Tell each client when to connect again: after its turn to leave, so that reconnects are spread as well."""
         for number, conn in enumerate(connections):
             turn = (number + 1) / len(connections) * span
-            delay = turn + random.uniform(0.1, JITTER if span else AT_ONCE)  # noqa: S311 - spreads load, hides nothing
+            delay = turn + random.uniform(0.1, JITTER if span else JITTER_AT_ONCE)  # noqa: S311 - spreads load, hides nothing
             conn.send(Message("__server_shutdown__", encode_payload({"reconnect_in": round(delay, 3)})))
             if number % GOODBYES_A_TURN == GOODBYES_A_TURN - 1:
                 await asyncio.sleep(0)
 
     async def _let_go(self, connections: list[Connection], began: float, span: float) -> None:
-        """Close them one after the other, evenly over `span` seconds; stop early when all have left by themselves."""
+        """Have them leave one after the other, evenly over `span` seconds; ends early if all are gone before."""
         gone = 0
         while gone < len(connections) and self._directory.connections:
             passed = self._now() - began

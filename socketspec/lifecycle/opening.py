@@ -38,7 +38,7 @@ logger: logging.Logger = logging.getLogger("socketspec")
 
 
 class Opening:
-    """Makes connections of accepted handshakes, and lets them in."""
+    """Makes a connection of an accepted handshake, and lets it in."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class Opening:
             await self._let_in(conn, identity, session, checked_at)
 
     async def _let_in(self, conn: Connection, identity: Identity, session: Session, checked_at: float) -> None:
-        conn.in_flight.begin()  # a node that stops lets the hooks finish, as it does with handlers
+        conn.in_flight.begin()  # counts as a handler, so that a drain lets the hooks finish
         try:
             await self._enter(conn, identity, session, checked_at)
         finally:
@@ -147,7 +147,7 @@ class Opening:
         if conn.format is not Format.PLAIN:
             conn.send(Message("__connect__", encode_payload(self._introduction(conn))))
         completed = 0
-        conn.welcomed = True  # a hook that is under way has set something up already
+        conn.welcomed = True  # already now: a hook that does not finish may have set something up
         try:
             for hook in self._registry.on_connect:
                 await unless_cancelled(hook(conn))

@@ -1,4 +1,4 @@
-"""This node's connections: by id, and by what revokes them; and when the last one has left."""
+"""This node's connections: found by id, or by what can be revoked; and when the last one has left."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ __all__ = ("Directory",)
 
 
 class Directory:
-    """Lists every connection from its handshake until it has been cleaned up after."""
+    """Lists every connection from its handshake until it has been cleaned up after.
+
+    A *subject* is something that can be revoked (a user, a session or a token), as a digest.
+    """
 
     def __init__(self) -> None:
         self.connections: dict[str, Connection] = {}
         """By id."""
         self.emptied: asyncio.Event = asyncio.Event()
-        """Set from when the last connection has been cleaned up after until there is another one."""
-        self._found: dict[str, Connection | dict[Connection, None]] = {}
+        """Set when the last connection has been cleaned up after, cleared when another one comes."""
+        self._by_subject: dict[str, Connection | dict[Connection, None]] = {}
 
     def __len__(self) -> int:
         return len(self.connections)
@@ -28,7 +31,7 @@ class Directory:
         self.emptied.clear()
 
     def remove(self, conn: Connection) -> None:
-        """`conn` has been cleaned up after."""
+        """Take out a connection that has been cleaned up after."""
         self.connections.pop(conn.id, None)
         if not self.connections:
             self.emptied.set()
@@ -38,34 +41,34 @@ class Directory:
         self.drop_subjects(conn)
         conn.subjects = subjects
         for subject in subjects:
-            others = self._found.get(subject)
+            others = self._by_subject.get(subject)
             if others is None:
-                self._found[subject] = conn  # most subjects have one connection: no container for it
+                self._by_subject[subject] = conn  # most subjects have one connection: no container for it
             elif isinstance(others, dict):
                 others[conn] = None
             else:
-                self._found[subject] = {others: None, conn: None}
+                self._by_subject[subject] = {others: None, conn: None}
 
     def drop_subjects(self, conn: Connection) -> None:
         """Find `conn` by no subject any more."""
         subjects, conn.subjects = conn.subjects, ()
         for subject in subjects:
-            found = self._found.get(subject)
+            found = self._by_subject.get(subject)
             if isinstance(found, dict):
                 found.pop(conn, None)
                 if not found:
-                    del self._found[subject]
+                    del self._by_subject[subject]
             elif found is conn:
-                del self._found[subject]
+                del self._by_subject[subject]
 
     def find(self, subject: str) -> list[Connection]:
         """The connections of `subject`."""
-        found = self._found.get(subject)
+        found = self._by_subject.get(subject)
         if found is None:
             return []
         return list(found) if isinstance(found, dict) else [found]
 
     @property
     def subjects(self) -> int:
-        """How many subjects stand for a connection."""
-        return len(self._found)
+        """How many subjects have a connection."""
+        return len(self._by_subject)

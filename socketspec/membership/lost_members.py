@@ -1,6 +1,6 @@
-"""Leave hooks for members whose node died: they run here, on the one node that was told.
+"""Runs the leave hooks for members whose node died: on one node, the one that the backend told.
 
-Hooks take a connection, so each gets one that stands for the lost one: closed, with its id and its user's.
+Hooks take a connection, so each gets one that stands in for the lost one: closed, with the same id and user.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WORKERS: Final = 8
 
 
 class _Gone:
-    """The transport of a connection that is no more."""
+    """The transport of a connection that does not exist any more."""
 
     can_ping: bool = False
     buffered: int = 0
@@ -57,12 +57,12 @@ class _Gone:
         return
 
 
-def _is_closed(conn: Connection) -> None:
-    """There is nothing to clean up after."""
+def _nothing_to_clean_up(conn: Connection) -> None:
+    """Called where such a connection is closed by a hook."""
 
 
 class LostMembers:
-    """Runs the hooks, a few at a time. What waits is bounded by what the dead node's rooms held."""
+    """Runs the hooks, a few at a time. No more can wait than the dead node had members."""
 
     def __init__(self, registry: Registry, hooks: Hooks, sender: Sender, tasks: Tasks, config: SessionConfig) -> None:
         self._registry = registry
@@ -94,7 +94,7 @@ class LostMembers:
     def _stand_in(self, room: str, member: Member) -> Connection:
         conn = Connection(
             sender=self._sender,
-            closing=_is_closed,
+            closing=_nothing_to_clean_up,
             transport=_Gone(),
             handshake=Handshake(),
             format=Format.PLAIN,

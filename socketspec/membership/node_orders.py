@@ -1,6 +1,6 @@
-"""What other nodes want closed, and what this one wants them to close.
+"""Orders between nodes: which connections the others want closed here, and which this one wants closed there.
 
-Orders go over one topic that every node of a namespace subscribes to and no client hears.
+They go over one topic, which every node of a namespace subscribes to and no client hears.
 """
 
 from __future__ import annotations
@@ -27,13 +27,12 @@ __all__ = ("NodeOrders",)
 
 logger: logging.Logger = logging.getLogger("socketspec.control")
 
-
 REMEMBERED: Final = 60.0
-"""Seconds that a revocation is remembered for connections that are being opened when it is heard."""
+"""Seconds for which a revocation is remembered, for connections that are being opened when it arrives."""
 MAX_REMEMBERED: Final = 10_000
-"""Subjects remembered so; beyond it the oldest are forgotten."""
+"""Subjects that are remembered; beyond that the oldest are forgotten."""
 CONNECTIONS_A_TURN: Final = 256
-"""Connections closed before the event loop gets a turn."""
+"""Connections that are closed before the event loop gets a turn."""
 
 
 class NodeOrders:
@@ -54,7 +53,10 @@ class NodeOrders:
     async def disconnect(
         self, *, user: str | None = None, connections: Sequence[str] = (), code: int, reason: str
     ) -> Receipt:
-        """Close connections on every node. Raises `BackendError`, and `ValueError` for a close code of others."""
+        """Close connections on every node: those of `user`, and those with the ids `connections`.
+
+        Raises `BackendError`, and `ValueError` for a close code that an app may not use.
+        """
         head, rest = connections[:MAX_ORDER], connections[MAX_ORDER:]
         receipt = await self._publish(disconnect_order(user=user, connections=head, code=code, reason=reason))
         for start in range(0, len(rest), MAX_ORDER):
@@ -70,7 +72,7 @@ class NodeOrders:
         return await self._broker.publish(self.topic, order)
 
     def receive(self, publications: Sequence[Publication]) -> None:
-        """Carry out orders. One that is not understood is ignored: it comes from another version."""
+        """Carry out orders. One that is not understood comes from another version, and is ignored."""
         for publication in publications:
             carry_out = self._orders.get(publication.event)
             if carry_out is None:
@@ -87,13 +89,14 @@ class NodeOrders:
             logger.warning("Ignored the order %r of another node (said once): %s", event[:80], cause[:300])
 
     def has_revoked(self, subjects: Iterable[str], *, since: float) -> bool:
-        """Whether one of `subjects` was revoked since the time `since`, of the event loop's clock: when you asked the
-        backend, which may have answered before it knew.
+        """Whether one of `subjects` was revoked after `since`, on the event loop's clock.
+
+        Pass the time at which you asked the backend: it may have answered before a revocation that we know of.
         """
-        self._forget()
+        self._forget_old()
         return any(self._revoked.get(subject, -math.inf) >= since for subject in subjects)
 
-    def _forget(self) -> None:
+    def _forget_old(self) -> None:
         now = self._now()
         while self._revoked and (
             len(self._revoked) > MAX_REMEMBERED or next(iter(self._revoked.values())) < now - REMEMBERED
@@ -115,7 +118,7 @@ class NodeOrders:
         for subject in order.subjects:
             self._revoked[subject] = self._now()
             self._revoked.move_to_end(subject)
-        self._forget()
+        self._forget_old()
         conns = [conn for subject in order.subjects for conn in self._directory.find(subject)]
         self._close(conns, CloseCode.REVOKED, order.reason)
 
@@ -123,9 +126,9 @@ class NodeOrders:
         for conn in conns[:CONNECTIONS_A_TURN]:
             conn.close(code, reason)
         if len(conns) > CONNECTIONS_A_TURN:
-            self._tasks.spawn(self._close_slowly(conns[CONNECTIONS_A_TURN:], code, reason), name="closing by order")
+            self._tasks.spawn(self._close_in_turns(conns[CONNECTIONS_A_TURN:], code, reason), name="closing by order")
 
-    async def _close_slowly(self, conns: Sequence[Connection], code: int, reason: str) -> None:
+    async def _close_in_turns(self, conns: Sequence[Connection], code: int, reason: str) -> None:
         for start in range(0, len(conns), CONNECTIONS_A_TURN):
             await asyncio.sleep(0)
             for conn in conns[start : start + CONNECTIONS_A_TURN]:

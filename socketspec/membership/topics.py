@@ -1,4 +1,4 @@
-"""Into a topic and out of it: subscribed to, counted, and undone where one of the two fails."""
+"""Into a topic and out of it: this node is subscribed and the member is counted, or neither."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Topics:
     ) -> bool:
         """Count a connection among the topic's members; what is published from now on comes to this node.
 
-        False where `limit` members are in already. Where this is False or raises, nothing is left behind. With
-        `last`, it joins after all who are there, however much their nodes' clocks differ from ours. Raises
+        False if `limit` members are in already. If this is False or raises, nothing is left behind. With `last`,
+        the connection counts as the last one to join, even if the clocks of other nodes are ahead of ours. Raises
         `BackendError`.
         """
         await self._hub.acquire(topic)
-        entered: bool | None = None  # None: whether it is in is not known
+        entered: bool | None = None  # None: we do not know whether it is in
         try:
-            joined_at = await self._after_all(topic) if last else time.time()
+            joined_at = await self._later_than_all(topic) if last else time.time()
             entered = await self._presence.enter(topic, Member(connection, user, joined_at), limit=limit)
         finally:
             if not entered:
@@ -38,7 +38,7 @@ class Topics:
         return entered
 
     async def exit(self, topic: Topic, connection: str, *, write_rest: bool) -> None:
-        """Undo `enter`, also where it stood for a while. With `write_rest`, what was published before is written."""
+        """Undo `enter`. With `write_rest`, what was published before is written to the connection first."""
         self._hub.remove(topic, connection, write_rest=write_rest)
         await self._undo(topic, connection, counted=True)
 
@@ -49,6 +49,7 @@ class Topics:
         finally:
             await self._hub.release(topic)
 
-    async def _after_all(self, topic: Topic) -> float:
+    async def _later_than_all(self, topic: Topic) -> float:
+        """A time of joining that is later than everybody else's."""
         members = await self._presence.members(topic)
         return max((time.time(), *(member.joined_at + 1e-6 for member in members)))

@@ -1,4 +1,4 @@
-"""A user's connections: how many there may be, and which has to go for a new one."""
+"""A user's connections: how many there may be, and which one has to go for a new one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ("UserMembership", "user_topic")
 
 
 def user_topic(namespace: str, user_id: str) -> Topic:
-    """All connections of a user, as one address. Raises `ValidationFailed` for what cannot be a user id."""
+    """The address of all connections of a user. Raises `ValidationFailed` for a user id that cannot be one."""
     try:
         check_user_id(user_id)
     except ValueError as error:
@@ -45,9 +45,9 @@ class UserMembership:
         self._evicts = policy == "evict_oldest"
 
     async def enter(self, conn: Connection) -> None:
-        """Make `conn` one of its user's connections; nothing happens for anonymous ones.
+        """Count `conn` among its user's connections; nothing happens if it is anonymous.
 
-        Raises `PermissionDenied` where the user has as many as there may be, and `BackendError`.
+        Raises `PermissionDenied` if the user has as many connections as allowed, and `BackendError`.
         """
         user_id = conn.identity.user_id
         if user_id is None or not conn.identity.is_authenticated:
@@ -63,7 +63,7 @@ class UserMembership:
         try:
             if evicts and limit is not None:
                 await self._evict_oldest(topic, limit)
-            entered = conn.is_open  # else it left while we waited, and its clean-up did not know of this
+            entered = conn.is_open  # if not, it ended while we waited, and its clean-up did not know of this
         finally:
             if entered:
                 conn.user_topic = topic
@@ -77,7 +77,7 @@ class UserMembership:
             await self._topics.exit(topic, conn.id, write_rest=conn.is_open)
 
     async def _evict_oldest(self, topic: Topic, limit: int) -> None:
-        # Every node that sees the same members picks the same ones: two that come at once do not evict each other.
+        # Nodes that see the same members pick the same ones, so two that come at once do not evict each other.
         members = sorted(await self._presence.members(topic), key=lambda item: (item.joined_at, item.connection_id))
         oldest = [member.connection_id for member in members[: max(len(members) - limit, 0)]]
         if oldest:

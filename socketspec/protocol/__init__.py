@@ -1,1 +1,1 @@
-"""What goes over the wire. No I/O."""
+"""What goes over the wire, to clients and between nodes. No I/O."""

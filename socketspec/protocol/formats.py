@@ -1,4 +1,4 @@
-"""JSON or MessagePack: what a client may choose by subprotocol."""
+"""JSON or MessagePack: the formats that a client chooses from by subprotocol."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ("MAX_DEPTH", "SUBPROTOCOLS", "Format", "negotiate")
 
 
 MAX_DEPTH: Final = 200
-"""Levels of nesting a message may have, in either format (what pydantic-core's JSON parser allows)."""
+"""Levels of nesting that a message may have in either format; pydantic-core's JSON parser allows as many."""
 
 
 class Format(IntEnum):

@@ -48,7 +48,7 @@ class QueryParams(Mapping[str, str]):
 
 
 class Headers(QueryParams):
-    """Like `QueryParams`, with names that do not care about case (RFC 9110 section 5.1)."""
+    """Like `QueryParams`, but upper and lower case are the same in names (RFC 9110 section 5.1)."""
 
     __slots__ = ()
 
@@ -66,7 +66,7 @@ class Handshake:
     query_params: QueryParams = field(default_factory=QueryParams)
     subprotocols: tuple[str, ...] = ()
     client: tuple[str, int] | None = None
-    """The peer's address as the server sees it (behind a proxy: what its trusted-proxy setting makes of it)."""
+    """The client's address as the server sees it; behind a proxy, that depends on which proxies the server trusts."""
     secure: bool = False
     """Whether it came over TLS."""
     token: str | None = None

@@ -1,4 +1,4 @@
-"""Outbound messages, encoded at most once per format, however many connections they go to."""
+"""Encodes what clients are sent: a message, once per format, however many connections it goes to."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def encode_payload(value: object) -> bytes:
             f"A payload must be an object (a model, dataclass or dict), not {type(value).__name__}; "
             'wrap it, for example {"items": [...]}.'
         )
-    # The encoder writes deeper nesting and longer integers than parsers read; mostly there is nothing to look into.
+    # The encoder writes deeper nesting and longer integers than parsers read. Only a payload that could have them is
+    # parsed to find out.
     if encoded.count(b"{") + encoded.count(b"[") >= MAX_DEPTH or (
         len(encoded) > 4300 and _LONG_NUMBER.search(encoded) is not None
     ):
@@ -56,15 +57,15 @@ def _event_prefix(event: str) -> bytes:
 
 
 def _plain_integer(value: object) -> str:
-    # msgpack asks for help with integers beyond 64 bits only: everything else came out of a JSON parser.
+    # msgpack calls this for integers of more than 64 bits only: all other values came out of a JSON parser.
     return str(value)
 
 
 class Message:
     """One outbound message, encoded at most once per format and shared by all its recipients."""
 
-    # No container inside: thousands may be on their way at once, and each object that the garbage collector tracks
-    # brings its next run nearer (measured: 40 % of a busy node's time with three lists in each message).
+    # No lists or dicts inside: thousands of messages may be on their way at once, and each object that the garbage
+    # collector tracks brings its next run nearer (measured: 40 % of a busy node's time with three lists in each).
     __slots__ = (
         "_json",
         "_json_text",
@@ -101,11 +102,11 @@ class Message:
         self.exclude: tuple[str, ...] = exclude
         """Ids of connections that do not get it."""
         self.shared: Any = None
-        """For a transport to keep what it has made of the message, for the next recipient of the same format."""
+        """What a transport has made of the message: kept here for the next recipient of the same format."""
         self.joined: Any = None
-        """The same, of this message and the ones that were written with it."""
+        """The same, made of this message and the ones that were written with it."""
         self.span: Span | None = None
-        """What traces its fan-out on this node."""
+        """Measures its fan-out on this node, if that is traced."""
         self._plain: bytes | None = None
         self._json: bytes | None = None
         self._packed: bytes | None = None
@@ -161,15 +162,15 @@ class Message:
 
 
 class Span(Protocol):
-    """Something that takes time."""
+    """Something whose duration is traced."""
 
     def end(self) -> None:
-        """It is over."""
+        """It ends now."""
         ...
 
 
 OVERHEAD: Final = 512
-"""Bytes a waiting message counts for on top of its body: what it costs in memory beside it, measured."""
+"""Bytes that a waiting message counts on top of its body: what else it takes in memory, measured."""
 
 
 class Write(Protocol):

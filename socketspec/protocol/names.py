@@ -1,4 +1,4 @@
-"""The names of rooms, namespaces and events, and the patterns that rooms are declared with.
+"""Names of rooms, events, namespaces and users: which are allowed, and which belong to the protocol.
 
 A checked name is plain data: ``* ? [ ] { } :`` mean nothing in it, and nothing may use it as a glob or a format string.
 """
@@ -68,11 +68,11 @@ def check_room_name(name: str) -> str:
 
 
 def check_event_name(name: str) -> str:
-    """Return `name` if an event can be called so. Rules and errors as for rooms; see `is_reserved` for the rest."""
+    """Return `name` if an event can be called so. Rules and errors as for rooms. Reserved names pass."""
     return _check("event", name)
 
 
-@lru_cache(maxsize=1024)  # an app sends a few names, over and over; what raises is not kept
+@lru_cache(maxsize=1024)  # an app sends the same few names over and over; names that raise are not cached
 def check_outbound(event: str) -> str:
     """Return `event` if it is a name that an app may send: not one of the protocol's. Errors as for rooms."""
     if is_reserved(event):
@@ -117,7 +117,7 @@ def _check(kind: str, name: str) -> str:
 
 
 def _is_plain(name: object) -> bool:
-    """The fast path: nearly every name is short, printable ASCII."""
+    """Whether it is short, printable ASCII, as nearly every name is: then there is no problem to look for."""
     return (
         isinstance(name, str)
         and 0 < len(name) <= MAX_NAME_BYTES
@@ -133,7 +133,7 @@ def _problem(name: object) -> str | None:
         return f"is of type {type(name).__name__}; pass a str"
     if not name:
         return f"is empty; use 1 to {MAX_NAME_BYTES} bytes of UTF-8"
-    # In characters first: the other checks must not have to read a name of any length.
+    # Length first, and in characters: the other checks must not have to read a name of a million letters.
     if len(name) > MAX_NAME_BYTES or len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
         return f"is too long; use at most {MAX_NAME_BYTES} bytes of UTF-8"
     for position, character in enumerate(name):
@@ -162,6 +162,7 @@ def _character_problem(character: str) -> str | None:
 
 
 def shown(name: object) -> str:
+    """`name` for messages: in quotes, pure ASCII, and not too long."""
     if isinstance(name, str) and len(name) > _SHOWN:
         return f"{name[:_SHOWN]!a}…"
     return ascii(name) if isinstance(name, str) else f"of type {type(name).__name__}"

@@ -1,4 +1,4 @@
-"""What nodes tell each other about connections, as data: close a user's, close these, close what was revoked."""
+"""Orders between nodes, as data: close a user's connections, close these connections, close what was revoked."""
 
 from __future__ import annotations
 
@@ -54,5 +54,5 @@ def disconnect_order(
 
 
 def revoke_order(subjects: Sequence[str], reason: str) -> Publication:
-    """Close all connections of `subjects`, as `revocation_subjects` makes them, with 4005."""
+    """Close all connections of `subjects` (see `revocation_subjects`) with 4005."""
     return Publication(event="revoke", payload=encode_payload({"subjects": list(subjects), "reason": reason}))

@@ -13,8 +13,8 @@ __all__ = ("History", "Member", "Position", "Publication", "Receipt", "RoomMessa
 
 
 class Topic(NamedTuple):
-    """An address publications go to: a room, everybody in a namespace, one user, or the namespace's nodes
-    themselves (``control``, which no client hears)."""
+    """An address that messages are published to: a room, all connections of a namespace, one user, or the namespace's
+    nodes themselves (``control``, which no client hears)."""
 
     namespace: str
     kind: Literal["room", "all", "user", "control"]
@@ -22,8 +22,8 @@ class Topic(NamedTuple):
 
 
 class Position(NamedTuple):
-    """A place in a topic's history. `epoch` names one life of the stream, `tag` the publication at that offset:
-    offsets alone may be reused after a failover that lost the newest entries."""
+    """A place in a topic's history. `epoch` names one life of the history: after it was lost, another one begins. `tag`
+    names the publication at that offset: after a failover that lost the newest entries, offsets are used again."""
 
     offset: int
     epoch: str
@@ -59,7 +59,7 @@ class History:
 
 
 class Receipt(NamedTuple):
-    """What became of a publish. `nodes == 0` means that no node has a member of the topic."""
+    """What came of publishing. `nodes == 0` means that no node has a member of the topic."""
 
     nodes: int
     position: Position | None = None
@@ -85,5 +85,6 @@ class RoomMessage(NamedTuple):
 
 
 def room_message(publication: Publication) -> RoomMessage:
+    """A publication of a history, with its payload parsed."""
     position = publication.position or Position(0, "")
     return RoomMessage(publication.event, from_json(publication.payload), *position)

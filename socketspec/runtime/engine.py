@@ -1,4 +1,4 @@
-"""Makes the parts of one running app, joins them, starts and stops them; what an adapter calls.
+"""One app at work: makes its parts and joins them, starts and stops them. Adapters call it.
 
 An adapter calls `admit` with the opening handshake, `open` once it has accepted, `receive` for every message, and
 `lost` or `closed` when the transport is gone.
@@ -146,11 +146,14 @@ class Engine:
 
     @property
     def stopping(self) -> bool:
-        """Whether nobody is let in any more."""
+        """Whether it drains or has drained: nobody is let in any more."""
         return self._drain.stopping
 
     def begin_drain(self, window: float | None = None, grace: float | None = None) -> asyncio.Task[int]:
-        """Begin to let every connection go (see `lifecycle.drain`), once; None: as the settings say."""
+        """Begin to let every connection go (see `lifecycle.drain`). None: as the settings say.
+
+        Calls after the first give the same task; its result is how many connections there were.
+        """
         return self._drain.begin(
             self.settings.drain_window if window is None else window,
             self.settings.drain_grace if grace is None else grace,
@@ -178,7 +181,7 @@ class Engine:
 
     async def admit(self, handshake: Handshake) -> Admission:
         """Decide about an opening handshake."""
-        id = connection_id()  # so that what is logged from here on can be told to belong together
+        id = connection_id()  # made here already, so that log records of the handshake carry it as well
         with log_context(id, self.requests):
             admission = await self._admissions.admit(handshake, id)
         if admission.refusal is not None:
@@ -192,7 +195,7 @@ class Engine:
             return await self._opening.open(admission, handshake, transport)
 
     def lost(self, conn: Connection, code: int) -> None:
-        """The transport is gone. The clean-up after the connection has begun when this returns."""
+        """The transport is gone: begin to clean up after the connection."""
         self._closing.lost(conn, code)
 
     async def closed(self, conn: Connection, code: int) -> None:

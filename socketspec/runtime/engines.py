@@ -1,4 +1,4 @@
-"""The engines at work in this process: what has to be drained when the process is told to stop."""
+"""The engines of this process: for draining all of them when it is told to stop, and for reading their figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Drains(Protocol):
         ...
 
     def begin_drain(self, window: float | None = None, grace: float | None = None) -> asyncio.Task[int]:
-        """Begin, once; the task's result is how many connections there were."""
+        """Begin, or give the task that has begun; its result is how many connections there were."""
         ...
 
 
@@ -25,7 +25,7 @@ _engines: dict[int, Drains] = {}
 
 
 def add(engine: Drains) -> None:
-    """`engine` has started. Those whose event loop ended without a stop are forgotten."""
+    """List an engine that has started, and forget those whose event loop ended without a stop."""
     for other in tuple(_engines.values()):
         if other.loop.is_closed():
             remove(other)
@@ -33,7 +33,7 @@ def add(engine: Drains) -> None:
 
 
 def remove(engine: Drains) -> None:
-    """`engine` has stopped; nothing happens if that was said before."""
+    """Forget an engine that has stopped; no error if it is not listed."""
     _engines.pop(id(engine), None)
 
 
@@ -44,18 +44,20 @@ def engines() -> tuple[Drains, ...]:
 
 
 def everywhere() -> tuple[Drains, ...]:
-    """The engines of the process, of whatever event loop. For reading figures, from any thread."""
+    """All engines of the process, whatever their event loop: for reading figures, from any thread."""
     return tuple(_engines.values())
 
 
 def drain_soon() -> None:
-    """Begin the drain of every engine of the current event loop, and do not wait for it. Calls after the first do
-    nothing more. The tasks are the engines' own: each app's `stop` waits for its own."""
+    """Begin to drain every engine of the current event loop, without waiting: each app's `stop` waits for its own.
+
+    Calls after the first do nothing more.
+    """
     for engine in engines():
         engine.begin_drain()
 
 
 async def drain(window: float | None = None, grace: float | None = None) -> int:
-    """Drain every engine of the current event loop (see `SocketApp.drain`); how many connections there were."""
+    """Drain every engine of the current event loop (see `SocketApp.drain`). Returns how many connections there were."""
     counts = await asyncio.gather(*(asyncio.shield(engine.begin_drain(window, grace)) for engine in engines()))
     return sum(counts)

@@ -19,7 +19,7 @@ from socketspec.session.config import SessionConfig
 __all__ = ("Settings",)
 
 LimitPolicy = Literal["reject", "evict_oldest"]
-"""What happens to a connection too many of one user; see `SocketApp`."""
+"""What happens when a user has too many connections; see `SocketApp`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +61,7 @@ class Settings:
 
 
 def auth_backends(auth: AuthBackend | Sequence[AuthBackend] | None) -> tuple[AuthBackend, ...]:
+    """The auth backends that `auth` names, each of which has to be one."""
     if auth is None:
         return ()
     backends = tuple(auth) if isinstance(auth, Sequence) else (auth,)
@@ -78,6 +79,7 @@ def auth_backends(auth: AuthBackend | Sequence[AuthBackend] | None) -> tuple[Aut
 
 
 def checked(check: Callable[[str], str], value: str) -> str:
+    """`value`, if `check` does not raise; its `ValueError` becomes a `ConfigurationError`."""
     try:
         return check(value)
     except ValueError as error:
@@ -107,6 +109,7 @@ def rooms_of(declared: Sequence[Any]) -> list[Room]:
 
 
 def path(name: str, value: Any) -> str:
+    """The path of a page, without a slash at its end."""
     if not isinstance(value, str) or not value.startswith("/") or value == "/":
         raise ConfigurationError(f"SocketApp({name}={value!r}) must be a path that begins with / and is not / alone.")
     path: str = value.rstrip("/")

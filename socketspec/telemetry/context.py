@@ -12,7 +12,7 @@ __all__ = ("Requests", "current_request", "log_context")
 
 
 class Requests:
-    """Numbers what one app handles. Only where somebody is shown one, it is written out as an id."""
+    """Numbers the requests of one app. A number is written out as an id only when somebody is shown it."""
 
     __slots__ = ("_prefix", "namespace", "numbers")
 
@@ -29,9 +29,9 @@ class Requests:
 CurrentRequest = tuple[str, Requests, str | None, int]
 
 current_request: ContextVar[CurrentRequest | None] = ContextVar("socketspec_about", default=None)
-"""What the current task deals with: the connection's id, its app's requests, event and request number.
+"""What the current task works on: a connection's id, its app's `Requests`, an event and the request's number.
 
-A hook has no event and the number 0, unless an event of its connection caused it. None: nothing of a client's.
+For a hook, there is no event and the number is 0, unless an event of its connection caused it. None: no connection.
 """
 
 

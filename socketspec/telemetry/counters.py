@@ -1,4 +1,4 @@
-"""What an engine counts while it works: plain numbers, which cost next to nothing until somebody reads them.
+"""What an engine counts while it works: plain numbers, which cost next to nothing.
 
 `socketspec.adapters.prometheus` turns them into metrics. Nothing here is locked: an engine has one event loop.
 """
@@ -45,7 +45,7 @@ class Histogram:
 
 
 class Counters:
-    """The figures of one engine since its start. Adding to one is the counting."""
+    """The figures of one engine since its start. Whoever has something to count adds to one, or calls a method."""
 
     __slots__ = (
         "auth_failures",
@@ -74,7 +74,7 @@ class Counters:
         self.closed: dict[str, int] = {}
         """By reason; see `count_closed`."""
         self.recoveries: dict[str, int] = {}
-        """Rooms that clients resumed, by outcome: ``recovered``, or the reason why not, as ``__resume__`` says it."""
+        """Rooms that clients resumed, by outcome: ``recovered``, or the reason why not, as in ``__resume__``."""
         self.refused: dict[int, int] = {}
         """Handshakes refused, by HTTP status."""
         self.auth_failures: int = 0
@@ -91,13 +91,13 @@ class Counters:
         """Messages written to connections, or queued for them."""
         self.fanout_recipients: Histogram = Histogram(RECIPIENTS)
         self.fanout_seconds: Histogram = Histogram(SECONDS)
-        """How long writing what was joined to a topic's members took, for each slice of them."""
+        """How long it took to write to a topic's members, for each slice of them."""
         self.received_bytes: int = 0
         """Of messages, without frame headers."""
         self.sent_bytes: int = 0
         """Of messages, with frame headers where this process makes the frames."""
         self.slow_consumers: int = 0
-        """Connections that were told to go because they read too slowly."""
+        """Connections that were closed because they read too slowly."""
         self.dropped: int = 0
         """Messages dropped by a backpressure policy."""
         self.rate_limited: int = 0
@@ -108,14 +108,14 @@ class Counters:
         self.closed[known] = self.closed.get(known, 0) + 1
 
     def count_closing(self, reason: str) -> None:
-        """Count a connection that this node closes, where the reason has a figure of its own."""
+        """Count a connection that this node closes, if the reason has a figure of its own."""
         if reason == _SLOW:
             self.slow_consumers += 1
         elif reason == _UNAUTHENTICATED:
             self.auth_failures += 1
 
     def count_recovery(self, outcome: str) -> None:
-        """Count a room that a client wanted to go on with."""
+        """Count a room that a client resumed, or wanted to."""
         self.recoveries[outcome] = self.recoveries.get(outcome, 0) + 1
 
     def count_refused(self, status: int) -> None:
@@ -130,7 +130,7 @@ class Counters:
         self.events[key] = self.events.get(key, 0) + 1
 
     def count_handled(self, event: str, outcome: str, seconds: float) -> None:
-        """Count a message that came to its handler, which took `seconds`."""
+        """Count a message that its handler worked on for `seconds`."""
         self.count_event(event, outcome)
         histogram = self.handler_seconds.get(event)
         if histogram is None:

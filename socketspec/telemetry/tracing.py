@@ -1,6 +1,6 @@
-"""The seam for distributed tracing: spans around handling, publishing and fan-out, and a context that travels along.
+"""The seam for distributed tracing: spans around handling, publishing and fan-out, in a trace that spans all nodes.
 
-Nothing is traced until a `Tracing` is installed: `socketspec.adapters.opentelemetry.instrument` does it.
+Nothing is traced until a `Tracing` is installed; `socketspec.adapters.opentelemetry.instrument` does that.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Tracing(Protocol):
         ...
 
     def current(self) -> tuple[str, str] | None:
-        """The trace id and the span id, in hexadecimal, of what is under way here; None outside of traces."""
+        """The ids of the current trace and span, in hexadecimal; None outside of traces."""
         ...
 
     def publishing(self, topic: Topic, event: str) -> AbstractContextManager[str]:
@@ -42,7 +42,7 @@ class Tracing(Protocol):
         ...
 
     def delivering(self, topic: Topic, event: str, trace: str, members: int) -> Span:
-        """From when a message came to this node until it was written to its `members` here."""
+        """From the arrival of a message at this node until it has been written to its `members` here."""
         ...
 
 
@@ -56,5 +56,5 @@ def install(tracing: Tracing | None) -> None:
 
 
 def installed() -> Tracing | None:
-    """What was installed."""
+    """The tracing in use; None if nothing is traced."""
     return _tracing

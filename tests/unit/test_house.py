@@ -7,47 +7,17 @@ a function or behind ``if TYPE_CHECKING`` counts like any other.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = {"socketspec": "socketspec", "socketspec.adapters": "adapters", "socketspec.cluster": "cluster"}
-LINKS = {"adapters", "cluster"}
-"""Folders of their own at the top; what stands in `socketspec/` are links to them."""
+from scripts.house import imports_of, modules
+
+MODULES = {name: module.path for name, module in modules().items()}
 
 
-def _modules() -> Iterator[tuple[str, Path]]:
-    for package, folder in FOLDERS.items():
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            parts = path.relative_to(ROOT / folder).with_suffix("").parts
-            if package == "socketspec" and parts[0] in LINKS:
-                continue
-            yield ".".join([package, *(part for part in parts if part != "__init__")]), path
-
-
-MODULES = dict(_modules())
-
-
-def imports_of(tree: ast.AST, known: set[str]) -> set[str]:
-    """The modules of `known` that a source imports, wherever in it the import stands."""
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module is not None:
-            named = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= (named & known) or {node.module}
-    return found & known
-
-
-def graph() -> dict[str, set[str]]:
-    return {
-        name: imports_of(ast.parse(path.read_text(encoding="utf-8")), set(MODULES)) - {name}
-        for name, path in MODULES.items()
-    }
+def graph() -> dict[str, frozenset[str]]:
+    return {name: module.imports for name, module in modules().items()}
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:

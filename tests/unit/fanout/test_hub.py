@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from socketspec.backend.protocols import Broker
 from socketspec.concurrency.tasks import Tasks
 from socketspec.fanout import hub as hub_module
-from socketspec.fanout.channel import JOIN
-from socketspec.fanout.hub import HELD, MAX_QUEUED, PENDING, SLICE, Hub
+from socketspec.fanout.channel import MESSAGES_A_WRITE
+from socketspec.fanout.hub import HELD_BYTES, MAX_QUEUED, PENDING_WRITES, WRITES_A_TURN, Hub
 from socketspec.protocol.messages import Message, Write
 from socketspec.protocol.publications import History, Publication, Receipt, Topic
 from socketspec.telemetry.counters import Counters
@@ -124,10 +124,10 @@ async def test_who_is_excluded_from_all_of_it_is_not_written_to() -> None:
 async def test_no_more_than_a_bound_is_joined() -> None:
     rig = Rig()
     await rig.fill(1)
-    rig.publish(*(str(number) for number in range(2 * JOIN + 1)))
+    rig.publish(*(str(number) for number in range(2 * MESSAGES_A_WRITE + 1)))
     await asyncio.sleep(0)
     assert rig.writes == {"m0": 3}
-    assert rig.got["m0"] == [str(number) for number in range(2 * JOIN + 1)]
+    assert rig.got["m0"] == [str(number) for number in range(2 * MESSAGES_A_WRITE + 1)]
 
 
 async def test_what_was_published_before_a_join_or_leave_is_for_those_who_were_in_then() -> None:
@@ -186,7 +186,7 @@ async def test_no_more_than_a_bound_waits_for_single_connections() -> None:
     (member,) = await rig.fill(1)
     rig.publish("a")
     rig.hub.send(member.transport.write, Message("b", b"{}"))
-    rig.hub.send(member.transport.write, Message("c", b" " * HELD))
+    rig.hub.send(member.transport.write, Message("c", b" " * HELD_BYTES))
     assert rig.got["m0"] == ["a", "b", "c"]
     rig.publish("d")
     rig.hub.send(member.transport.write, Message("e", b"{}"))
@@ -229,7 +229,7 @@ async def test_a_new_way_to_write_to_a_member_gets_what_waits_behind_what_was_se
 
 async def test_many_publications_to_many_topics_make_a_publisher_wait_for_one_turn() -> None:
     rig = Rig()
-    topics = [Topic("/", "room", str(number)) for number in range(PENDING)]
+    topics = [Topic("/", "room", str(number)) for number in range(PENDING_WRITES)]
     member = rig.member("m")
     for topic in topics:
         await rig.hub.acquire(topic)
@@ -240,19 +240,19 @@ async def test_many_publications_to_many_topics_make_a_publisher_wait_for_one_tu
     assert rig.got["m"] == [], "below the bound the loop did not turn"
     rig.hub.deliver(topics[0], [Publication(event="a", payload=b"{}")])
     await rig.hub.breathe(topics[0])
-    assert len(rig.got["m"]) >= SLICE
+    assert len(rig.got["m"]) >= WRITES_A_TURN
 
 
 async def test_many_small_topics_are_served_in_slices_too() -> None:
     rig = Rig()
-    topics = [Topic("/", "room", str(number)) for number in range(SLICE + 10)]
+    topics = [Topic("/", "room", str(number)) for number in range(WRITES_A_TURN + 10)]
     member = rig.member("m")
     for topic in topics:
         await rig.hub.acquire(topic)
         add(rig.hub, topic, member)
         rig.hub.deliver(topic, [Publication(event=topic.name, payload=b"{}")])
     await asyncio.sleep(0)
-    assert len(rig.got["m"]) == SLICE
+    assert len(rig.got["m"]) == WRITES_A_TURN
     await asyncio.sleep(0)
     assert rig.got["m"] == [topic.name for topic in topics]
 
@@ -268,7 +268,7 @@ async def test_nobody_gets_what_is_published_to_a_topic_without_members() -> Non
 
 async def test_a_large_room_is_served_in_slices_that_keep_order_and_let_the_loop_run() -> None:
     rig = Rig()
-    members = await rig.fill(2 * SLICE + 5)
+    members = await rig.fill(2 * WRITES_A_TURN + 5)
     rig.publish("a", "b")
     rig.publish("c")
     assert all(got == [] for got in rig.got.values())
@@ -278,13 +278,13 @@ async def test_a_large_room_is_served_in_slices_that_keep_order_and_let_the_loop
         await asyncio.sleep(0)
         progress.append(sum(len(got) for got in rig.got.values()))
     steps = [after - before for before, after in zip([0, *progress], progress, strict=False)]
-    assert max(steps) <= SLICE
+    assert max(steps) <= WRITES_A_TURN
     assert all(rig.got[member.id] == ["a", "b", "c"] for member in members)
 
 
 async def test_what_follows_a_sliced_fan_out_waits_for_it_even_when_the_room_has_shrunk() -> None:
     rig = Rig()
-    members = await rig.fill(SLICE + 1)
+    members = await rig.fill(WRITES_A_TURN + 1)
     rig.publish("a")
     remove(rig.hub, TOPIC, members[0])
     rig.publish("b")
@@ -298,7 +298,7 @@ async def test_what_follows_a_sliced_fan_out_waits_for_it_even_when_the_room_has
 
 async def test_who_leaves_during_a_fan_out_gets_what_came_before_and_who_joins_what_comes_later() -> None:
     rig = Rig()
-    members = await rig.fill(SLICE + 10)
+    members = await rig.fill(WRITES_A_TURN + 10)
     rig.publish("a")
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -315,7 +315,7 @@ async def test_who_leaves_during_a_fan_out_gets_what_came_before_and_who_joins_w
 
 async def test_a_member_whose_way_to_be_written_to_changes_during_a_fan_out_loses_nothing() -> None:
     rig = Rig()
-    members = await rig.fill(SLICE + 10)
+    members = await rig.fill(WRITES_A_TURN + 10)
     held: list[str] = []
 
     def hold(*messages: Message) -> None:
@@ -354,12 +354,12 @@ def test_every_member_sees_a_gapless_stretch_of_one_order(steps: list[str]) -> N
             assert got == numbers[start : start + len(got)]
             assert not id.startswith("m") or got == numbers
 
-    whole = hub_module.SLICE
+    whole = hub_module.WRITES_A_TURN
     try:
-        vars(hub_module)["SLICE"] = 2
+        vars(hub_module)["WRITES_A_TURN"] = 2
         asyncio.run(main())
     finally:
-        vars(hub_module)["SLICE"] = whole
+        vars(hub_module)["WRITES_A_TURN"] = whole
 
 
 async def test_one_member_that_fails_does_not_keep_the_others_from_theirs(caplog: pytest.LogCaptureFixture) -> None:
@@ -378,20 +378,20 @@ async def test_one_member_that_fails_does_not_keep_the_others_from_theirs(caplog
 
 async def test_a_publisher_waits_while_the_fan_out_is_far_behind() -> None:
     rig = Rig()
-    members = await rig.fill(SLICE + 1)
+    members = await rig.fill(WRITES_A_TURN + 1)
     rig.publish("x")
     await rig.hub.breathe(TOPIC)
-    rig.publish(*["x"] * JOIN * 2)
+    rig.publish(*["x"] * MESSAGES_A_WRITE * 2)
     waiting = asyncio.ensure_future(rig.hub.breathe(TOPIC))
     await asyncio.sleep(0)
     assert not waiting.done()
     await asyncio.wait_for(waiting, 10)
-    assert len(rig.got[members[-1].id]) > JOIN
+    assert len(rig.got[members[-1].id]) > MESSAGES_A_WRITE
 
 
 async def test_a_publisher_in_a_tight_loop_lets_others_run() -> None:
     rig = Rig()
-    await rig.fill(SLICE)
+    await rig.fill(WRITES_A_TURN)
     turns = 0
 
     async def other() -> None:
@@ -401,7 +401,7 @@ async def test_a_publisher_in_a_tight_loop_lets_others_run() -> None:
             await asyncio.sleep(0)
 
     task = asyncio.ensure_future(other())
-    for _ in range(10 * PENDING // SLICE):
+    for _ in range(10 * PENDING_WRITES // WRITES_A_TURN):
         rig.publish("a")
         await rig.hub.breathe(TOPIC)
     task.cancel()
@@ -411,10 +411,10 @@ async def test_a_publisher_in_a_tight_loop_lets_others_run() -> None:
 async def test_a_fan_out_hopelessly_behind_drops_and_says_so(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert MAX_QUEUED > JOIN
+    assert MAX_QUEUED > MESSAGES_A_WRITE
     monkeypatch.setattr(hub_module, "MAX_QUEUED", 2)
     rig = Rig()
-    await rig.fill(SLICE + 1)
+    await rig.fill(WRITES_A_TURN + 1)
     rig.publish("a", "b", "c")
     await rig.settle()
     assert rig.got["m0"] == ["a", "b"]
@@ -512,7 +512,7 @@ def test_subscriptions_always_match_who_has_joined(steps: list[tuple[str, int]])
 
 async def test_who_closes_while_a_room_is_served_in_slices_gets_the_rest_at_once_and_once() -> None:
     rig = Rig()
-    members = await rig.fill(2 * SLICE)
+    members = await rig.fill(2 * WRITES_A_TURN)
     rig.publish("a", "b", exclude=("m3",))
     await asyncio.sleep(0)
     await asyncio.sleep(0)  # the first slice of the first batch is written, the last is not

@@ -10,8 +10,8 @@ import pytest
 
 from socketspec.backend.memory import MemoryBackend
 from socketspec.concurrency.tasks import Tasks
-from socketspec.fanout.channel import BEHIND
-from socketspec.fanout.hub import SLICE, Hub
+from socketspec.fanout.channel import MESSAGES_BEHIND
+from socketspec.fanout.hub import WRITES_A_TURN, Hub
 from socketspec.protocol.messages import Write
 from socketspec.protocol.publications import Publication, Topic
 from socketspec.telemetry.counters import Counters
@@ -46,32 +46,32 @@ def burst(count: int) -> list[Publication]:
     return [Publication(event="x", payload=b"{}")] * count
 
 
-@pytest.mark.parametrize("members", [1, SLICE // 10])
+@pytest.mark.parametrize("members", [1, WRITES_A_TURN // 10])
 async def test_a_long_queue_gives_something_to_await_until_it_has_been_written(members: int) -> None:
     hub, written = await hub_with(members)
-    assert hub.deliver(TOPIC, burst(BEHIND - 1)) is None
+    assert hub.deliver(TOPIC, burst(MESSAGES_BEHIND - 1)) is None
     behind = hub.deliver(TOPIC, burst(1))
     assert behind is not None
     await asyncio.wait_for(behind, 5)
-    assert written[0] == members * BEHIND
+    assert written[0] == members * MESSAGES_BEHIND
     assert hub.deliver(TOPIC, burst(1)) is None, "it is not behind any more"
 
 
 async def test_one_that_stops_waiting_does_not_end_the_waiting_of_others() -> None:
-    hub, written = await hub_with(SLICE)
-    one, two = hub.deliver(TOPIC, burst(BEHIND)), hub.deliver(TOPIC, burst(1))
+    hub, written = await hub_with(WRITES_A_TURN)
+    one, two = hub.deliver(TOPIC, burst(MESSAGES_BEHIND)), hub.deliver(TOPIC, burst(1))
     assert one is not None
     assert two is not None
     asyncio.ensure_future(one).cancel()
     await asyncio.wait_for(two, 5)
-    assert written[0] == SLICE * (BEHIND + 1)
+    assert written[0] == WRITES_A_TURN * (MESSAGES_BEHIND + 1)
 
 
 async def test_a_topic_that_everybody_has_left_is_not_behind() -> None:
     hub, _ = await hub_with(1)
-    behind = hub.deliver(TOPIC, burst(BEHIND))
+    behind = hub.deliver(TOPIC, burst(MESSAGES_BEHIND))
     remove(hub, TOPIC, SimpleNamespace(id="0", is_open=True))
     await hub.release(TOPIC)
     assert behind is not None
     await asyncio.wait_for(behind, 5)
-    assert hub.deliver(TOPIC, burst(BEHIND)) is None
+    assert hub.deliver(TOPIC, burst(MESSAGES_BEHIND)) is None

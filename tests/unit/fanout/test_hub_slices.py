@@ -14,16 +14,17 @@ from hypothesis import strategies as st
 from socketspec import History, Room, SocketApp
 from socketspec.backend.memory import MemoryBackend
 from socketspec.concurrency.tasks import Tasks
+from socketspec.fanout import channel as channel_module
 from socketspec.fanout import hub as hub_module
-from socketspec.fanout.channel import JOIN
-from socketspec.fanout.hub import SLICE, Hub
+from socketspec.fanout.channel import MESSAGES_A_WRITE
+from socketspec.fanout.hub import WRITES_A_TURN, Hub
 from socketspec.protocol.messages import Message, Write
 from socketspec.protocol.publications import Position, Publication, Topic
 from socketspec.telemetry.counters import Counters
 from socketspec.testing import TestClient
 
 TOPIC = Topic("/", "room", "r")
-SLICED = SLICE + SLICE // 2
+SLICED = WRITES_A_TURN + WRITES_A_TURN // 2
 """So many members make every publication take two slices."""
 
 
@@ -121,7 +122,7 @@ async def in_the_midst(published: int) -> Sliced:
 
 
 async def test_who_joins_in_the_midst_of_slices_gets_nothing_that_was_published_before() -> None:
-    room = await in_the_midst(3 * JOIN)
+    room = await in_the_midst(3 * MESSAGES_A_WRITE)
     late = room.join(Member("late"))
     after = room.publish(2)
     later = room.join(Member("later"))
@@ -134,7 +135,7 @@ async def test_who_joins_in_the_midst_of_slices_gets_nothing_that_was_published_
 async def test_who_joins_before_the_first_slice_gets_nothing_that_was_published_before() -> None:
     room = Sliced()
     await room.fill(SLICED)
-    room.publish(2 * JOIN)
+    room.publish(2 * MESSAGES_A_WRITE)
     late = room.join(Member("late"))
     after = room.publish(1)
     await room.settle()
@@ -142,7 +143,7 @@ async def test_who_joins_before_the_first_slice_gets_nothing_that_was_published_
 
 
 async def test_who_leaves_in_the_midst_of_slices_has_got_what_was_published_before_and_gets_nothing_more() -> None:
-    room = await in_the_midst(2 * JOIN + 1)
+    room = await in_the_midst(2 * MESSAGES_A_WRITE + 1)
     first, last = room.members[0], room.members[-1]
     before = list(room.published)
     for member in (first, last):
@@ -163,7 +164,7 @@ async def test_who_leaves_gets_nothing_that_it_is_excluded_from() -> None:
 
 
 async def test_who_leaves_and_comes_back_in_the_midst_of_slices_gets_nothing_twice() -> None:
-    room = await in_the_midst(2 * JOIN)
+    room = await in_the_midst(2 * MESSAGES_A_WRITE)
     member = room.members[-1]
     before = list(room.published)
     remove(room.hub, TOPIC, member)
@@ -175,7 +176,7 @@ async def test_who_leaves_and_comes_back_in_the_midst_of_slices_gets_nothing_twi
 
 
 async def test_who_came_in_the_midst_of_slices_and_closes_gets_only_what_was_published_meanwhile() -> None:
-    room = await in_the_midst(2 * JOIN)
+    room = await in_the_midst(2 * MESSAGES_A_WRITE)
     late = room.join(Member("late"))
     after = room.publish(2)
     room.hub.finish(late.id)
@@ -185,7 +186,7 @@ async def test_who_came_in_the_midst_of_slices_and_closes_gets_only_what_was_pub
 
 
 async def test_a_lost_connection_is_not_written_to_when_it_is_taken_out() -> None:
-    room = await in_the_midst(JOIN)
+    room = await in_the_midst(MESSAGES_A_WRITE)
     lost = room.members[-1]
     lost.is_open = False
     remove(room.hub, TOPIC, lost)
@@ -194,7 +195,7 @@ async def test_a_lost_connection_is_not_written_to_when_it_is_taken_out() -> Non
 
 
 async def test_a_way_to_write_that_exchanges_itself_while_the_member_leaves_does_not_bring_it_back() -> None:
-    room = await in_the_midst(2 * JOIN + 1)
+    room = await in_the_midst(2 * MESSAGES_A_WRITE + 1)
     member = room.members[-1]
 
     def exchanging(*messages: Message) -> None:  # as what writes after a resume does
@@ -212,7 +213,7 @@ async def test_a_way_to_write_that_exchanges_itself_while_the_member_leaves_does
 
 
 async def test_who_closes_because_of_what_is_written_while_it_leaves_gets_it_once() -> None:
-    room = await in_the_midst(2 * JOIN + 1)
+    room = await in_the_midst(2 * MESSAGES_A_WRITE + 1)
     member = room.members[-1]
 
     def closing(*messages: Message) -> None:
@@ -231,13 +232,18 @@ async def test_who_closes_because_of_what_is_written_while_it_leaves_gets_it_onc
 
 
 @contextmanager
-def constants(module: Any, **values: int) -> Iterator[None]:
-    whole = {name: vars(module)[name] for name in values}
-    vars(module).update(values)
+def constants(**values: int) -> Iterator[None]:
+    """Other values of the constants of the fan-out, in every file that uses them."""
+    names = [(vars(module), name) for module in (hub_module, channel_module) for name in values if name in vars(module)]
+    assert {name for _, name in names} == set(values)
+    whole = [module[name] for module, name in names]
+    for module, name in names:
+        module[name] = values[name]
     try:
         yield
     finally:
-        vars(module).update(whole)
+        for (module, name), value in zip(names, whole, strict=True):
+            module[name] = value
 
 
 class Model:
@@ -313,14 +319,14 @@ def test_every_member_gets_exactly_what_is_published_while_it_is_in(
         await model.room.settle()
         assert {member.id: member.got for member in model.everybody} == model.expected
 
-    with constants(hub_module, SLICE=slice, JOIN=join):
+    with constants(WRITES_A_TURN=slice, MESSAGES_A_WRITE=join):
         asyncio.run(main())
 
 
 @pytest.mark.parametrize("turns", range(8))
 @pytest.mark.parametrize("seen", [0, 4, 9])
 async def test_who_resumes_in_the_midst_of_slices_gets_what_it_missed_once_and_in_order(turns: int, seen: int) -> None:
-    with constants(hub_module, SLICE=2, JOIN=3):
+    with constants(WRITES_A_TURN=2, MESSAGES_A_WRITE=3):
         socket = SocketApp(rooms=[Room("kept", history=History(size=100))])
         async with TestClient(socket) as client:
             for _ in range(5):

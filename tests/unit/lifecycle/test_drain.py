@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from socketspec import Connection, SocketApp
 from socketspec.errors import ConfigurationError
-from socketspec.lifecycle.drain import AT_ONCE, JITTER, SLOWEST
+from socketspec.lifecycle.drain import JITTER, JITTER_AT_ONCE, LEAST_A_SECOND
 from socketspec.pages.pages import Response
 from socketspec.protocol.handshake import Handshake, Headers, QueryParams
 from socketspec.runtime import engines as running
@@ -98,7 +98,7 @@ async def drained(count: int, window: float) -> tuple[list[float], list[float], 
 def test_connections_leave_evenly_over_the_window(count: int, window: float) -> None:
     async def main() -> None:
         left, _, _, ended = await drained(count, window)
-        span = min(window, count / SLOWEST)
+        span = min(window, count / LEAST_A_SECOND)
         assert max(left) == pytest.approx(span, abs=TICK)
         assert ended == pytest.approx(span, abs=TICK)
         for bins in (4, 10):
@@ -142,8 +142,8 @@ def test_without_a_window_all_leave_at_once_and_come_back_spread_out() -> None:
     async def main() -> None:
         left, told, _, ended = await drained(400, 0)
         assert max(left) == ended == 0
-        assert 0 < min(told) < max(told) <= AT_ONCE
-        assert peak(told, AT_ONCE / 10) <= 2 * 400 / 10
+        assert 0 < min(told) < max(told) <= JITTER_AT_ONCE
+        assert peak(told, JITTER_AT_ONCE / 10) <= 2 * 400 / 10
 
     in_virtual_time(main)
 

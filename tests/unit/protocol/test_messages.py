@@ -19,7 +19,7 @@ from websockets.protocol import CLIENT, OPEN, Protocol
 
 from socketspec.adapters.uvicorn.frames import frame_header
 from socketspec.errors import ValidationFailed
-from socketspec.protocol.envelopes import Envelope, decode
+from socketspec.protocol.decoding import Envelope, decode
 from socketspec.protocol.formats import MAX_DEPTH, Format, negotiate
 from socketspec.protocol.messages import Message, encode_payload
 from socketspec.protocol.publications import Position

@@ -1,9 +1,7 @@
-"""The wire format: envelopes in, finished frames out. No I/O here.
+"""Decodes what clients send: the bytes of one message become an envelope.
 
-In: one JSON text frame (or one MessagePack binary frame, by subprotocol) holds one envelope
+One JSON text frame (or one MessagePack binary frame, by subprotocol) holds one envelope
 ``{"event": str, "payload": object, "id": str | int}``; `payload` and `id` may be absent.
-
-Out: a `Message` is encoded at most once per format, however many connections it goes to, and its bytes are shared.
 """
 
 from __future__ import annotations
