@@ -19,7 +19,7 @@ logger: logging.Logger = logging.getLogger("socketspec.events")
 
 
 class Sender:
-    """One app's way out to single connections."""
+    """Sends to single connections of one app."""
 
     __slots__ = ("_contracts", "_feed", "_hub", "_requests", "max_buffer", "namespace", "now")
 

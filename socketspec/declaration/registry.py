@@ -46,8 +46,7 @@ class Guard:
 class Registry:
     """Events, hooks, middleware and guards of one app.
 
-    A handler is put together with its middleware when it is first called; registering something forgets those.
-
+    A handler is put together with its middleware when it is first called, and anew after something was registered.
     `connection_type` is the type of the connections that handlers get, as their annotations name it.
     """
 

@@ -61,7 +61,7 @@ class Settings:
 
 
 def auth_backends(auth: AuthBackend | Sequence[AuthBackend] | None) -> tuple[AuthBackend, ...]:
-    """The auth backends that `auth` names, each of which has to be one."""
+    """`auth` as a tuple of auth backends; none for None. Raises `ConfigurationError` for anything else."""
     if auth is None:
         return ()
     backends = tuple(auth) if isinstance(auth, Sequence) else (auth,)
