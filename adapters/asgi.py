@@ -1,4 +1,4 @@
-"""Any ASGI server, any ASGI framework: SocketSpec as a plain ASGI 3 application.
+"""SocketSpec as a plain ASGI 3 application: for any ASGI server, in any ASGI framework.
 
     app = ASGIApp(socket)       # run it as it is, or mount it in Starlette, Litestar, Quart, Django …
 
@@ -19,7 +19,7 @@ from socketspec.adapters.handover import EXTENSION, HandOver
 from socketspec.app.app import SocketApp
 from socketspec.connection.connection import Connection
 from socketspec.lifecycle.admission import Admission
-from socketspec.pages.pages import Response
+from socketspec.pages.responses import Response
 from socketspec.protocol.handshake import Handshake, Headers, QueryParams
 from socketspec.runtime.engine import Engine
 from socketspec.telemetry.context import log_context
@@ -31,8 +31,10 @@ logger: logging.Logger = logging.getLogger("socketspec.asgi")
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 
-READ_SLICE: Final = 64
-"""Messages of one connection taken before the event loop gets a turn."""
+NOT_FOUND: Final = Response(404, b'{"detail":"Not Found"}')
+"""The answer at a path where there is no page."""
+MESSAGES_A_TURN: Final = 64
+"""Messages of one connection that are taken before the event loop gets its turn."""
 
 
 class ASGIApp:
@@ -64,14 +66,14 @@ class ASGIApp:
             await _refuse(scope, send, 403, "Too many query parameters.")
             return
         admission = await engine.admit(handshake)
-        with log_context(admission.connection, engine.requests):  # servers log that they answer the handshake
+        with log_context(admission.connection, engine.requests):  # the server logs, within `send`, how it answers
             if admission.refusal is not None:
                 await _refuse(scope, send, *admission.refusal)
                 return
             await send({"type": "websocket.accept", "subprotocol": admission.subprotocol, "headers": []})
         hand_over: HandOver | None = (scope.get("extensions") or {}).get(EXTENSION)
         if hand_over is None:
-            await _Session(engine, admission, handshake, receive, send).run()
+            await _ASGISession(engine, admission, handshake, receive, send).run()
         else:
             await take_over(hand_over, engine, admission, handshake)
 
@@ -79,7 +81,7 @@ class ASGIApp:
         path: str = scope["path"]
         path = path.removeprefix(scope.get("root_path", "")).rstrip("/") or "/"  # Litestar's mounts add a slash
         response = await answer(self.socket, scope, path)
-        await send_response(send, response or Response(404, b'{"detail":"Not Found"}'))
+        await send_response(send, response or NOT_FOUND)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -96,11 +98,10 @@ class ASGIApp:
 
 def handshake_of(scope: Scope) -> Handshake:
     """The opening handshake in an ASGI scope."""
-    headers = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
     client = scope.get("client")
     return Handshake(
         path=scope["path"],
-        headers=headers,
+        headers=_headers(scope),
         query_params=Handshake.parse_query(scope.get("query_string", b"")),
         subprotocols=tuple(scope.get("subprotocols") or ()),
         client=(client[0], client[1]) if client else None,
@@ -110,12 +111,15 @@ def handshake_of(scope: Scope) -> Handshake:
 
 async def answer(socket: SocketApp, scope: Scope, path: str) -> Response | None:
     """The answer of one of the app's pages to an HTTP scope; None where `path` is none of them."""
-    headers = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
     try:
         query: QueryParams = Handshake.parse_query(scope.get("query_string", b""))
     except ValueError:
         return Response(400, b'{"detail":"Too many query parameters."}')
-    return await socket.pages.respond(scope["method"], path, headers, query)
+    return await socket.pages.respond(scope["method"], path, _headers(scope), query)
+
+
+def _headers(scope: Scope) -> Headers:
+    return Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
 
 
 async def send_response(send: Send, response: Response) -> None:
@@ -126,8 +130,8 @@ async def send_response(send: Send, response: Response) -> None:
 
 
 async def _refuse(scope: Scope, send: Send, status: int, text: str) -> None:
-    """Answer the handshake with an HTTP status; servers without that extension make it 403."""
-    # A close before accept is a 403 on every server; uvicorn's sans-I/O protocol logs an error for each HTTP answer.
+    """Answer the handshake with an HTTP status; on servers that cannot do that, it is always 403."""
+    # A close before the accept is a 403 on every server, and uvicorn's sans-I/O protocol logs no error for it.
     if status != 403 and "websocket.http.response" in (scope.get("extensions") or {}):
         body = text.encode()
         headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
@@ -137,8 +141,8 @@ async def _refuse(scope: Scope, send: Send, status: int, text: str) -> None:
         await send({"type": "websocket.close", "code": 1008, "reason": text})
 
 
-class _Session:
-    """One accepted connection: reads its messages in the server's task."""
+class _ASGISession:
+    """One accepted connection, whose messages are read in the task that the server called the application in."""
 
     def __init__(
         self, engine: Engine, admission: Admission, handshake: Handshake, receive: Receive, send: Send
@@ -170,8 +174,9 @@ class _Session:
                 await self._engine.closed(conn, code)
 
     def _stop_reading(self, task: asyncio.Task[None]) -> None:
-        """We are about to close. Whatever still arrives is of no use, and some servers (granian 2.8 is one) lose a
-        close frame that is sent while the application waits in `receive`. Handlers and hooks are left to finish.
+        """Stop waiting for messages: we are about to close. Handlers and hooks are left to finish.
+
+        Some servers (granian 2.8 is one) lose a close frame that is sent while the application waits in `receive`.
         """
         self._stopped = True
         if self._waiting:
@@ -180,11 +185,11 @@ class _Session:
             self._ahead.cancel()
 
     async def _read(self, conn: Connection, task: asyncio.Task[None]) -> int:
-        """Take messages until the disconnect, or until we close; the disconnect's code."""
+        """Take messages until the client disconnects or we close; the close code of the former, else 1006."""
         taken = 0
         while not self._stopped:
             taken += 1
-            if taken % READ_SLICE == 0:  # servers queue what they read at once, and taking it never waits
+            if taken % MESSAGES_A_TURN == 0:  # a server queues all it has read, and taking that never waits
                 await asyncio.sleep(0)
             event = await self._next_event(task)
             if event is None:
@@ -197,13 +202,13 @@ class _Session:
             if pending is not None:
                 conn.held = True
                 try:
-                    await self._settle(pending)
+                    await self._finish(pending)
                 finally:
                     conn.held = False
         return 1006
 
     async def _next_event(self, task: asyncio.Task[None]) -> Event | None:
-        """The next ASGI event; None when we have closed meanwhile."""
+        """The next ASGI event; None if we began to close meanwhile."""
         ahead, self._ahead = self._ahead, None
         self._waiting = True
         try:
@@ -215,8 +220,8 @@ class _Session:
         finally:
             self._waiting = False
 
-    async def _settle(self, pending: Coroutine[Any, Any, None]) -> None:
-        """Finish `pending`, reading one event ahead: so a client that leaves meanwhile is noticed."""
+    async def _finish(self, pending: Coroutine[Any, Any, None]) -> None:
+        """Finish handling a message. One event is read ahead meanwhile, so that a client which leaves is noticed."""
         work = asyncio.ensure_future(pending)
         ahead = self._ahead = asyncio.ensure_future(self._receive())
         try:

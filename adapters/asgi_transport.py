@@ -1,4 +1,4 @@
-"""A connection's outbound side on any ASGI server: everything goes through ``send``."""
+"""A connection's outbound side on any ASGI server: everything is written through ``send``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMa
 from types import CoroutineType
 from typing import Any
 
+from socketspec.adapters.close_reason import fitting_reason
 from socketspec.concurrency.tasks import Tasks
 from socketspec.connection.outbox import Backpressure, Outbox, Overflow
 from socketspec.protocol.formats import Format
@@ -24,7 +25,7 @@ Send = Callable[[Event], Awaitable[None]]
 
 
 class _Suspended:
-    """A coroutine that was begun outside a task and has met its first real wait; awaiting this goes on with it."""
+    """A coroutine that was begun outside a task and now has to wait. Awaiting this continues it."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, None], waits_for: Any) -> None:
         self._coroutine = coroutine
@@ -53,26 +54,24 @@ class _StalledError(Exception):
 class ASGITransport:
     """Writes through ASGI's `send`.
 
-    While the server takes messages without waiting, each `send` is run right here up to its end: no task, no queue.
-    The first one that has to wait is handed to a writer task, and later messages queue up behind it in the outbox.
-    The coroutine is stepped in a context of its own, so context variables of middleware around `send` stay this
-    connection's; ASGI middleware must not rely on `asyncio.current_task()` in `send`.
+    While the server takes messages without waiting, each `send` is run to its end within `write`: no task, no queue.
+    The first one that has to wait is handed to a writer task, and later messages wait behind it in the outbox.
+    `send` runs in a context of its own, so the context variables of middleware around it are always this
+    connection's; but middleware must not rely on `asyncio.current_task()` in there.
     """
 
     can_ping: bool = False
 
-    def __init__(
-        self, send: Send, format: Format, limits: Backpressure, tasks: Tasks, counters: Counters | None = None
-    ) -> None:
+    def __init__(self, send: Send, format: Format, limits: Backpressure, tasks: Tasks, counters: Counters) -> None:
         self._send = send
-        self._counters = counters or Counters()
+        self._counters = counters
         self._format = format
         self._binary = format is Format.MSGPACK
         self._limits = limits
         self._tasks = tasks
         self._run = contextvars.copy_context().run
         self._direct = True
-        """Whether a message can be sent at once: nothing waits, and the connection is neither closing nor gone."""
+        """Whether messages may be sent at once: nothing waits, and the connection is neither closing nor gone."""
         self._outbox = Outbox(limits, format)
         self._writer: asyncio.Task[None] | None = None
         self._idle: asyncio.Event | None = None
@@ -80,7 +79,7 @@ class ASGITransport:
         self._gone = False
         self.on_slow: Callable[[], None] = self.abort
         self.on_closing: Callable[[], None] = lambda: None
-        """Called when the connection is about to be closed from this side."""
+        """Called when we are about to close the connection."""
 
     @property
     def buffered(self) -> int:
@@ -89,7 +88,7 @@ class ASGITransport:
 
     def write(self, *messages: Message) -> None:
         """Send `messages` now, in order, or queue them behind what waits."""
-        # The hot path of a fan-out: one event for all recipients of a format, and no task.
+        # The hot path of a fan-out: the ASGI event is made once for all recipients of a format, and no task is needed.
         for message in messages:
             if not self._direct:
                 self._queue(message)
@@ -143,13 +142,13 @@ class ASGITransport:
                 self._counters.sent_bytes += len(message.data(self._format))
             if self._close is not None and not self._gone:
                 code, reason = self._close
-                event = {"type": "websocket.close", "code": code, "reason": _cut(reason)}
+                event = {"type": "websocket.close", "code": code, "reason": fitting_reason(reason)}
                 try:
                     await self._timed(self._send(event))
                 except (_StalledError, OSError):
                     raise
                 except Exception:
-                    # daphne (autobahn) sends 1000 and 3000-4999 only, and leaves the connection open over any other.
+                    # daphne (autobahn) sends only 1000 and 3000-4999; at any other code the connection would stay open.
                     await self._timed(self._send({**event, "code": 1000}))
         except _StalledError:
             self._gone = True
@@ -173,7 +172,7 @@ class ASGITransport:
             raise  # the socket's own: the connection is lost, not slow
 
     def _lost(self, error: Exception) -> None:
-        """The server cannot send any more: the disconnect it reports to the reader ends the connection."""
+        """The server cannot send any more. It tells the reader, too, which then ends the connection."""
         logger.debug("Sending failed: %r", error)
         self._gone = True
         self._direct = False
@@ -212,10 +211,5 @@ class ASGITransport:
         self._outbox.clear()
         if self._writer is not None:
             self._writer.cancel()
-        if self._idle is not None:  # a task cancelled before its first step does not get to say so itself
+        if self._idle is not None:  # a writer that is cancelled before its first step does not set it
             self._idle.set()
-
-
-def _cut(reason: str) -> str:
-    """At most 123 bytes of UTF-8: what a close frame holds beside its code (RFC 6455 section 5.5)."""
-    return reason.encode()[:123].decode(errors="ignore")

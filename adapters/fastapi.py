@@ -12,17 +12,16 @@ try:
 except ImportError as _error:
     raise ImportError("SocketSpec's FastAPI adapter needs FastAPI: pip install 'socketspec[fastapi]'") from _error
 
-from socketspec.adapters.asgi import ASGIApp, Receive, Scope, answer, send_response
+from socketspec.adapters.asgi import NOT_FOUND, ASGIApp, Receive, Scope, answer, send_response
 from socketspec.adapters.asgi_transport import Send
 from socketspec.app.app import SocketApp
 from socketspec.errors import ConfigurationError
-from socketspec.pages.pages import Response
 
 __all__ = ("mount",)
 
 
 class _WebSocketEndpoint:
-    """The connection endpoint. An object, not a function: Starlette then hands the ASGI call through as it is."""
+    """The route that clients connect to. As an object, not a function, it is called by Starlette as an ASGI app."""
 
     def __init__(self, socket: SocketApp) -> None:
         self._app = ASGIApp(socket)
@@ -32,8 +31,7 @@ class _WebSocketEndpoint:
 
 
 class _PageEndpoint:
-    """One of the app's pages, under whatever path the router gives it. Apps that share a health path are asked in
-    turn: the answer is that of the first one that is not ready, if any."""
+    """One page of an app, or of several that share a health path: then the first one that is not ready answers."""
 
     def __init__(self, socket: SocketApp, page: str) -> None:
         self.sockets = [socket]
@@ -41,7 +39,7 @@ class _PageEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answers = [await answer(socket, scope, self._page) for socket in self.sockets]
-        found = [response or Response(404, b'{"detail":"Not Found"}') for response in answers]
+        found = [response or NOT_FOUND for response in answers]
         await send_response(send, next((response for response in found if response.status != 200), found[0]))
 
 
@@ -51,8 +49,8 @@ def mount(socket: SocketApp, app: Starlette | Router, path: str = "/ws") -> None
     Clients connect to ``ws://host{path}``. The schema page, health report and debug feed get routes of their own at
     the paths `socket` was given; apps may share a health path, which is ready when all of them are. The application
     keeps its own lifespan; the socket app starts before it and stops after it. Mount on an APIRouter before you
-    include it. A sub-application's lifespan is not run by its parent (Starlette's rule): there the socket app starts
-    with its first connection; to stop it in order, enter ``socket.lifespan()`` in the parent's lifespan.
+    include it. Starlette does not run the lifespan of a sub-application: there the socket app starts with its first
+    connection, and is stopped in order only if the parent's lifespan enters ``socket.lifespan()``.
 
     Raises `ConfigurationError` for a path that is taken or does not begin with "/", or another kind of app.
     """

@@ -1,9 +1,9 @@
-"""How a server hands an accepted WebSocket connection over, past ASGI's queues: the extension `EXTENSION` of the scope.
+"""How a server hands over a WebSocket connection that it has accepted, so that its messages need not pass through ASGI.
 
-A server that knows it puts a `HandOver` into ``scope["extensions"][EXTENSION]``. After it has sent
-``websocket.accept``, an application may call it once with a `Sink`, and may return from its ASGI call at once: from
-then on every message goes to the sink, and what is written to the `Line` goes out as it is. No task and no queue stay
-behind for the connection.
+A server that can do this puts a `HandOver` into ``scope["extensions"][EXTENSION]``. After it has sent
+``websocket.accept``, an application may call it once, with a `Receiver`, and may return from its ASGI call at once:
+from then on every message goes to the receiver, and what is written to the `RawConnection` is sent as it is. Neither a
+task nor a queue is left behind for the connection.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
-__all__ = ("EXTENSION", "HandOver", "Line", "Sink")
+__all__ = ("EXTENSION", "HandOver", "RawConnection", "Receiver")
 
 EXTENSION: Final = "socketspec.handover"
 
 
-class Sink(Protocol):
+class Receiver(Protocol):
     """Who took a connection over. Each call comes from the event loop and must not block or raise."""
 
     def received(self, data: str | bytes) -> None:
-        """Take a whole message: text as `str`, binary as `bytes`. Call `Line.hold` here to get no more for now."""
+        """Take a whole message: text as `str`, binary as `bytes`. To get no more for now, call `hold` here."""
         ...
 
     def heard(self) -> None:
@@ -36,7 +36,7 @@ class Sink(Protocol):
         ...
 
     def stalled(self) -> None:
-        """The client has taken nothing for `Line.stall_timeout` seconds. The line is aborted after this call."""
+        """The client has taken nothing for `stall_timeout` seconds. After this call the connection is aborted."""
         ...
 
     def shutting_down(self) -> None:
@@ -44,15 +44,15 @@ class Sink(Protocol):
         ...
 
     def lost(self, code: int, reason: str) -> None:
-        """The connection is over, once: the code and reason of the client's close frame, or 1006."""
+        """The connection is over. Called once, with the code and reason of the client's close frame, or 1006."""
         ...
 
 
-class Line(Protocol):
-    """A connection, for the sink that took it over. Every method is called in the event loop and never blocks."""
+class RawConnection(Protocol):
+    """A connection, as its receiver uses it. Every method is called in the event loop and never blocks."""
 
     stall_timeout: float
-    """Seconds after which a client that takes nothing of what waits for it is given up."""
+    """Seconds that a client may take nothing of what waits for it; after them it is given up."""
 
     @property
     def max_size(self) -> int:
@@ -64,7 +64,7 @@ class Line(Protocol):
 
     @property
     def deflate_bits(self) -> int:
-        """Window bits of the compression that was agreed on; 0 for none. Lines of equal bits encode alike."""
+        """Window bits of the compression that was agreed on; 0 for none. Connections of equal bits encode alike."""
         ...
 
     def encode(self, data: bytes, *, binary: bool) -> bytes:
@@ -78,15 +78,15 @@ class Line(Protocol):
 
     @property
     def write(self) -> Callable[[bytes], None]:
-        """Sends finished frames. Not to be called after `close`, `abort` or `Sink.lost`."""
+        """Sends finished frames. Not to be called after `close`, `abort` or `Receiver.lost`."""
         ...
 
     def ping(self) -> None:
-        """Send a ping frame; `Sink.heard` tells of the answer."""
+        """Send a ping frame. `Receiver.heard` is called when the answer comes."""
         ...
 
     def hold(self) -> None:
-        """Deliver no more messages until `go_on`. The client is slowed down by TCP."""
+        """Deliver no more messages until `go_on`. TCP slows the client down."""
         ...
 
     def go_on(self) -> None:
@@ -105,6 +105,6 @@ class Line(Protocol):
         ...
 
 
-HandOver = Callable[[Sink], Line]
-"""Hands the connection over. It is held (`Line.hold`) until the sink lets it go on: then come the messages that arrived
-before, and `Sink.lost` where the connection has ended before."""
+HandOver = Callable[[Receiver], RawConnection]
+"""Hands the connection over, held: nothing comes until the receiver calls `RawConnection.go_on`. Then come the messages
+that arrived before, and `Receiver.lost` if the connection has ended before."""

@@ -29,7 +29,7 @@ from socketspec.telemetry import tracing
 __all__ = ("instrument", "uninstrument")
 
 _HEADER = "traceparent"
-_W3C = TraceContextTextMapPropagator()  # not the global one: it may write other headers, and nodes may differ in it
+_W3C = TraceContextTextMapPropagator()  # not the global one: it may write other headers, and differ between nodes
 
 
 def instrument(provider: trace.TracerProvider | None = None) -> None:
@@ -98,15 +98,15 @@ class _Handling:
 
     def ended(self, outcome: str, error: Exception | None) -> None:
         self._span.set_attribute("socketspec.outcome", outcome)
-        if error is None or isinstance(error, EventError):  # to refuse is what a handler is for, not its failure
+        if error is None or isinstance(error, EventError):  # a handler that refuses has not failed
             return
         self._span.set_status(StatusCode.ERROR, type(error).__name__)
-        with suppress(Exception):  # it asks the exception for its text, and that is code of the user's
+        with suppress(Exception):  # it calls `str` on the exception, which is the user's code
             self._span.record_exception(error)
 
 
 def _attributes(topic: Topic, event: str, operation: str) -> dict[str, str]:
-    # Rooms may be many and may name people: a room's name is on spans, which are sampled, and never on metrics.
+    # There may be many rooms, and their names may name people: they are on spans, which are sampled, never on metrics.
     return {
         "messaging.system": "socketspec",
         "messaging.operation.type": operation,

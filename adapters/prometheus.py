@@ -3,15 +3,13 @@
     mount_metrics(app)                                # GET /metrics of a FastAPI or Starlette application
     REGISTRY.register(SocketSpecCollector())          # beside metrics of your own
 
-Counting costs an addition; the rest happens when somebody asks, in a thread. Labels are bounded: events are those the
-app registered, reasons those of the close-code table.
+To count costs an addition; everything else happens when the metrics are asked for, in a thread. Labels have a bounded
+number of values: events are those the app registered, reasons those of the close-code table.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -32,8 +30,10 @@ from starlette.routing import Route, Router
 from socketspec import __version__
 from socketspec.backend.protocols import BackendFigures, Measured
 from socketspec.errors import ConfigurationError
-from socketspec.runtime import engines as running
 from socketspec.runtime.engine import Engine
+from socketspec.runtime.engines import engines as running_engines
+from socketspec.runtime.engines import everywhere
+from socketspec.security.bearer import BearerSecret, bearer_token
 from socketspec.telemetry.counters import Histogram
 
 __all__ = ("NAMES", "SocketSpecCollector", "mount_metrics")
@@ -72,14 +72,14 @@ NAMES: Final[Mapping[str, str]] = {
 
 
 class SocketSpecCollector(Collector):
-    """Reads the figures of `engines` (None: of all that run in the event loop that asks) at scrape time."""
+    """Reads the figures of `engines` at each scrape; None: those of every engine in the process."""
 
     def __init__(self, engines: Sequence[Engine] | None = None) -> None:
         self._engines = engines
 
     def collect(self) -> Iterator[Metric]:
         """Called by prometheus-client for each scrape."""
-        engines = self._engines if self._engines is not None else _engines(running.everywhere())
+        engines = self._engines if self._engines is not None else _engines(everywhere())
         for name, read in _COUNTERS.items():
             yield _plain(CounterMetricFamily(name, NAMES[name], labels=["namespace"]), engines, read)
         for name, read in _GAUGES.items():
@@ -97,21 +97,15 @@ def mount_metrics(app: Starlette | Router, path: str = "/metrics", *, token: str
     router = app.router if isinstance(app, Starlette) else app
     if any(isinstance(route, Route) and route.path == path for route in router.routes):
         raise ConfigurationError(f"There is a route at {path!r} already; mount the metrics at another path.")
-    expected = None if token is None else _digest(f"Bearer {token}")
+    secret = None if token is None else BearerSecret(token)
 
     async def metrics(request: Request) -> Response:
-        if expected is not None and not hmac.compare_digest(
-            _digest(request.headers.get("authorization", "")), expected
-        ):
+        if secret is not None and not secret.matches(bearer_token(request.headers.get("authorization", ""))):
             return PlainTextResponse("Send the token as Authorization: Bearer.\n", 401)
-        body = await asyncio.to_thread(_render, _engines(running.engines()))
+        body = await asyncio.to_thread(_render, _engines(running_engines()))
         return Response(body, media_type=CONTENT_TYPE_LATEST)
 
     router.routes.append(Route(path, metrics, methods=["GET"], include_in_schema=False))
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
 
 
 def _engines(found: Iterable[object]) -> list[Engine]:
@@ -194,7 +188,7 @@ def _histograms(engines: Sequence[Engine]) -> Iterator[Metric]:
 
 
 def _backends(engines: Sequence[Engine]) -> Iterator[Metric]:
-    """One of each backend: apps of the same URL share theirs."""
+    """The figures of each backend, once: apps of the same URL share theirs."""
     backends = {id(engine.backend): engine.backend for engine in engines}.values()
     info = InfoMetricFamily("socketspec_node", NAMES["socketspec_node_info"], labels=["node"])
     ready = GaugeMetricFamily("socketspec_backend_ready", NAMES["socketspec_backend_ready"], labels=["node"])
@@ -216,7 +210,7 @@ def _backends(engines: Sequence[Engine]) -> Iterator[Metric]:
 
 
 _NOTHING: Final = BackendFigures(True, 0, 0, Histogram(()), Histogram(()))
-"""What a backend within the process has to say."""
+"""The figures of a backend within the process."""
 
 
 def _histogram(name: str, *labels: str) -> HistogramMetricFamily:

@@ -14,24 +14,26 @@ from urllib.parse import quote
 
 from uvicorn.protocols.utils import ClientDisconnected
 
-from socketspec.adapters.handover import Line
+from socketspec.adapters.handover import RawConnection
 from socketspec.adapters.uvicorn.upgrade import Pairs
 
-__all__ = ("Bridge", "Door")
+__all__ = ("ASGIBridge", "PendingConnection")
 
 logger: logging.Logger = logging.getLogger("uvicorn.error")
 
 Event = MutableMapping[str, Any]
 
 MAX_WAITING: Final = 32
-"""Messages that wait for the application at which the connection is held."""
+"""Messages that may wait for the application; at so many, the connection is held."""
 MAX_WAITING_BYTES: Final = 65_536
-TURN: Final = 64
+"""Bytes of messages that may wait, likewise."""
+MESSAGES_A_TURN: Final = 64
 """Messages that an application may take before the event loop gets its turn."""
-TURN_BYTES: Final = 65_536
+BYTES_A_TURN: Final = 65_536
+"""Bytes of messages that it may take before that."""
 
 
-class Door(Line, Protocol):
+class PendingConnection(RawConnection, Protocol):
     """A connection whose opening handshake has not been answered yet."""
 
     def accept(self, subprotocol: str | None, headers: Pairs) -> None:
@@ -43,31 +45,39 @@ class Door(Line, Protocol):
         ...
 
 
-class Bridge:
-    """Runs an application for one connection; a `Sink` until the connection is handed over."""
+class ASGIBridge:
+    """Runs an application for one connection, and is its `Receiver` until it is handed over."""
 
     def __init__(
-        self, door: Door, scope: MutableMapping[str, Any], *, ping_interval: float | None, ping_timeout: float | None
+        self,
+        connection: PendingConnection,
+        scope: MutableMapping[str, Any],
+        *,
+        ping_interval: float | None,
+        ping_timeout: float | None,
+        logs: bool,
     ) -> None:
-        self.logs: bool = True
-        """Whether it is logged how a handshake was answered."""
-        self._door = door
+        self._connection = connection
         self._scope = scope
+        self._logs = logs
+        """Whether to log how the handshake was answered."""
         self._ping_interval = ping_interval
         self._ping_timeout = ping_timeout
-        self._timer: asyncio.TimerHandle | None = None
+        self._ping_timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._events: deque[Event] = deque(({"type": "websocket.connect"},))
         self._bytes = 0
         self._is_held = False
         self._taken = self._taken_bytes = 0
         self._arrival: asyncio.Future[None] | None = None
-        self._room: asyncio.Future[None] | None = None
+        """Done when there is an event; made when the application waits for one."""
+        self._writable: asyncio.Future[None] | None = None
+        """Done when the client takes bytes again; None while it does."""
         self._response: tuple[int, list[tuple[bytes, bytes]], bytes] | None = None
         self._state = "connecting"  # connecting, open, closed or handed over
 
     async def run(self, app: Callable[..., Awaitable[Any]]) -> None:
-        """Call the application. Whatever it leaves undone is done when this returns."""
+        """Call the application. What it leaves undone, an answer or a close, is done when this returns."""
         try:
             result: Any = await app(self._scope, self.receive, self.send)
         except ClientDisconnected:
@@ -96,8 +106,8 @@ class Bridge:
             self._shut(1011, "")
 
     def hand_over(self) -> tuple[deque[str | bytes], tuple[int, str]]:
-        """Somebody else is the sink from now on: the messages that came too early for it, and how the connection
-        ended if it did.
+        """From now on another receiver gets what comes. Returns what came too early for it: messages, and how the
+        connection ended if it did (else 1006).
         """
         self._state = "handed over"
         self._stop_pinging()
@@ -113,25 +123,25 @@ class Bridge:
     # What the application calls
 
     async def receive(self) -> Event:
-        if self._taken >= TURN or self._taken_bytes >= TURN_BYTES:  # else an application that is quick never waits
+        if self._taken >= MESSAGES_A_TURN or self._taken_bytes >= BYTES_A_TURN:  # a quick application never waits
             self._taken = self._taken_bytes = 0
             await asyncio.sleep(0)
         self._taken += 1
         while not self._events:
             self._arrival = self._arrival or self._loop.create_future()
-            await asyncio.shield(self._arrival)  # who waits may give up, and wait again
+            await asyncio.shield(self._arrival)  # whoever waits may be cancelled, and wait again
         event = self._events.popleft()
         if event["type"] == "websocket.receive":
             self._bytes -= _size(event)
             self._taken_bytes += _size(event)
             if self._is_held and len(self._events) <= MAX_WAITING // 2 and self._bytes <= MAX_WAITING_BYTES // 2:
                 self._is_held = False
-                self._door.go_on()
+                self._connection.go_on()
         return event
 
     async def send(self, event: Event) -> None:
-        while self._room is not None:  # several may have waited, and the first fill it again
-            await asyncio.shield(self._room)
+        while self._writable is not None:  # several tasks may have waited, and the first of them may fill it again
+            await asyncio.shield(self._writable)
         kind = event["type"]
         if self._state == "open":
             self._send_open(kind, event)
@@ -146,9 +156,9 @@ class Bridge:
         if kind == "websocket.send":
             data = event.get("bytes")
             if data is None:
-                self._door.write(self._door.encode(event["text"].encode(), binary=False))
+                self._connection.write(self._connection.encode(event["text"].encode(), binary=False))
             else:
-                self._door.write(self._door.encode(data, binary=True))
+                self._connection.write(self._connection.encode(data, binary=True))
         elif kind == "websocket.close":
             self._shut(event.get("code") or 1000, event.get("reason") or "")
         else:
@@ -156,7 +166,7 @@ class Bridge:
 
     def _answer(self, kind: str, event: Event) -> None:
         if kind == "websocket.accept":
-            self._door.accept(event.get("subprotocol"), event.get("headers") or ())
+            self._connection.accept(event.get("subprotocol"), event.get("headers") or ())
             self._state = "open"
             self._announce("[accepted]")
             self._ping_later()
@@ -176,18 +186,18 @@ class Bridge:
             )
 
     def _announce(self, answer: str) -> None:
-        # Without the query: that is where tokens are.
-        if self.logs:
+        # Without the query, where tokens are.
+        if self._logs:
             client = ":".join(map(str, self._scope["client"] or ()))
             logger.info('%s - "WebSocket %s" %s', client, quote(self._scope["path"]), answer)
 
     def _reject(self, status: int, headers: Pairs, body: bytes) -> None:
         self._announce(str(status))
-        self._door.reject(status, headers, body)
+        self._connection.reject(status, headers, body)
         self._ended(1006, "")
 
     def _shut(self, code: int, reason: str) -> None:
-        self._door.close(code, reason)
+        self._connection.close(code, reason)
         self._ended(code, reason)
 
     def _ended(self, code: int, reason: str) -> None:
@@ -196,11 +206,11 @@ class Bridge:
             self._stop_pinging()
             self._events.append({"type": "websocket.disconnect", "code": code, "reason": reason})
             self._wake()
-            if self._is_held:  # the peer's close frame should be seen
+            if self._is_held:  # else the client's close frame is never read
                 self._is_held = False
-                self._door.go_on()
+                self._connection.go_on()
 
-    # What the connection says
+    # What the connection calls (see `Receiver`)
 
     def received(self, data: str | bytes) -> None:
         event: Event = {"type": "websocket.receive", "text" if isinstance(data, str) else "bytes": data}
@@ -208,21 +218,21 @@ class Bridge:
         self._bytes += len(data)
         if not self._is_held and (len(self._events) >= MAX_WAITING or self._bytes >= MAX_WAITING_BYTES):
             self._is_held = True
-            self._door.hold()
+            self._connection.hold()
         self._wake()
 
     def heard(self) -> None:
-        if self._timer is not None:
+        if self._ping_timer is not None:
             self._stop_pinging()
             self._ping_later()
 
     def full(self) -> None:
-        self._room = self._room or self._loop.create_future()
+        self._writable = self._writable or self._loop.create_future()
 
     def writable(self) -> None:
-        room, self._room = self._room, None
-        if room is not None:
-            room.set_result(None)
+        waiting, self._writable = self._writable, None
+        if waiting is not None:
+            waiting.set_result(None)
 
     def stalled(self) -> None:
         self.lost(1006, "")
@@ -246,26 +256,26 @@ class Bridge:
 
     def _ping_later(self) -> None:
         if self._ping_interval:
-            self._timer = self._loop.call_later(self._ping_interval, self._ping)
+            self._ping_timer = self._loop.call_later(self._ping_interval, self._ping)
 
     def _ping(self) -> None:
-        self._door.ping()
+        self._connection.ping()
         if self._ping_timeout:
-            self._timer = self._loop.call_later(self._ping_timeout, self._unanswered)
+            self._ping_timer = self._loop.call_later(self._ping_timeout, self._unanswered)
         else:
             self._ping_later()
 
     def _unanswered(self) -> None:
-        self._timer = None
-        if self._is_held:  # the pong may have come: it is the application that does not read
+        self._ping_timer = None
+        if self._is_held:  # the pong may have come, but nothing is read until the application takes messages
             self._ping_later()
         elif self._state == "open":
             self._shut(1011, "keepalive ping timeout")
 
     def _stop_pinging(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._ping_timer is not None:
+            self._ping_timer.cancel()
+            self._ping_timer = None
 
 
 def _data(event: Event) -> str | bytes:

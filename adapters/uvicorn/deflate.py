@@ -1,7 +1,7 @@
 """permessage-deflate (RFC 7692) for servers that fan out: a broadcast is compressed once for all its recipients.
 
-So each message the server sends is compressed by itself, without the context of the ones before
-(``server_no_context_takeover``), and with one window size wherever clients allow it.
+For that, each message the server sends is compressed without the context of the ones before
+(``server_no_context_takeover``), and with the same window size wherever clients allow it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ("Deflate", "Inflater", "deflate", "negotiate")
 WINDOW_BITS: Final = 12
 MEMORY_LEVEL: Final = 5
 MAX_STREAMS: Final = 16
-"""Streams that the payload of one frame may hold. Who uses more wants to cost time: clients use one, without an end."""
+"""Deflate streams that the payload of one frame may hold. Clients use one; to use many is a way to cost time."""
 _NAME: Final = "permessage-deflate"
 _TAIL: Final = b"\x00\x00\xff\xff"
 
@@ -103,6 +103,6 @@ def negotiate(offers: Sequence[str]) -> tuple[str, Deflate] | None:
 
 def deflate(data: bytes, bits: int) -> bytes:
     """One message compressed by itself, for every connection with these window bits."""
-    # zlib cannot make a raw stream with a window of 256 bytes; a reader with 512 bytes is not what was agreed on.
+    # `bits` is never 8, to which `negotiate` does not agree: zlib writes no raw stream with so small a window.
     compressor = zlib.compressobj(wbits=-bits, memLevel=MEMORY_LEVEL)
     return (compressor.compress(data) + compressor.flush(zlib.Z_SYNC_FLUSH)).removesuffix(_TAIL)

@@ -1,29 +1,25 @@
-"""An open WebSocket connection on an asyncio transport: frames in and out, backpressure, and how it ends.
+"""An open WebSocket connection on an asyncio transport: writes, holds and closes. Its frames are read by `frame_pump`.
 
-It knows neither HTTP nor a server; `socketspec.adapters.uvicorn` adds the opening handshake. What a client may not do
-ends here: unfinished messages have a deadline, control frames a rate, buffers a bound, and a client that stops reading
-is dropped. Source of the rules: RFC 6455.
+It knows neither HTTP nor a server: `protocol` beside this file adds the opening handshake. A client that stops reading,
+or does not answer a close frame, is dropped here. Source of the rules: RFC 6455.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-import struct
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Final, cast
 
-from socketspec.adapters.handover import Sink
+from socketspec.adapters.handover import Receiver
 from socketspec.adapters.uvicorn.deflate import Deflate, deflate
-from socketspec.adapters.uvicorn.frames import BINARY, CLOSE, PING, PONG, TEXT, FrameReader, frame_header
+from socketspec.adapters.uvicorn.frame_pump import FramePump
+from socketspec.adapters.uvicorn.frames import BINARY, PING, PONG, TEXT, FrameReader, close_frame, frame_header
+from socketspec.adapters.uvicorn.half_close import half_close
 from socketspec.adapters.uvicorn.stall_watch import StallWatch
 
-__all__ = ("CLOSING", "ENDING", "OPEN", "SHAKING", "FrameLine")
+__all__ = ("CLOSING", "ENDING", "OPEN", "SHAKING", "FrameConnection")
 
-SLICE: Final = 64
-"""Frames of one connection handled before the event loop gets its turn."""
-SLICE_BYTES: Final = 262_144
-"""Bytes of messages after which it gets its turn as well: compressed ones may be large."""
 UNSENDABLE: Final = frozenset({1005, 1006, 1015})
 """Close codes that stand for what happened, and are never sent (RFC 6455 section 7.4.1)."""
 
@@ -33,29 +29,21 @@ OPEN: Final = 1
 CLOSING: Final = 2
 """Our close frame is out, the client's is awaited."""
 ENDING: Final = 3
-"""Nothing that comes is looked at; the TCP connection is being closed."""
-
-_MESSAGES: Final = frozenset({TEXT, BINARY})
+"""What still comes is ignored; the TCP connection is being closed."""
 
 
-class FrameLine(asyncio.Protocol):
-    """One connection. To its sink it is the `Line`."""
+class FrameConnection(asyncio.Protocol):
+    """One connection: the `RawConnection` of its receiver, and the listener of its pump."""
 
     __slots__ = (
         "_close_timer",
-        "_control_frames",
-        "_control_since",
-        "_deadline",
         "_deflate",
         "_is_full",
-        "_is_held",
-        "_is_pumping",
-        "_is_reading",
-        "_is_yielding",
         "_loop",
         "_pong",
+        "_pump",
         "_reader",
-        "_sink",
+        "_receiver",
         "_stall",
         "_state",
         "_transport",
@@ -72,21 +60,20 @@ class FrameLine(asyncio.Protocol):
     max_stall: float = 10.0
     """Seconds a client may take nothing of what waits for it; a `SocketApp` has its own limit (`Backpressure`)."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, max_size: int) -> None:
         self._loop = loop
         self._state = SHAKING
-        self._sink: Sink | None = None
+        self._receiver: Receiver | None = None
         self._deflate: Deflate | None = None
-        self._reader: FrameReader = cast("FrameReader", None)  # the handshake makes it; nothing is read before
-        self._transport: asyncio.Transport = cast("asyncio.Transport", None)  # set before anything else is called
+        self._reader = FrameReader(max_size=max_size)
+        # `connection_made` sets these two, and is called before anything else.
+        self._transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self._pump: FramePump = cast("FramePump", None)
         self._write: Callable[[bytes], None] = _write_nothing
         self.stall_timeout: float = self.max_stall
-        self._is_held = self._is_yielding = self._is_full = self._is_pumping = False
-        self._is_reading = True
+        self._is_full = False
         self._pong: bytes | None = None
-        self._control_frames = 0
-        self._control_since = 0.0
-        self._deadline: asyncio.TimerHandle | None = None
+        """What to answer the newest ping with, once the client takes bytes again."""
         self._close_timer: asyncio.TimerHandle | None = None
         self._stall: StallWatch | None = None
 
@@ -94,21 +81,22 @@ class FrameLine(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self._pump = FramePump(self._loop, self._transport, self._reader, self)
         self._write = self._transport.write
         _send_at_once(self._transport)
-        # Whatever the kernel does not take at once means: full. What waits then is the sink's, who has a policy.
+        # Full means: the kernel did not take everything at once. What else is to be sent waits with the receiver.
         self._transport.set_write_buffer_limits(high=1, low=0)
 
     def data_received(self, data: bytes) -> None:
         if self._state != ENDING:
             self._reader.feed(data)
-            if not self._is_held and not self._is_yielding:
-                self._pump()
+            if self._pump.is_reading:
+                self._pump.run()
 
     def pause_writing(self) -> None:
         self._is_full = True
-        if self._state == OPEN and self._sink is not None:
-            self._sink.full()
+        if self._state == OPEN and self._receiver is not None:
+            self._receiver.full()
         if self._stall is None:
             self._stall = StallWatch(self.stall_timeout, self._transport.get_write_buffer_size, self._stalled)
 
@@ -120,145 +108,65 @@ class FrameLine(asyncio.Protocol):
         pong, self._pong = self._pong, None
         if pong is not None and self._state == OPEN:
             self._send_pong(pong)
-        if self._sink is not None and not self._is_full:
-            self._sink.writable()
+        if self._receiver is not None and not self._is_full:
+            self._receiver.writable()
 
     def eof_received(self) -> None:
         """asyncio closes the transport after this, and then calls `connection_lost`."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._state = ENDING
-        self._cancel_deadline()
+        self._pump.stop()
         if self._close_timer is not None:
             self._close_timer.cancel()
         self._stop_watching()
         self._tell_lost(1006, "")
 
-    # What comes from the client
+    # What the pump calls (see `FrameListener`)
 
-    def _pump(self) -> None:
-        """Handle the frames that are complete, up to a slice of them."""
-        self._is_pumping = True
-        try:
-            if self._take_slice():
-                self._yield()
-        finally:
-            self._is_pumping = False
-
-    def _take_slice(self) -> bool:
-        """Whether there may be more to take, later."""
-        take = self._reader.next
-        size = 0
-        for _ in range(SLICE):
-            event = take()
-            if event is None:
-                self._mind_deadline()
-                return False
-            kind, value = event
-            if kind in _MESSAGES:
-                if self._deadline is not None:
-                    self._cancel_deadline()
-                if self._state == OPEN and self._sink is not None:
-                    self._sink.received(value)
-                    if self._is_held or self._is_yielding or self._transport.is_closing():
-                        return False
-                    size += len(value)
-                    if size > SLICE_BYTES:
-                        break
-            else:
-                self._take_other(kind, value)
-                if self._state == ENDING:
-                    return False
-        return True
-
-    def _mind_deadline(self) -> None:
-        if self._deadline is None and self._reader.is_partial:
-            self._deadline = self._loop.call_later(self.assembly_timeout, self._too_late)
-
-    def _take_other(self, kind: int, value: Any) -> None:
-        if self._deadline is not None and not self._reader.in_message:
-            self._cancel_deadline()  # it was this frame's own
-        if kind in (PING, PONG):
-            self._control(kind, value)
-        elif kind == CLOSE:
-            self._closed_by_client(*value)
-        else:
-            self._fail(*value)
-
-    def _yield(self) -> None:
-        """Go on with what is there in the event loop's next turn, and read nothing more before."""
-        self._is_yielding = True
-        self._mind_reading()
-        self._loop.call_soon(self._continue)
-
-    def _continue(self) -> None:
-        self._is_yielding = False
-        if self._state != ENDING and not self._is_held:
-            self._pump()
-            self._mind_reading()
-
-    def _mind_reading(self) -> None:
-        wanted = not self._is_held and not self._is_yielding
-        if wanted is not self._is_reading:
-            self._is_reading = wanted
-            if wanted:
-                self._transport.resume_reading()
-            else:
-                if self._is_held:
-                    self._cancel_deadline()  # it is us who are slow
-                self._transport.pause_reading()
-
-    def _control(self, kind: int, payload: bytes) -> None:
-        now = self._loop.time()
-        if now - self._control_since >= 1.0:
-            self._control_since, self._control_frames = now, 0
-        self._control_frames += 1
-        if self._control_frames > self.max_control_frames:
-            self._fail(1008, "too many ping and pong frames")
-            return
+    def control_received(self, kind: int, payload: bytes) -> None:
         if self._state != OPEN:
             return
         if kind == PING:
             if self._is_full:
-                self._pong = payload  # the newest is the one to answer (RFC 6455 section 5.5.3)
+                self._pong = payload  # of several pings, only the newest needs an answer (RFC 6455 section 5.5.3)
             else:
                 self._send_pong(payload)
-        if self._sink is not None:
-            self._sink.heard()
+        if self._receiver is not None:
+            self._receiver.heard()
 
-    def _send_pong(self, payload: bytes) -> None:
-        self._write(frame_header(PONG, len(payload)) + payload)
-
-    def _closed_by_client(self, code: int, reason: str) -> None:
+    def close_received(self, code: int, reason: str) -> None:
         if self._state == OPEN:
-            self._write(_close_frame(code, ""))
+            self._write(close_frame(code, ""))
         self._state = ENDING
+        self._pump.stop()
         self._tell_lost(code, reason)
         self._transport.close()
         self._abort_later(self.close_timeout)
 
-    def _too_late(self) -> None:
-        self._deadline = None
-        self._fail(1008, "a message took too long to arrive")
-
-    def _fail(self, code: int, reason: str) -> None:
-        """The client broke the rules (RFC 6455 section 7.1.7): say so, and end the connection."""
-        self._end(_close_frame(code, reason) if self._state == OPEN else b"")
+    def rules_broken(self, code: int, reason: str) -> None:
+        """Tell the client which rule it broke, and end the connection (RFC 6455 section 7.1.7)."""
+        self._end(close_frame(code, reason) if self._state == OPEN else b"")
         self._tell_lost(code, reason)
 
+    # How it opens and ends
+
+    def _open_for(self, receiver: Receiver) -> None:
+        """From now on messages go to `receiver`, and so does all else that happens."""
+        self._state = OPEN
+        self._receiver = self._pump.receiver = receiver
+
     def _end(self, last: bytes) -> None:
-        """Send `last`, and close so that the client gets to read it: what still comes is read and forgotten."""
+        """Send `last`, and close in such a way that the client gets to read it."""
         self._state = ENDING
-        self._cancel_deadline()
         if last:
             self._write(last)
-        self._is_held = self._is_yielding = False
-        self._mind_reading()
-        if self._transport.can_write_eof() and not self._transport.is_closing():
-            _half_close(self._transport)
-        else:
-            self._transport.close()
+        self._pump.discard()
+        half_close(self._transport)
         self._abort_later(self.close_timeout)
+
+    def _send_pong(self, payload: bytes) -> None:
+        self._write(frame_header(PONG, len(payload)) + payload)
 
     def _abort_later(self, seconds: float) -> None:
         if self._close_timer is not None:
@@ -266,14 +174,9 @@ class FrameLine(asyncio.Protocol):
         self._close_timer = self._loop.call_later(seconds, self._transport.abort)
 
     def _tell_lost(self, code: int, reason: str) -> None:
-        sink, self._sink = self._sink, None
-        if sink is not None:
-            sink.lost(code, reason)
-
-    def _cancel_deadline(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+        receiver, self._receiver = self._receiver, None
+        if receiver is not None:
+            receiver.lost(code, reason)
 
     def _stop_watching(self) -> None:
         if self._stall is not None:
@@ -281,15 +184,15 @@ class FrameLine(asyncio.Protocol):
             self._stall = None
 
     def _stalled(self) -> None:
-        if self._sink is not None:
-            self._sink.stalled()
+        if self._receiver is not None:
+            self._receiver.stalled()
         self._transport.abort()
 
-    # What the sink calls (see `Line`)
+    # What the receiver calls (see `RawConnection`)
 
     @property
     def write(self) -> Callable[[bytes], None]:
-        """Sends finished frames. Not to be called after `close`, `abort` or `Sink.lost`."""
+        """Sends finished frames. Not to be called after `close`, `abort` or `Receiver.lost`."""
         return self._write
 
     @property
@@ -320,24 +223,18 @@ class FrameLine(asyncio.Protocol):
         return frame_header(opcode, len(data)) + data
 
     def ping(self) -> None:
-        """Send a ping frame; `Sink.heard` tells of the answer."""
+        """Send a ping frame. `Receiver.heard` is called when the answer comes."""
         if self._state == OPEN:
             self._write(frame_header(PING, 0))
 
     def hold(self) -> None:
-        """Deliver no more messages until `go_on`. The client is slowed down by TCP."""
+        """Deliver no more messages until `go_on`. TCP slows the client down."""
         if self._state < CLOSING:
-            self._is_held = True
-            self._mind_reading()
+            self._pump.hold()
 
     def go_on(self) -> None:
         """End a `hold`."""
-        if self._is_held:
-            self._is_held = False
-            if self._is_pumping:  # called by the sink while it takes a message: the next one follows when it returns
-                self._mind_reading()
-            elif not self._is_yielding:
-                self._continue()
+        self._pump.go_on()
 
     def close(self, code: int, reason: str) -> None:
         """Send a close frame behind what was written, wait for the client's, and close.
@@ -348,12 +245,10 @@ class FrameLine(asyncio.Protocol):
             self.abort()
         elif self._state == OPEN:
             self._state = CLOSING
-            self._write(_close_frame(1000 if code in UNSENDABLE else code, reason))
+            self._pump.receiver = None
+            self._write(close_frame(1000 if code in UNSENDABLE else code, reason))
             self._abort_later(self.stall_timeout if self._is_full else self.close_timeout)
-            if self._is_held:  # the client's close frame may be there already
-                self._is_held = False
-                if not self._is_yielding:
-                    self._yield()
+            self._pump.go_on_soon()  # the client's close frame may be there already
 
     def mute(self) -> None:
         """What is written from now on goes nowhere."""
@@ -364,25 +259,10 @@ class FrameLine(asyncio.Protocol):
         self._transport.abort()
 
 
-def _close_frame(code: int, reason: str) -> bytes:
-    """A close frame; 1005 stands for one without a code. A reason is cut to what fits (RFC 6455 section 5.5)."""
-    if code == 1005:
-        return frame_header(CLOSE, 0)
-    payload = struct.pack("!H", code) + reason.encode()[:123].decode(errors="ignore").encode()
-    return frame_header(CLOSE, len(payload)) + payload
-
-
-def _half_close(transport: asyncio.Transport) -> None:
-    try:
-        transport.write_eof()
-    except OSError:  # the client has reset the connection, and the event loop does not know yet
-        transport.abort()
-
-
 def _send_at_once(transport: asyncio.Transport) -> None:
-    """Turn Nagle's algorithm off: asyncio does so only where the listening socket named its protocol, and most do not.
+    """Turn Nagle's algorithm off, with which a message could wait 40 ms and more for the acknowledgement of the last.
 
-    With it, a message could wait for the acknowledgement of the one before, 40 ms and more.
+    asyncio turns it off only where the listening socket names its protocol, and most do not.
     """
     found: socket.socket | None = transport.get_extra_info("socket")
     if found is not None and found.family in (socket.AF_INET, socket.AF_INET6):

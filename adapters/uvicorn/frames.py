@@ -1,4 +1,4 @@
-"""Client-to-server WebSocket frames, read from bytes: no I/O and no clock here.
+"""WebSocket frames: a client's read from bytes, and a server's written. No I/O and no clock here.
 
 Conformance comes first: every rule of RFC 6455 section 5 that a client can break is checked here, and each answer is
 the close code that section 7.4.1 asks for. Then speed: most messages are one whole, masked frame in one read.
@@ -15,6 +15,8 @@ try:
 except ImportError:  # a websockets without its C part, on PyPy for example
     from websockets.utils import apply_mask
 
+from socketspec.adapters.close_reason import fitting_reason
+
 __all__ = (
     "BINARY",
     "CLOSE",
@@ -26,6 +28,7 @@ __all__ = (
     "FrameReader",
     "Inflate",
     "TooLargeError",
+    "close_frame",
     "frame_header",
 )
 
@@ -78,7 +81,6 @@ class FrameReader:
         "_data",
         "_decoder",
         "_fragments",
-        "_inflate",
         "_is_compressed",
         "_is_over",
         "_max_fragments",
@@ -86,14 +88,16 @@ class FrameReader:
         "_opcode",
         "_parts",
         "_size",
+        "inflate",
         "max_size",
     )
 
     def __init__(self, *, max_size: int, max_fragments: int = MAX_FRAGMENTS, inflate: Inflate | None = None) -> None:
         self.max_size: int = max_size
         """Bytes of one message, after decompression."""
+        self.inflate: Inflate | None = inflate
+        """Decompresses messages. None: they may not be compressed."""
         self._max_fragments = max_fragments
-        self._inflate = inflate
         self._data: bytes | bytearray = b""
         """What is not parsed yet begins at `_at`."""
         self._at = 0
@@ -223,7 +227,7 @@ class FrameReader:
     def _check_bits(self, first: int, second: int, opcode: int) -> bool:
         """Whether the frame begins a compressed message. Raises where its first two bytes are wrong."""
         is_compressed = first & 0x40 != 0
-        if first & 0x30 or (is_compressed and (self._inflate is None or opcode not in (TEXT, BINARY))):
+        if first & 0x30 or (is_compressed and (self.inflate is None or opcode not in (TEXT, BINARY))):
             raise _Failed(1002, "a reserved bit is set")
         if second < 0x80:
             raise _Failed(1002, "the frame is not masked")
@@ -260,8 +264,8 @@ class FrameReader:
         self._fragments += 1
         if self._fragments > self._max_fragments + self._size // FRAGMENT_SIZE:
             raise _Failed(1008, "a message has too many frames")
-        if self._is_compressed and self._inflate is not None:
-            payload = self._inflated(self._inflate, payload, is_final)
+        if self._is_compressed and self.inflate is not None:
+            payload = self._inflated(self.inflate, payload, is_final)
         return self._add(payload, is_final)
 
     def _inflated(self, inflate: Inflate, payload: bytes, is_final: bool) -> bytes:
@@ -313,3 +317,9 @@ def frame_header(opcode: int, length: int) -> bytes:
     if length < 65_536:
         return struct.pack("!BBH", 0x80 | opcode, 126, length)
     return struct.pack("!BBQ", 0x80 | opcode, 127, length)
+
+
+def close_frame(code: int, reason: str) -> bytes:
+    """A server's close frame with as much of `reason` as fits into it; one without a code for 1005."""
+    payload = b"" if code == 1005 else struct.pack("!H", code) + fitting_reason(reason).encode()
+    return frame_header(CLOSE, len(payload)) + payload

@@ -1,11 +1,11 @@
-"""The fast and hardened WebSocket protocol for uvicorn.
+"""The fast and hardened WebSocket protocol for uvicorn: from an upgrade request to an open connection.
 
     uvicorn main:app --ws socketspec.adapters.uvicorn:WebSocketProtocol
 
 It serves every WebSocket route of the application. A `SocketApp` takes its connections over
-(`socketspec.adapters.handover`); the others go through ASGI as with any server. What a client may not do to a server is
-in `frame_connection` beside this file, for what comes after the handshake; what stands before the upgrade (slow or
-endless headers) is `request_guard`'s to guard, which ``socketspec serve`` sets.
+(`socketspec.adapters.handover`); the others go through ASGI as with any server. Against what hostile clients do once
+the connection is open, `frame_connection` and `frame_pump` beside this file have limits; against slow, endless and
+malformed upgrade requests there is `request_guard`, which ``socketspec serve`` sets.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 from websockets.http11 import Request, Response
 
-from socketspec.adapters.handover import EXTENSION, Line, Sink
-from socketspec.adapters.uvicorn.asgi_bridge import Bridge
+from socketspec.adapters.handover import EXTENSION, RawConnection, Receiver
+from socketspec.adapters.uvicorn.asgi_bridge import ASGIBridge
 from socketspec.adapters.uvicorn.deflate import negotiate
-from socketspec.adapters.uvicorn.frame_connection import CLOSING, OPEN, SHAKING, FrameLine
-from socketspec.adapters.uvicorn.frames import FrameReader
+from socketspec.adapters.uvicorn.frame_connection import CLOSING, OPEN, SHAKING, FrameConnection
 from socketspec.adapters.uvicorn.upgrade import Pairs, ends_head, read, refusal, scope_of
 
 __all__ = ("DeflateWebSocketProtocol", "WebSocketProtocol")
@@ -32,7 +31,7 @@ EARLY: Final = 65_536
 """Bytes that a client may send before its handshake is answered."""
 
 
-class WebSocketProtocol(FrameLine):
+class WebSocketProtocol(FrameConnection):
     """One connection, from its upgrade request on."""
 
     __slots__ = ("_app_state", "_bridge", "_config", "_extension", "_gap", "_response", "_server_state")
@@ -47,13 +46,13 @@ class WebSocketProtocol(FrameLine):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        super().__init__(_loop or asyncio.get_running_loop())
+        super().__init__(_loop or asyncio.get_running_loop(), max_size=config.ws_max_size)
         if not config.loaded:
             config.load()
         self._config = config
         self._server_state = server_state
         self._app_state = app_state
-        self._bridge: Bridge | None = None
+        self._bridge: ASGIBridge | None = None
         self._response: Response | None = None
         self._extension = ""
         self._gap: _Gap | None = None
@@ -80,8 +79,8 @@ class WebSocketProtocol(FrameLine):
 
     def shutdown(self) -> None:
         """uvicorn stops, and waits until this connection is gone."""
-        if self._sink is not None and self._state < CLOSING:
-            self._sink.shutting_down()
+        if self._receiver is not None and self._state < CLOSING:
+            self._receiver.shutting_down()
         elif self._state != CLOSING:
             self._transport.close()
 
@@ -96,10 +95,8 @@ class WebSocketProtocol(FrameLine):
             agreed = negotiate(request.headers.get_all("Sec-WebSocket-Extensions"))
             if agreed is not None:
                 self._extension, self._deflate = agreed
+                self._reader.inflate = self._deflate.inflater()
         self._response = response
-        self._reader = FrameReader(
-            max_size=self._config.ws_max_size, inflate=None if self._deflate is None else self._deflate.inflater()
-        )
         self._run(request)
 
     def _run(self, request: Request) -> None:
@@ -113,15 +110,18 @@ class WebSocketProtocol(FrameLine):
             state=self._app_state.copy(),
         )
         scope["extensions"][EXTENSION] = self.hand_over
-        self._bridge = self._sink = bridge = Bridge(
-            self, scope, ping_interval=self._config.ws_ping_interval, ping_timeout=self._config.ws_ping_timeout
+        self._bridge = self._receiver = bridge = ASGIBridge(
+            self,
+            scope,
+            ping_interval=self._config.ws_ping_interval,
+            ping_timeout=self._config.ws_ping_timeout,
+            logs=self._config.access_log,
         )
-        bridge.logs = self._config.access_log
         task = self._loop.create_task(self._serve(bridge))
         self._server_state.tasks.add(task)
         task.add_done_callback(self._server_state.tasks.discard)
 
-    async def _serve(self, bridge: Bridge) -> None:
+    async def _serve(self, bridge: ASGIBridge) -> None:
         try:
             await bridge.run(self._config.loaded_app)
         finally:
@@ -132,7 +132,7 @@ class WebSocketProtocol(FrameLine):
         if ends_head((*headers, (b"", (subprotocol or "").encode()))):
             raise ValueError("A header or subprotocol of the application has a line end in it.")
         response, self._response = self._response, None
-        if response is None or self._state != SHAKING:
+        if response is None or self._receiver is None or self._state != SHAKING:
             return
         for name, value in (*self._server_state.default_headers, *headers):
             response.headers[name.decode("latin-1")] = value.decode("latin-1")
@@ -140,58 +140,55 @@ class WebSocketProtocol(FrameLine):
             response.headers["Sec-WebSocket-Protocol"] = subprotocol
         if self._deflate is not None:
             response.headers["Sec-WebSocket-Extensions"] = self._extension
-        self._state = OPEN
+        self._open_for(self._receiver)
         self._write(response.serialize())
         if self._reader.held:  # the client did not wait for the answer
-            self._yield()
+            self._pump.run_soon()
 
     def reject(self, status: int, headers: Pairs, body: bytes) -> None:
         """Answer with another status, and close."""
         if self._state == SHAKING:
             self._end(refusal(status, (*self._server_state.default_headers, *headers), body))
 
-    def hand_over(self, sink: Sink) -> Line:
-        """Give the connection to `sink` (a `HandOver`)."""
+    def hand_over(self, receiver: Receiver) -> RawConnection:
+        """Give the connection to `receiver`: the `HandOver` of the scope."""
         bridge, self._bridge = self._bridge, None
         if bridge is None:
             raise RuntimeError("This connection has been handed over before.")
         messages, end = bridge.hand_over()
         is_open = self._state == OPEN
-        self._gap = _Gap(sink, messages, None if is_open else end)
+        self._gap = _Gap(receiver, messages, None if is_open else end)
         if is_open:
-            self._sink = sink
+            self._open_for(receiver)
             self.hold()
             if self._is_full:
-                self._loop.call_soon(self._say_full, sink)  # who is called now has no line yet
+                self._loop.call_soon(self._announce_full, receiver)  # not now: it gets the connection when this returns
         else:
-            if self._state == SHAKING:  # something between us and the application kept the accept: nobody is left
+            if self._state == SHAKING:  # middleware has kept the accept to itself: it will never be answered
                 self.abort()
             self.mute()
         return self
 
-    def _say_full(self, sink: Sink) -> None:
-        if self._is_full and self._sink is sink:
-            sink.full()
+    def _announce_full(self, receiver: Receiver) -> None:
+        if self._is_full and self._receiver is receiver:
+            receiver.full()
 
     def go_on(self) -> None:
-        """End a `hold`. What came before the hand-over comes first."""
+        """End a `hold`. Messages that came before the hand-over are delivered first."""
         gap = self._gap
         while gap is not None and gap.messages:
-            self._is_held = False
-            gap.sink.received(gap.messages.popleft())
-            if self._is_held:
+            if not self._pump.deliver_while_held(gap.messages.popleft(), gap.receiver):
                 return
-            self._is_held = True
-        self._gap = None
+        gap, self._gap = self._gap, None  # it is gone already if `received` called this
         super().go_on()
         if gap is not None and gap.end is not None:
-            gap.sink.lost(*gap.end)
+            gap.receiver.lost(*gap.end)
 
 
 class _Gap(NamedTuple):
-    """What came between the accept and the hand-over, for whoever took the connection over."""
+    """What came between the accept and the hand-over, for the receiver that took the connection over."""
 
-    sink: Sink
+    receiver: Receiver
     messages: deque[str | bytes]
     end: tuple[int, str] | None
     """How the connection ended, if it did."""

@@ -1,19 +1,16 @@
-"""What stands before an upgrade to WebSocket: the guard against slow, endless and malformed requests.
+"""The guard against slow, endless and malformed requests, upgrades to WebSocket among them.
 
     uvicorn.Config(app, http=GuardedH11Protocol, ws=WebSocketProtocol)
 
-The head of every request is checked as bytes before h11 parses it, the heads of pipelined requests included, so that
-what a proxy in front and the application behind read cannot differ. Bodies are uvicorn's and the application's
-business. Sources of the rules: RFC 9112 sections 2.2, 3.2, 5 and 6.1, RFC 6455 section 4.2.1.
+The head of every request, pipelined ones included, is checked as bytes before h11 parses it, so that a proxy in front
+and the application behind cannot read it differently. Bodies are left to uvicorn and the application. Sources of the
+rules: RFC 9112 sections 2.2, 3.2, 5 and 6.1, RFC 6455 section 4.2.1.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
-import socket
-from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple, NoReturn, cast
 
@@ -22,7 +19,9 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-__all__ = ("GuardedH11Protocol", "RedactQuery", "Refusal", "listening_socket")
+from socketspec.adapters.uvicorn.half_close import half_close
+
+__all__ = ("GuardedH11Protocol", "Refusal")
 
 MAX_HEAD: Final = 16_384
 """Bytes that the head of a request may have: request line, headers, and the empty line after them."""
@@ -35,7 +34,7 @@ _REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) [!-~]+ HTTP/
 _FIELD: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([\t\x20-\x7e\x80-\xff]*)")
 _HOST: Final = re.compile(rb"[A-Za-z0-9\-._~!$&'()*+,;=:\[\]%]*")
 _C1: Final = re.compile("[\x80-\x9f]")
-"""Control characters beyond ASCII. Python takes some for the end of a line, where a header may be cut in two."""
+"""Control characters beyond ASCII. Python takes some for line ends, at which it would cut a header in two."""
 _STRUCTURE: Final = frozenset(
     {b"connection", b"content-length", b"host", b"origin", b"te", b"transfer-encoding", b"upgrade"}
 )
@@ -111,7 +110,7 @@ class _Head:
 
 
 def _check_beyond_ascii(name: bytes, value: bytes) -> None:
-    """UTF-8 and old-fashioned Latin-1 are let through, where they cannot be taken for structure."""
+    """UTF-8 and Latin-1 are let through, but not in headers that say how to read the request or the connection."""
     if name in _STRUCTURE or name.startswith(b"sec-websocket-"):
         raise _RefusedError(400, f"The header {name.decode()} must be ASCII.")
     try:
@@ -123,7 +122,7 @@ def _check_beyond_ascii(name: bytes, value: bytes) -> None:
 
 
 class _RefusedError(h11.RemoteProtocolError):
-    """A request that is refused. uvicorn takes it for an error that h11 found."""
+    """A request that is refused. To uvicorn it looks like an error that h11 found."""
 
     def __init__(self, status: int, text: str, headers: str = "") -> None:
         super().__init__(text, status)
@@ -135,14 +134,14 @@ def _too_large() -> _RefusedError:
 
 
 class _GuardedConnection(h11.Connection):
-    """h11, which gets to parse only heads that have been checked."""
+    """h11, except that it parses only heads that have been checked."""
 
     def __init__(self, max_incomplete_event_size: int) -> None:
         super().__init__(h11.SERVER, max_incomplete_event_size)
         self.refusal: Refusal = Refusal(400, "Invalid HTTP request received.")
         """What to answer after an error."""
         self.waiting: int = 0
-        """Bytes that have come of a head which is not complete."""
+        """Bytes that have come of a head that is not complete."""
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         """As h11's."""
@@ -161,7 +160,7 @@ class _GuardedConnection(h11.Connection):
         raise error
 
     def _has_head(self) -> bool:
-        """Whether the next request's head is complete, and as it must be."""
+        """Whether the next request's head is complete. Raises `_RefusedError` where it breaks the rules."""
         data, _ = self.trailing_data
         seen, self.waiting = self.waiting, len(data)
         end = data.find(b"\r\n\r\n", max(seen - 3, 0), MAX_HEAD)
@@ -246,25 +245,21 @@ class GuardedH11Protocol(H11Protocol):
             self.transport.close()
 
     def _refuse(self, refusal: Refusal) -> None:
-        """Answer and close, so that the client gets to read it: what still comes is read and forgotten."""
+        """Answer, and close in such a way that the client gets to read it: what still comes is read and forgotten."""
         self._is_refused = True
         self._stop_timer()
         self._unset_keepalive_if_required()
         has_begun = self._end_cycle()
         if not has_begun:
             self.transport.write(_reply(refusal))
-        if has_begun or self.transport.is_closing() or not self.transport.can_write_eof():
+        if has_begun:
             self.transport.close()
-        else:
-            try:
-                self.transport.write_eof()
-            except OSError:  # the client has reset the connection, and the event loop does not know yet
-                self.transport.abort()
+        elif half_close(self.transport):
             self.flow.resume_reading()
         self._timer = self.loop.call_later(self.close_timeout, self.transport.abort)
 
     def _end_cycle(self) -> bool:
-        """Tell the application that its request is over; whether it has begun to answer."""
+        """Tell the application that its request is over. Returns whether it has begun to answer."""
         cycle = cast("RequestResponseCycle | None", self.cycle)
         if cycle is None or cycle.response_complete:
             return False
@@ -285,51 +280,3 @@ def _reply(refusal: Refusal) -> bytes:
         f"content-type: text/plain; charset=utf-8\r\ncontent-length: {len(body)}\r\nconnection: close\r\n"
         f"{refusal.headers}\r\n{body}"
     ).encode()
-
-
-class RedactQuery(logging.Filter):
-    """Removes what stands in the queries of logged URLs: tokens, keys and sessions are there."""
-
-    _QUERY: Final = re.compile(r"(/[^\s?]*)\?\S+")
-    _REPLACED: Final = r"\1?[redacted]"
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Let every record through, without queries."""
-        if isinstance(record.msg, str):
-            record.msg = self._without(record.msg)
-        if isinstance(record.args, tuple):
-            record.args = tuple(map(self._clean, record.args))
-        elif isinstance(record.args, Mapping):
-            record.args = {name: self._clean(value) for name, value in record.args.items()}
-        return True
-
-    def _clean(self, value: Any) -> Any:
-        """An argument of a message; one that is no text but shows a query, such as httpx's URLs, as text without."""
-        if isinstance(value, str):
-            return self._without(value)
-        if value is None or isinstance(value, bool | int | float):
-            return value
-        try:
-            text = str(value)
-        except Exception:
-            return value
-        without = self._without(text)
-        return value if without == text else without
-
-    def _without(self, text: str) -> str:
-        return self._QUERY.sub(self._REPLACED, text) if "?" in text else text
-
-
-def listening_socket(host: str, port: int, backlog: int, user_timeout_ms: int = 15_000) -> socket.socket:
-    """A listening TCP socket; ``"::"`` listens on IPv4 as well. Raises `OSError` where the address cannot be had.
-
-    Connections inherit `user_timeout_ms`, where the platform has it: a peer that acknowledges nothing, or lets no byte
-    be sent, is dropped after so many milliseconds, whatever waits for it.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    is_dual = host == "::" and socket.has_dualstack_ipv6()
-    listener = socket.create_server((host, port), family=family, backlog=backlog, dualstack_ipv6=is_dual)
-    option: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
-    if option is not None:
-        listener.setsockopt(socket.IPPROTO_TCP, option, user_timeout_ms)
-    return listener

@@ -1,7 +1,7 @@
-"""Run an ASGI application with everything that SocketSpec adds to uvicorn: what ``socketspec serve`` does.
+"""Runs an ASGI application with everything that SocketSpec adds to uvicorn: what ``socketspec serve`` does.
 
-The fast WebSocket protocol, the guard before it, no secrets in the log, and a stop that hurts nobody. The application
-stays what it is: any ASGI application, with `SocketApp`s mounted or not.
+That is the fast WebSocket protocol, the guard before it, a log without secrets, and a stop that drains first. It may be
+any ASGI application, with or without a `SocketApp` mounted on it.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ import uvicorn
 from uvicorn.config import LOGGING_CONFIG, STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess, multiprocess
 
-from socketspec.adapters.uvicorn.request_guard import GuardedH11Protocol, listening_socket
-from socketspec.runtime import engines as running
+from socketspec.adapters.uvicorn.redact import RedactQuery
+from socketspec.adapters.uvicorn.request_guard import GuardedH11Protocol
+from socketspec.runtime import engines
 
-__all__ = ("DrainingServer", "Serving", "serve", "set_up_logging")
+__all__ = ("DrainingServer", "Serving", "listening_socket", "serve", "set_up_logging")
 
 logger: logging.Logger = logging.getLogger("uvicorn.error")
 
 BACKLOG: Final = 4096
 """Connections that the kernel may keep until they are accepted."""
-LOOK: Final = 0.1
-"""Seconds after which a second signal is heeded while the drain is under way."""
+SIGNAL_CHECK: Final = 0.1
+"""Seconds between looks whether a second signal has come during the drain."""
 LAST_GRACE: Final = 2.0
-"""Seconds that threads and tasks which heed nothing have once everything else has ended."""
-CLOSING: Final = 10
-"""Seconds that connections which are no `SocketApp`'s, and requests, have to end after the drain."""
+"""Seconds that threads and tasks which do not end by themselves have, once everything else has ended."""
+OTHERS_GRACE: Final = 10
+"""Seconds that requests, and connections of other applications, have to end after the drain."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,32 +66,32 @@ class Serving:
 class DrainingServer(uvicorn.Server):
     """A uvicorn that lets every `SocketApp` drain before it stops listening.
 
-    Until then the health report answers, and says that the node is not ready. A second signal ends everything at once.
+    Meanwhile the health page answers that the node is not ready. A second signal ends everything at once.
     """
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by the signals that ask the process to end."""
-        # uvicorn notes the signal to raise it again at the end; an orderly stop is no failure, so here it is not.
+        # uvicorn's own method would raise the signal again at the end. Not so here: an orderly stop is no failure.
         if self.should_exit:
             self.force_exit = True
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Drain, then do what uvicorn does; after a second signal, neither."""
+        """Drain, then do what uvicorn does. A second signal breaks off either."""
         ending = asyncio.create_task(self._end(sockets), name="drain and shut down")
         while not ending.done() and not self.force_exit:
-            await asyncio.wait((ending,), timeout=LOOK)
+            await asyncio.wait((ending,), timeout=SIGNAL_CHECK)
         if not ending.done():
             ending.cancel()
             await asyncio.wait((ending,), timeout=LAST_GRACE)
             self._give_up()
         elif ending.exception() is not None:
             logger.error("Shutting down failed", exc_info=ending.exception())
-        _end_for_sure()
+        _exit_process_soon()
 
     async def _end(self, sockets: list[socket.socket] | None) -> None:
         try:
-            await running.drain()
+            await engines.drain()
         except Exception:
             logger.exception("Draining failed")
         await super().shutdown(sockets)
@@ -103,8 +104,8 @@ class DrainingServer(uvicorn.Server):
             server.close()
 
 
-def _end_for_sure() -> None:
-    """End the process in a moment, whatever still runs in it: Python waits for threads and tasks that never end."""
+def _exit_process_soon() -> None:
+    """End the process after `LAST_GRACE` seconds: Python would wait for threads and tasks that never end."""
 
     def end() -> None:
         logger.critical("Ending the process, although something of the application does not end")
@@ -112,12 +113,12 @@ def _end_for_sure() -> None:
         os._exit(0)
 
     watchdog = threading.Timer(LAST_GRACE, end)
-    watchdog.daemon = True  # where everything ends by itself, it is never heard of
+    watchdog.daemon = True  # if everything ends by itself, so does this thread
     watchdog.start()
 
 
 class _WorkerServer(DrainingServer):
-    """One of several processes. Ctrl-C reaches it directly, and the supervisor then tells it as well, by SIGTERM."""
+    """One of several processes. At Ctrl-C it gets a SIGINT directly, and then a SIGTERM from the supervisor."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if sig == signal.SIGINT or not self.should_exit:
@@ -141,7 +142,7 @@ class _Supervisor(Multiprocess):
             signal.signal(number, self._signalled)
 
     def _signalled(self, sig: int, frame: FrameType | None) -> None:
-        # uvicorn looks at its queue no more once it waits for the workers to end.
+        # Once uvicorn waits for the workers to end, it no longer looks at its queue of signals.
         if not self.should_exit.is_set():
             self.signal_queue.append(sig)
             return
@@ -152,7 +153,7 @@ class _Supervisor(Multiprocess):
 
 @contextmanager
 def _draining_workers() -> Iterator[None]:
-    """uvicorn's supervisor makes its processes from a name in its module, and offers no other way to choose them."""
+    """Let uvicorn's supervisor make `_Worker`s: it looks the class up in its module, and offers no other way."""
     original = multiprocess.Process
     multiprocess.Process = _Worker  # type: ignore[misc] # a class, taken for a type by the checker
     try:
@@ -162,14 +163,16 @@ def _draining_workers() -> Iterator[None]:
 
 
 def set_up_logging(serving: Serving) -> None:
-    """Log as `serving` says, all of the process, warnings too. Before the application is imported: that may log as
-    well, and may have a set-up of its own, which then is the later one and stays.
+    """Make the whole process log as `serving` says, warnings included.
+
+    To be called before the application is imported: what that logs is then formatted, too, and if it sets up logging
+    by itself, its set-up comes later and so prevails.
     """
     _config(serving).configure_logging()
 
 
 def serve(serving: Serving) -> bool:
-    """Serve until the process is told to stop; whether it had started. Raises `OSError` where it cannot listen.
+    """Serve until the process is told to stop. Returns whether it had started. Raises `OSError` where it cannot listen.
 
     Logging is left as it is: see `set_up_logging`.
     """
@@ -193,8 +196,23 @@ def serve(serving: Serving) -> bool:
         listener.close()
 
 
+def listening_socket(host: str, port: int, backlog: int, user_timeout_ms: int = 15_000) -> socket.socket:
+    """A listening TCP socket; ``"::"`` listens on IPv4 as well. Raises `OSError` where the address cannot be had.
+
+    Connections inherit `user_timeout_ms`, where the platform has it: a peer that acknowledges nothing, or lets no byte
+    be sent, is dropped after so many milliseconds, whatever waits for it.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    is_dual = host == "::" and socket.has_dualstack_ipv6()
+    listener = socket.create_server((host, port), family=family, backlog=backlog, dualstack_ipv6=is_dual)
+    option: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
+    if option is not None:
+        listener.setsockopt(socket.IPPROTO_TCP, option, user_timeout_ms)
+    return listener
+
+
 class _Config(uvicorn.Config):
-    """Sets up logging when it is asked to. uvicorn asks in workers, before they import the application."""
+    """Captures warnings when it sets up logging. In workers, uvicorn does that before they import the application."""
 
     def configure_logging(self) -> None:
         super().configure_logging()
@@ -207,7 +225,7 @@ class _Config(uvicorn.Config):
 
 
 def _wake_loggers() -> None:
-    """The application may have set up logging anew, which by default disables all loggers that are there already."""
+    """Enable our loggers again: where the application sets up logging, all existing loggers are disabled by default."""
     for name, found in logging.root.manager.loggerDict.items():
         if isinstance(found, logging.Logger) and name.partition(".")[0] in ("socketspec", "uvicorn"):
             found.disabled = False
@@ -231,22 +249,22 @@ def _config(serving: Serving) -> uvicorn.Config:
         forwarded_allow_ips=serving.forwarded_allow_ips,
         ssl_certfile=serving.ssl_certfile,
         ssl_keyfile=serving.ssl_keyfile,
-        timeout_graceful_shutdown=CLOSING,
+        timeout_graceful_shutdown=OTHERS_GRACE,
     )
     config.log_config = _logging(serving)
     return config
 
 
 def _logging(serving: Serving) -> dict[str, Any]:
-    """For everything that logs, uvicorn's handlers, without what stands in queries: that is where tokens are."""
+    """uvicorn's handlers for everything that logs, with a filter that removes queries, where tokens are."""
     config: dict[str, Any] = copy.deepcopy(LOGGING_CONFIG)
-    config["filters"] = {"redact": {"()": "socketspec.adapters.uvicorn.request_guard.RedactQuery"}}
+    config["filters"] = {"redact": {"()": RedactQuery}}
     for handler in config["handlers"].values():
         handler["filters"] = ["redact"]
     if serving.log_format == "json":
         config["formatters"] = {name: {"()": "socketspec.logs.JsonFormatter"} for name in config["formatters"]}
     config["root"] = {"handlers": ["default"], "level": serving.log_level.upper()}
-    # Not by way of the root: where an application sets that up anew, ours go on.
+    # Our loggers have a handler of their own: an application that sets up the root logger anew does not silence them.
     config["loggers"]["socketspec"] = {**config["root"], "propagate": False}
     return config
 

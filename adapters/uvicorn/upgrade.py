@@ -22,7 +22,7 @@ Pairs = Iterable[tuple[bytes, bytes]]
 
 
 def read(data: bytes) -> tuple[Request | None, Response]:
-    """An upgrade request and the answer it calls for; None where it is to be refused with that answer."""
+    """Read an upgrade request. Returns it and the answer to it; without the request where that answer refuses it."""
     handshake = ServerProtocol(logger=_silent)
     handshake.receive_data(data)
     request = next((event for event in handshake.events_received() if isinstance(event, Request)), None)
@@ -71,12 +71,12 @@ def scope_of(
 
 
 def ends_head(headers: Pairs) -> bool:
-    """Whether one of the application's headers would end the line, or the head, of an answer (CWE-113)."""
+    """Whether a header of the application has a line end in it, and so could add lines to the answer (CWE-113)."""
     return any(b"\r" in part or b"\n" in part or b"\0" in part for pair in headers for part in pair)
 
 
 def refusal(status: int, headers: Pairs, body: bytes) -> bytes:
-    """An HTTP response that ends the connection."""
+    """An HTTP response after which the connection is closed."""
     try:
         phrase = HTTPStatus(status).phrase
     except ValueError:

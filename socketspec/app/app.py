@@ -22,8 +22,8 @@ from socketspec.declaration.plans import check_hook, compile_handler
 from socketspec.declaration.registry import EventSpec, Guard, Hook, Registry
 from socketspec.declaration.rooms import DeclaredRooms, Room
 from socketspec.declaration.signatures import enclosing_locals
-from socketspec.errors import ConfigurationError
-from socketspec.pages.pages import Pages
+from socketspec.errors import BackendError, ConfigurationError
+from socketspec.pages.pages import Health, Pages
 from socketspec.pages.schema import build_schema
 from socketspec.protocol.names import check_event_name, is_reserved
 from socketspec.runtime.engine import Engine
@@ -149,7 +149,10 @@ class SocketApp:
         self.users: Users = Users(self.ensure_started)
         self.sessions: Sessions = Sessions(self.ensure_started)
         self.pages: Pages = Pages(
-            self,
+            schema=self.schema,
+            health=self._health,
+            drain=self.drain,
+            events_since=self._events_since,
             docs_url=path("docs_url", docs_url) if docs else None,
             debug_url=path("debug_url", debug_url) if debug else None,
             health_url=path("health_url", health_url) if health_url is not None else None,
@@ -338,4 +341,29 @@ class SocketApp:
 
     def schema(self) -> dict[str, Any]:
         """The app's events, errors and close codes as a JSON-ready dict: what ``{docs_url}/schema`` serves."""
-        return build_schema(self)
+        return build_schema(
+            title=self.title,
+            version=self.version,
+            description=self.description,
+            settings=self.settings,
+            registry=self.registry,
+            rooms=self.rooms.declared,
+        )
+
+    async def _health(self) -> Health:
+        """For the health page: whether this node should get new connections."""
+        engine = self._engine
+        if engine is None:
+            return Health("not_started", False, "not started", self.node, 0)
+        if engine.stopping:
+            return Health("stopping", False, "stopping", self.node, len(engine.connections))
+        try:
+            ready, detail = await engine.backend.health()
+        except BackendError as error:
+            ready, detail = False, str(error)
+        return Health("ok" if ready else "out_of_touch", ready, detail, self.node, len(engine.connections))
+
+    def _events_since(self, number: int) -> list[dict[str, Any]]:
+        """For the debug page: the feed's events after the one of that number."""
+        feed = None if self._engine is None else self._engine.feed
+        return [] if feed is None else feed.since(number)

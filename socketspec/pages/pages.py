@@ -1,60 +1,43 @@
-"""The HTTP pages of an app: schema page, health, debug feed. No I/O: adapters hand in requests and send the answers."""
+"""The HTTP pages of an app: schema, health, debug feed and drain. No I/O: adapters hand in requests, send answers."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import json
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from importlib.resources import files
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from socketspec.errors import BackendError, ConfigurationError
+from socketspec.errors import ConfigurationError
+from socketspec.pages.responses import Page, Response, asset, json_response, page
 from socketspec.protocol.handshake import Headers, QueryParams
+from socketspec.security.bearer import BearerSecret, bearer_token
 
-if TYPE_CHECKING:
-    from socketspec.app.app import SocketApp
-
-__all__ = ("Pages", "Response")
-
-# The pages load nothing from anywhere else and may not be framed. Scripts and styles are files of their own, so
-# nothing inline is allowed and nothing that a schema or a client says can become markup that runs.
-_SECURITY_HEADERS: Final[Mapping[str, str]] = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-store",
-}
+__all__ = ("Health", "Pages")
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
-    """An HTTP answer."""
+class Health(NamedTuple):
+    """How an app is, as its health page says it."""
 
-    status: int
-    body: bytes
-    content_type: str = "application/json"
-    extra: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """All its headers."""
-        length = str(len(self.body))
-        return {"content-type": self.content_type, "content-length": length, **_SECURITY_HEADERS, **self.extra}
-
-
-Page = Callable[[QueryParams], Awaitable[Response]]
+    status: str
+    ready: bool
+    """Whether new connections should be sent to this node."""
+    detail: str
+    node: str
+    connections: int
 
 
 class Pages:
-    """Answers GET requests for the app's own paths."""
+    """Answers GET requests for the app's own paths. What it shows, and the drain, come from the four functions given:
+
+    `schema` makes the app's schema, `health` says how the app is, `drain` lets all connections go and returns how many
+    there were, `events_since` returns the debug feed's events after the one of that number.
+    """
 
     def __init__(
         self,
-        app: SocketApp,
         *,
+        schema: Callable[[], Mapping[str, Any]],
+        health: Callable[[], Awaitable[Health]],
+        drain: Callable[[], Awaitable[int]],
+        events_since: Callable[[int], Sequence[Mapping[str, Any]]],
         docs_url: str | None,
         debug_url: str | None,
         health_url: str | None,
@@ -66,28 +49,31 @@ class Pages:
             raise ConfigurationError(
                 f"SocketApp(drain_url={drain_url!r}) needs drain_token=…: without one, anybody could stop this node."
             )
-        self._app = app
+        self._schema = schema
+        self._health = health
+        self._drain = drain
+        self._events_since = events_since
         self._drain_url = drain_url
-        self._drain_token = _digest(drain_token) if drain_token else None
+        self._drain_secret = BearerSecret(drain_token or "")
         self.health_url: str | None = health_url
-        self._token = _digest(token) if token is not None else None
+        self._secret = BearerSecret(token) if token is not None else None
         self._open: dict[str, Page] = {}
         self._guarded: dict[str, Page] = {}
         if health_url is not None:
-            self._open[health_url] = self._health
+            self._open[health_url] = self._show_health
         if docs_url is not None:
-            self._guarded[docs_url] = _page("docs.html", docs_url)
-            self._guarded[f"{docs_url}/schema"] = self._schema
+            self._guarded[docs_url] = page("docs.html", docs_url)
+            self._guarded[f"{docs_url}/schema"] = self._show_schema
             self._add_assets(docs_url, "docs.js", "pages.css")
         if debug_url is not None:
-            self._guarded[debug_url] = _page("debug.html", debug_url)
-            self._guarded[f"{debug_url}/feed"] = self._feed
+            self._guarded[debug_url] = page("debug.html", debug_url)
+            self._guarded[f"{debug_url}/feed"] = self._show_feed
             self._add_assets(debug_url, "debug.js", "pages.css")
 
     def _add_assets(self, url: str, script: str, style: str) -> None:
-        # Program text without secrets: the browser asks for it without the token.
-        self._open[f"{url}/{script}"] = _asset(script, "text/javascript; charset=utf-8")
-        self._open[f"{url}/{style}"] = _asset(style, "text/css; charset=utf-8")
+        # These hold no secrets, and the browser asks for them without the token.
+        self._open[f"{url}/{script}"] = asset(script, "text/javascript; charset=utf-8")
+        self._open[f"{url}/{style}"] = asset(style, "text/css; charset=utf-8")
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -97,104 +83,52 @@ class Pages:
     async def respond(self, method: str, path: str, headers: Headers, query: QueryParams) -> Response | None:
         """The answer to a request; None where the path is not one of `paths`."""
         if path == self._drain_url:
-            return await self._drain(method, headers)
-        page = self._open.get(path)
-        if page is None:
-            page = self._guarded.get(path)
-            if page is None:
+            return await self._answer_drain(method, headers)
+        found = self._open.get(path)
+        if found is None:
+            found = self._guarded.get(path)
+            if found is None:
                 return None
             if not self._may_see(headers, query):
-                return _json({"detail": "Send the access token as Authorization: Bearer or ?token=."}, 401)
+                return json_response({"detail": "Send the access token as Authorization: Bearer or ?token=."}, 401)
         if method not in ("GET", "HEAD"):
             return Response(405, b'{"detail":"GET only."}', extra={"allow": "GET, HEAD"})
-        return await page(query)
+        return await found(query)
 
     def _may_see(self, headers: Headers, query: QueryParams) -> bool:
-        if self._token is None:
+        if self._secret is None:
             return True
-        given = _bearer(headers)
-        return hmac.compare_digest(_digest(query.get("token", "") if given is None else given), self._token)
+        token = bearer_token(headers.get("authorization", ""))
+        return self._secret.matches(query.get("token") if token is None else token)
 
-    async def _drain(self, method: str, headers: Headers) -> Response:
+    async def _answer_drain(self, method: str, headers: Headers) -> Response:
         """Drain the app; the answer comes when it is done."""
-        if self._drain_token is None or not hmac.compare_digest(_digest(_bearer(headers) or ""), self._drain_token):
-            return _json({"detail": "Send the drain token as Authorization: Bearer."}, 401)
+        if not self._drain_secret.matches(bearer_token(headers.get("authorization", ""))):
+            return json_response({"detail": "Send the drain token as Authorization: Bearer."}, 401)
         if method not in ("GET", "POST"):  # Kubernetes' httpGet can only GET
             return Response(405, b'{"detail":"GET or POST."}', extra={"allow": "GET, POST"})
-        return _json({"drained": await self._app.drain()})
+        return json_response({"drained": await self._drain()})
 
-    async def _schema(self, query: QueryParams) -> Response:
-        return _json(self._app.schema())
+    async def _show_schema(self, query: QueryParams) -> Response:
+        return json_response(self._schema())
 
-    async def _health(self, query: QueryParams) -> Response:
-        """Readiness, or with ``?check=live`` whether the event loop runs at all."""
+    async def _show_health(self, query: QueryParams) -> Response:
+        """Whether the app is ready, or with ``?check=live`` whether the event loop runs at all."""
         check = query.get("check", "ready")
         if check not in ("ready", "live"):
-            return _json({"detail": "check must be ready (the default) or live."}, 400)
-        status, ready, detail = await self._state()
-        engine = self._app.engine
+            return json_response({"detail": "check must be ready (the default) or live."}, 400)
+        health = await self._health()
         report = {
-            "status": status,
+            "status": health.status,
             "live": True,
-            "ready": ready,
-            "node": self._app.node,
-            "connections": 0 if engine is None else len(engine.connections),
-            "detail": detail,
+            "ready": health.ready,
+            "node": health.node,
+            "connections": health.connections,
+            "detail": health.detail,
         }
-        return _json(report, 200 if ready or check == "live" else 503)
+        return json_response(report, 200 if health.ready or check == "live" else 503)
 
-    async def _state(self) -> tuple[str, bool, str]:
-        engine = self._app.engine
-        if engine is None:
-            return "not_started", False, "not started"
-        if engine.stopping:
-            return "stopping", False, "stopping"
-        try:
-            ready, detail = await engine.backend.health()
-        except BackendError as error:
-            ready, detail = False, str(error)
-        return "ok" if ready else "out_of_touch", ready, detail
-
-    async def _feed(self, query: QueryParams) -> Response:
-        engine = self._app.engine
+    async def _show_feed(self, query: QueryParams) -> Response:
         since = query.get("since", "0")
         number = int(since) if since.isascii() and since.isdigit() and len(since) < 16 else 0
-        return _json({"events": engine.feed.since(number) if engine is not None and engine.feed is not None else []})
-
-
-def _bearer(headers: Headers) -> str | None:
-    scheme, _, bearer = headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer":
-        return None
-    # Headers are bytes, handed on as Latin-1: a token beyond ASCII is sent in UTF-8.
-    return bearer.strip().encode("latin-1", "replace").decode(errors="replace")
-
-
-def _digest(secret: str) -> bytes:
-    # Digests have one length, so comparing them says nothing about the secret's.
-    return hashlib.sha256(secret.encode()).digest()
-
-
-def _json(value: Any, status: int = 200) -> Response:
-    return Response(status, json.dumps(value, default=str).encode())
-
-
-def _read(name: str) -> bytes:
-    return files("socketspec.pages").joinpath("assets", name).read_bytes()
-
-
-def _page(name: str, url: str) -> Page:
-    # Links relative to the page itself hold under every prefix, mount and root_path.
-    here = url.rpartition("/")[2]
-    return _static(_read(name).replace(b"{{here}}", here.encode()), "text/html; charset=utf-8")
-
-
-def _asset(name: str, content_type: str) -> Page:
-    return _static(_read(name), content_type)
-
-
-def _static(body: bytes, content_type: str) -> Page:
-    async def page(query: QueryParams) -> Response:
-        return Response(200, body, content_type)
-
-    return page
+        return json_response({"events": self._events_since(number)})

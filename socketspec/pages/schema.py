@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import NoneType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter
 
 from socketspec.declaration.payloads import PayloadType
+from socketspec.declaration.registry import EventSpec, Registry
+from socketspec.declaration.rooms import Room
 from socketspec.errors import CLOSE_CODES, ERROR_CODES
 from socketspec.protocol.formats import SUBPROTOCOLS
 from socketspec.protocol.names import CLIENT_EVENTS, RESERVED_EVENTS
 
-if TYPE_CHECKING:
-    from socketspec.app.app import SocketApp
-    from socketspec.declaration.registry import EventSpec
-
 __all__ = ("build_schema",)
 
 
-def build_schema(app: SocketApp) -> dict[str, Any]:
+class Described(Protocol):
+    """What the schema says of an app's options."""
+
+    @property
+    def namespace(self) -> str: ...
+
+    @property
+    def max_payload_size(self) -> int: ...
+
+    @property
+    def auth(self) -> Iterable[object]: ...
+
+
+def build_schema(
+    *, title: str, version: str, description: str, settings: Described, registry: Registry, rooms: Iterable[Room]
+) -> dict[str, Any]:
     """The schema of everything registered so far. Models are JSON Schema 2020-12, as Pydantic makes it."""
     return {
-        "title": app.title,
-        "version": app.version,
-        "description": app.description,
-        "namespace": app.settings.namespace,
+        "title": title,
+        "version": version,
+        "description": description,
+        "namespace": settings.namespace,
         "subprotocols": list(SUBPROTOCOLS),
-        "max_payload_size": app.settings.max_payload_size,
-        "authentication": [type(backend).__name__ for backend in app.settings.auth],
-        "events": [_event(spec) for spec in app.registry.events.values()],
+        "max_payload_size": settings.max_payload_size,
+        "authentication": [type(backend).__name__ for backend in settings.auth],
+        "events": [_event(spec) for spec in registry.events.values()],
         "rooms": [
             {
                 "name": room.name,
@@ -37,7 +51,7 @@ def build_schema(app: SocketApp) -> dict[str, Any]:
                 "max_members": room.max_members,
                 "history": None if room.history is None else {"size": room.history.size, "ttl": room.history.ttl},
             }
-            for room in app.rooms.declared
+            for room in rooms
         ],
         "reserved_events": sorted(RESERVED_EVENTS),
         "client_events": sorted(CLIENT_EVENTS),

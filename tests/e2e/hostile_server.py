@@ -21,7 +21,9 @@ from uvicorn.importer import import_from_string
 
 from socketspec import Connection, SocketApp
 from socketspec.adapters.fastapi import mount
-from socketspec.adapters.uvicorn.request_guard import GuardedH11Protocol, listening_socket
+from socketspec.adapters.uvicorn.redact import RedactQuery
+from socketspec.adapters.uvicorn.request_guard import GuardedH11Protocol
+from socketspec.adapters.uvicorn.serve import listening_socket
 from socketspec.connection.outbox import Backpressure
 from socketspec.security.ratelimit import RateLimit
 from socketspec.session import SessionConfig
@@ -131,7 +133,7 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (arguments.files, arguments.files))
     protocol = import_from_string(arguments.ws)
     logging: dict[str, Any] = copy.deepcopy(LOGGING_CONFIG)
-    logging["filters"] = {"redact": {"()": "socketspec.adapters.uvicorn.request_guard.RedactQuery"}}
+    logging["filters"] = {"redact": {"()": RedactQuery}}
     for handler in logging["handlers"].values():
         handler["filters"] = ["redact"]
     config = uvicorn.Config(

@@ -12,7 +12,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from socketspec.adapters.uvicorn.frame_connection import FrameLine
+from socketspec.adapters.uvicorn.frame_connection import FrameConnection
 from tests.support import Server, client, fetch, serving
 from tests.support_process import Closed, RawClient, frame
 
@@ -507,7 +507,7 @@ def test_what_the_client_breaks_is_answered_with_its_code(server: Server) -> Non
 async def test_small_messages_are_sent_at_once_whoever_made_the_listening_socket() -> None:
     made: asyncio.Queue[bool] = asyncio.Queue()
 
-    class Looking(FrameLine):
+    class Looking(FrameConnection):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
             accepted = transport.get_extra_info("socket")
@@ -516,7 +516,7 @@ async def test_small_messages_are_sent_at_once_whoever_made_the_listening_socket
 
     loop = asyncio.get_running_loop()
     listener = socket.create_server(("127.0.0.1", 0))  # as uvicorn makes it; asyncio leaves Nagle's algorithm on there
-    async with await loop.create_server(lambda: Looking(loop), sock=listener) as listening:
+    async with await loop.create_server(lambda: Looking(loop, max_size=0), sock=listener) as listening:
         reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
         assert await made.get()
         writer.close()

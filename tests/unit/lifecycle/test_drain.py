@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from socketspec import Connection, SocketApp
 from socketspec.errors import ConfigurationError
 from socketspec.lifecycle.drain import JITTER, JITTER_AT_ONCE, LEAST_A_SECOND
-from socketspec.pages.pages import Response
+from socketspec.pages.responses import Response
 from socketspec.protocol.handshake import Handshake, Headers, QueryParams
 from socketspec.runtime import engines as running
 from socketspec.testing import ConnectionClosed, TestClient, TestConnection

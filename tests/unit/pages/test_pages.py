@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from socketspec import Connection, SocketApp
-from socketspec.pages.pages import Response
+from socketspec.pages.responses import Response
 from socketspec.protocol.handshake import Headers, QueryParams
 from socketspec.testing import TestClient
 
@@ -85,8 +85,11 @@ async def test_a_token_beyond_ascii_works_in_the_query_and_as_utf_8_in_the_heade
     assert (await get(app, "/socket-docs", headers=header)).status == 200
 
 
-async def test_an_empty_token_option_is_not_an_open_door_for_other_tokens() -> None:
-    assert (await get(guarded(""), "/socket-docs", query=[("token", "guess")])).status == 401
+@pytest.mark.parametrize("query", [[], [("token", "")], [("token", "guess")]])
+async def test_an_empty_token_option_lets_nobody_in(query: list[tuple[str, str]]) -> None:
+    assert (await get(guarded(""), "/socket-docs", query=query)).status == 401
+    headers = [("authorization", "Bearer")]
+    assert (await get(guarded(""), "/socket-docs", headers=headers, query=query)).status == 401
 
 
 async def test_without_a_token_option_everybody_sees_the_page() -> None:

@@ -13,7 +13,6 @@ from typing_extensions import TypedDict
 
 from socketspec import Broadcasts, Connection, Emits, History, Room, SocketApp
 from socketspec.errors import CLOSE_CODES, ERROR_CODES
-from socketspec.pages.schema import build_schema
 from socketspec.security.auth import APIKeyAuth
 
 
@@ -45,7 +44,7 @@ class Unknown:
 
 
 def event(app: SocketApp, name: str) -> dict[str, Any]:
-    (found,) = [event for event in build_schema(app)["events"] if event["event"] == name]
+    (found,) = [event for event in app.schema()["events"] if event["event"] == name]
     assert isinstance(found, dict)
     return found
 
@@ -92,7 +91,7 @@ def posting_app() -> SocketApp:
 
 
 def test_the_app_describes_itself() -> None:
-    schema = build_schema(posting_app())
+    schema = posting_app().schema()
     assert (schema["title"], schema["version"], schema["description"]) == ("Board", "3.1", "Posts and cursors.")
     assert schema["namespace"] == "/board"
     assert schema["max_payload_size"] == 1234
@@ -111,7 +110,7 @@ def test_an_event_comes_with_its_words_and_marks() -> None:
 
 
 def test_events_stand_in_the_order_they_were_registered() -> None:
-    assert [item["event"] for item in build_schema(posting_app())["events"]] == ["post", "move", "bare", "anything"]
+    assert [item["event"] for item in posting_app().schema()["events"]] == ["post", "move", "bare", "anything"]
 
 
 def test_a_models_constraints_and_a_model_that_holds_itself_are_in_the_schema() -> None:
@@ -156,7 +155,7 @@ def test_what_a_handler_sends_is_listed_with_its_models() -> None:
 
 
 def test_rooms_are_listed_with_their_limits() -> None:
-    board, everybody = build_schema(posting_app())["rooms"]
+    board, everybody = posting_app().schema()["rooms"]
     assert board == {
         "name": "board:{id}",
         "description": "One board",
@@ -167,7 +166,7 @@ def test_rooms_are_listed_with_their_limits() -> None:
 
 
 def test_every_error_and_close_code_is_explained() -> None:
-    schema = build_schema(SocketApp())
+    schema = SocketApp().schema()
     assert {error["code"] for error in schema["errors"]} == {code.value for code in ERROR_CODES}
     assert {close["code"] for close in schema["close_codes"]} == {code.value for code in CLOSE_CODES}
     assert all(error["meaning"] for error in schema["errors"])
@@ -177,13 +176,13 @@ def test_every_error_and_close_code_is_explained() -> None:
 
 
 def test_everything_is_plain_json() -> None:
-    schema = build_schema(posting_app())
+    schema = posting_app().schema()
     assert json.loads(json.dumps(schema, allow_nan=False)) == schema
 
 
 def test_an_event_registered_later_is_in_the_next_schema() -> None:
     app = SocketApp()
-    assert build_schema(app)["events"] == []
+    assert app.schema()["events"] == []
 
     @app.on("late")
     async def late(conn: Connection) -> None:
@@ -194,6 +193,6 @@ def test_an_event_registered_later_is_in_the_next_schema() -> None:
 
 def test_no_secret_of_the_app_is_in_it() -> None:
     app = SocketApp(docs=True, docs_access_token="the-docs-token", auth=APIKeyAuth(valid_keys={"the-api-key" * 4}))
-    text = json.dumps(build_schema(app))
+    text = json.dumps(app.schema())
     assert "the-docs-token" not in text
     assert "the-api-key" not in text

@@ -10,14 +10,11 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 from pydantic_core import from_json, to_json
-from websockets.frames import Frame, Opcode
-from websockets.protocol import CLIENT, OPEN, Protocol
 
-from socketspec.adapters.uvicorn.frames import frame_header
 from socketspec.errors import ValidationFailed
 from socketspec.protocol.decoding import Envelope, decode
 from socketspec.protocol.formats import MAX_DEPTH, Format, negotiate
@@ -266,23 +263,3 @@ def test_a_message_is_encoded_once_per_format(monkeypatch: pytest.MonkeyPatch) -
     assert len(calls) == 1
     assert message.data(Format.PLAIN) is message.data(Format.JSON)  # they differ only where there is a position
     assert message.text(Format.PLAIN) is message.text(Format.PLAIN)
-
-
-@settings(max_examples=40)
-@given(st.sampled_from([0, 1, 100, 125, 126, 127, 65_535, 65_536, 70_000]) | st.integers(0, 70_000))
-def test_frames_are_what_a_client_library_parses(length: int) -> None:
-    message = Message("e", encode_payload({"text": "é" * length}))
-    client = Protocol(CLIENT, state=OPEN, max_size=None)
-    for opcode, body in ((1, message.data(Format.PLAIN)), (2, message.data(Format.MSGPACK))):
-        client.receive_data(frame_header(opcode, len(body)) + body)
-    text, binary = client.events_received()
-    assert isinstance(text, Frame)
-    assert isinstance(binary, Frame)
-    assert (text.opcode, text.data, text.fin) == (Opcode.TEXT, message.data(Format.PLAIN), True)
-    assert (binary.opcode, binary.data, binary.fin) == (Opcode.BINARY, message.data(Format.MSGPACK), True)
-
-
-@given(st.integers(0, 2**32))
-def test_a_frame_header_has_the_shortest_length_field(length: int) -> None:
-    size = {True: 2, length >= 126: 4, length >= 65_536: 10}[True]
-    assert len(frame_header(1, length)) == size

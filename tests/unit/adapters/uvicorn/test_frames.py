@@ -1,4 +1,4 @@
-"""Frames of a client: each rule of RFC 6455 section 5, then what holds for any bytes that may come."""
+"""Frames of a client: each rule of RFC 6455 section 5, then what holds for any bytes. Last, what a server writes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from websockets.frames import Frame
+from websockets.protocol import CLIENT, OPEN, Protocol
 
 from socketspec.adapters.uvicorn.frames import (
     BINARY,
@@ -24,6 +26,8 @@ from socketspec.adapters.uvicorn.frames import (
     TEXT,
     Event,
     FrameReader,
+    close_frame,
+    frame_header,
 )
 
 CONTINUATION = 0
@@ -377,3 +381,43 @@ def test_any_bytes_end_in_at_most_one_failure_and_hold_little_more_than_a_messag
                 assert len(value.encode() if kind == TEXT else value) <= max_size
         assert reader.held <= max_size + 131  # a control frame, or a header, that is not complete
         assert not (ends and reader.held)
+
+
+# What the server sends
+
+
+def parsed(data: bytes) -> list[Frame]:
+    """The frames that a client library finds in what the server sent."""
+    client = Protocol(CLIENT, state=OPEN, max_size=None)
+    client.receive_data(data)
+    return [event for event in client.events_received() if isinstance(event, Frame)]
+
+
+@settings(max_examples=40)
+@given(st.sampled_from([0, 1, 100, 125, 126, 127, 65_535, 65_536, 70_000]) | st.integers(0, 70_000))
+def test_frames_are_what_a_client_library_parses(length: int) -> None:
+    for opcode in (TEXT, BINARY, PING):
+        body = b"x" * (min(length, 125) if opcode == PING else length)
+        (found,) = parsed(frame_header(opcode, len(body)) + body)
+        assert (found.opcode, found.data, found.fin) == (opcode, body, True)
+
+
+@given(st.integers(0, 2**32))
+def test_a_frame_header_has_the_shortest_length_field(length: int) -> None:
+    size = {True: 2, length >= 126: 4, length >= 65_536: 10}[True]
+    assert len(frame_header(1, length)) == size
+
+
+def test_a_close_frame_has_its_code_and_reason_and_neither_for_1005() -> None:
+    assert close_frame(1000, "") == b"\x88\x02\x03\xe8"
+    assert close_frame(4008, "full") == b"\x88\x06\x0f\xa8full"
+    assert close_frame(1005, "not sent") == b"\x88\x00"
+
+
+@given(st.text("a\0é€𝄞\U0010ffff", max_size=130))
+def test_a_reason_is_cut_between_characters_to_what_a_close_frame_holds(reason: str) -> None:
+    (found,) = parsed(close_frame(4000, reason))
+    kept = bytes(found.data[2:]).decode()
+    assert len(found.data) <= 125
+    assert reason.startswith(kept)
+    assert kept == reason or len(found.data) + len(reason[len(kept)].encode()) > 125

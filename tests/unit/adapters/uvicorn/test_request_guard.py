@@ -1,15 +1,11 @@
-"""What a request must look like to reach the application, on protocol objects fed with bytes, and the small helpers."""
+"""What a request must look like to reach the application, on protocol objects fed with bytes."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
-import socket
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from itertools import pairwise
-from pathlib import PurePosixPath
 from typing import Any, ClassVar
 
 import pytest
@@ -22,8 +18,6 @@ from socketspec.adapters.uvicorn.request_guard import (
     MAX_HEAD,
     MAX_HEADERS,
     GuardedH11Protocol,
-    RedactQuery,
-    listening_socket,
 )
 
 GET = b"GET /page HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -460,56 +454,3 @@ def test_no_bytes_make_it_fail(pieces: list[bytes]) -> None:
         await guarded.feed()
 
     asyncio.run(run())
-
-
-@pytest.mark.parametrize(
-    ("message", "arguments", "logged"),
-    [
-        (
-            '%s - "%s %s HTTP/%s" %d',
-            ("127.0.0.1:5", "GET", "/ws?token=SECRET&x=1", "1.1", 200),
-            '127.0.0.1:5 - "GET /ws?[redacted] HTTP/1.1" 200',
-        ),
-        ('%s - "WebSocket %s" [accepted]', ("a:1", '/ws?a="SECRET'), 'a:1 - "WebSocket /ws?[redacted]" [accepted]'),
-        ("%s", ("http://x/a/b?api_key=SECRET and /c?session=SECRET",), "http://x/a/b?[redacted] and /c?[redacted]"),
-        ("failed at /ws?token=SECRET", (), "failed at /ws?[redacted]"),
-        ("%s", ("/ws?SECRET?SECRET",), "/ws?[redacted]"),
-        ("what now? %s %r", ("/plain", 5), "what now? /plain 5"),
-        ("%(path)s", ({"path": "/plain"},), "/plain"),
-        ("%(path)s %(n)d", ({"path": "/a?token=SECRET", "n": 1},), "/a?[redacted] 1"),
-        ("%s", (PurePosixPath("/ws?token=SECRET"),), "/ws?[redacted]"),
-        ("failed: %s", (OSError("http://x/a?key=SECRET is away"),), "failed: http://x/a?[redacted] is away"),
-    ],
-)
-def test_queries_are_removed_from_log_records(message: str, arguments: Any, logged: str) -> None:
-    record = logging.LogRecord("uvicorn.access", logging.INFO, "", 0, message, arguments, None)
-    assert RedactQuery().filter(record) is True
-    assert record.getMessage() == logged
-
-
-def test_accepted_connections_have_the_listeners_user_timeout() -> None:
-    option = getattr(socket, "TCP_USER_TIMEOUT", None)
-    if option is None:
-        pytest.skip("the platform has no TCP_USER_TIMEOUT")
-    with (
-        listening_socket("127.0.0.1", 0, 8, 12_345) as listener,
-        socket.create_connection(listener.getsockname()),
-        closing(listener.accept()[0]) as accepted,
-    ):
-        assert accepted.getsockopt(socket.IPPROTO_TCP, option) == 12_345
-
-
-def test_it_listens_on_ipv6_and_with_two_colons_on_both() -> None:
-    if not socket.has_dualstack_ipv6():
-        pytest.skip("the platform has no IPv6 sockets that take IPv4 as well")
-    with listening_socket("::", 0, 8) as both:
-        port = both.getsockname()[1]
-        for host in ("127.0.0.1", "::1"):
-            socket.create_connection((host, port)).close()
-    with listening_socket("::1", 0, 8) as one:
-        socket.create_connection(one.getsockname()[:2]).close()
-
-
-def test_a_port_that_is_taken_is_an_error() -> None:
-    with listening_socket("127.0.0.1", 0, 8) as first, pytest.raises(OSError, match="in use"):
-        listening_socket("127.0.0.1", first.getsockname()[1], 8)

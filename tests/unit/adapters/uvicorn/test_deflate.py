@@ -15,7 +15,7 @@ from websockets.headers import parse_extension
 
 from socketspec.adapters.uvicorn.deflate import WINDOW_BITS, Deflate, Inflater, deflate, negotiate
 from socketspec.adapters.uvicorn.frames import BINARY, FAIL, PING, TEXT, Event, FrameReader, TooLargeError
-from tests.unit.adapters.test_frames import CONTINUATION, drained, frame
+from tests.unit.adapters.uvicorn.test_frames import CONTINUATION, drained, frame
 
 RSV1 = 0x40
 TAIL = b"\x00\x00\xff\xff"

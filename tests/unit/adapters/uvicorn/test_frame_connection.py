@@ -8,8 +8,9 @@ import itertools
 from collections.abc import Callable
 from typing import Any, cast
 
-from socketspec.adapters.uvicorn.frame_connection import OPEN, SLICE, FrameLine
-from socketspec.adapters.uvicorn.frames import FrameReader, frame_header
+from socketspec.adapters.uvicorn.frame_connection import FrameConnection
+from socketspec.adapters.uvicorn.frame_pump import FRAMES_A_TURN
+from socketspec.adapters.uvicorn.frames import frame_header
 
 CLOSE_1012 = frame_header(8, 2) + (1012).to_bytes(2, "big")
 
@@ -89,7 +90,7 @@ class PlayedTransport(asyncio.Transport):
         self.is_reading_paused = False
 
 
-class PlayedSink:
+class PlayedReceiver:
     """Keeps what it is told; `each` is called with every message."""
 
     def __init__(self) -> None:
@@ -115,23 +116,21 @@ class PlayedSink:
     def shutting_down(self) -> None: ...
 
 
-class OpenLine(FrameLine):
-    """A line whose handshake is behind it."""
+class OpenConnection(FrameConnection):
+    """A connection whose handshake is behind it."""
 
-    def open(self, sink: PlayedSink) -> None:
-        self._reader = FrameReader(max_size=1_048_576)
-        self._sink = sink
-        self._state = OPEN
+    def open(self, receiver: PlayedReceiver) -> None:
+        self._open_for(receiver)
 
 
 class Rig:
     def __init__(self) -> None:
         self.loop = PlayedLoop()
         self.transport = PlayedTransport()
-        self.sink = PlayedSink()
-        self.line = OpenLine(cast("Any", self.loop))
-        self.line.connection_made(self.transport)
-        self.line.open(self.sink)
+        self.receiver = PlayedReceiver()
+        self.connection = OpenConnection(cast("Any", self.loop), max_size=1_048_576)
+        self.connection.connection_made(self.transport)
+        self.connection.open(self.receiver)
 
 
 def frame(opcode: int, payload: bytes = b"", *, final: bool = True) -> bytes:
@@ -143,54 +142,54 @@ def frame(opcode: int, payload: bytes = b"", *, final: bool = True) -> bytes:
 def test_a_pong_that_comes_in_two_pieces_is_no_message_that_takes_too_long() -> None:
     rig = Rig()
     pong = frame(10)
-    rig.line.data_received(pong[:2])
+    rig.connection.data_received(pong[:2])
     rig.loop.pass_time(1)
-    rig.line.data_received(pong[2:])
+    rig.connection.data_received(pong[2:])
     rig.loop.pass_time(100)
-    assert rig.sink.ends == []
-    rig.line.data_received(pong[:2])
-    rig.loop.pass_time(rig.line.assembly_timeout)  # but one that never ends is
-    assert rig.sink.ends == [(1008, "a message took too long to arrive")]
+    assert rig.receiver.ends == []
+    rig.connection.data_received(pong[:2])
+    rig.loop.pass_time(rig.connection.assembly_timeout)  # but one that never ends is
+    assert rig.receiver.ends == [(1008, "a message took too long to arrive")]
 
 
 def test_pings_between_its_fragments_give_a_message_no_more_time() -> None:
     rig = Rig()
-    rig.line.data_received(frame(1, b"a", final=False))
+    rig.connection.data_received(frame(1, b"a", final=False))
     for _ in range(29):
         rig.loop.pass_time(1)
-        rig.line.data_received(frame(9))
-        rig.line.data_received(frame(9)[:3])
-        rig.line.data_received(frame(9)[3:])
-    assert rig.sink.ends == []
+        rig.connection.data_received(frame(9))
+        rig.connection.data_received(frame(9)[:3])
+        rig.connection.data_received(frame(9)[3:])
+    assert rig.receiver.ends == []
     rig.loop.pass_time(1)
-    assert rig.sink.ends == [(1008, "a message took too long to arrive")]
+    assert rig.receiver.ends == [(1008, "a message took too long to arrive")]
 
 
-def test_a_sink_may_hold_and_go_on_within_each_message_and_slices_stay_slices() -> None:
+def test_a_receiver_may_hold_and_go_on_within_each_message_and_slices_stay_slices() -> None:
     rig = Rig()
 
     def each(data: str | bytes) -> None:
-        rig.line.hold()
-        rig.line.go_on()
+        rig.connection.hold()
+        rig.connection.go_on()
 
-    rig.sink.each = each
-    rig.line.data_received(b"".join(frame(1, b"%d" % number) for number in range(1000)))
-    assert len(rig.sink.got) == SLICE
+    rig.receiver.each = each
+    rig.connection.data_received(b"".join(frame(1, b"%d" % number) for number in range(1000)))
+    assert len(rig.receiver.got) == FRAMES_A_TURN
     assert rig.transport.is_reading_paused
     rig.loop.pass_time(0)
-    assert rig.sink.got == [str(number) for number in range(1000)]
+    assert rig.receiver.got == [str(number) for number in range(1000)]
     assert not rig.transport.is_reading_paused
 
 
-def test_a_held_line_delivers_nothing_until_it_goes_on() -> None:
+def test_a_held_connection_delivers_nothing_until_it_goes_on() -> None:
     rig = Rig()
-    rig.sink.each = lambda data: rig.line.hold()
-    rig.line.data_received(frame(1, b"a") + frame(1, b"b"))
-    assert rig.sink.got == ["a"]
+    rig.receiver.each = lambda data: rig.connection.hold()
+    rig.connection.data_received(frame(1, b"a") + frame(1, b"b"))
+    assert rig.receiver.got == ["a"]
     assert rig.transport.is_reading_paused
-    rig.sink.each = lambda data: None
-    rig.line.go_on()
-    assert rig.sink.got == ["a", "b"]
+    rig.receiver.each = lambda data: None
+    rig.connection.go_on()
+    assert rig.receiver.got == ["a", "b"]
     assert not rig.transport.is_reading_paused
 
 
@@ -198,27 +197,27 @@ def test_a_close_within_a_message_still_sees_the_clients_close_frame() -> None:
     rig = Rig()
 
     def each(data: str | bytes) -> None:
-        rig.line.hold()
-        rig.line.close(1012, "")
+        rig.connection.hold()
+        rig.connection.close(1012, "")
 
-    rig.sink.each = each
-    rig.line.data_received(frame(1, b"a") + frame(1, b"b") + frame(8, (1012).to_bytes(2, "big")))
-    assert rig.sink.got == ["a"]
+    rig.receiver.each = each
+    rig.connection.data_received(frame(1, b"a") + frame(1, b"b") + frame(8, (1012).to_bytes(2, "big")))
+    assert rig.receiver.got == ["a"]
     rig.loop.pass_time(0)
-    assert rig.sink.got == ["a"]
-    assert rig.sink.ends == [(1012, "")]
+    assert rig.receiver.got == ["a"]
+    assert rig.receiver.ends == [(1012, "")]
     assert rig.transport.written == CLOSE_1012
     assert rig.transport.is_over
     assert not rig.transport.is_aborted
 
 
 def closing_while_full(stall_timeout: float) -> Rig:
-    """A line that is told to close while its client has not taken what was written."""
+    """A connection that is told to close while its client has not taken what was written."""
     rig = Rig()
-    rig.line.stall_timeout = stall_timeout
+    rig.connection.stall_timeout = stall_timeout
     rig.transport.waiting = 8_000_000
-    rig.line.pause_writing()
-    rig.line.close(1012, "")
+    rig.connection.pause_writing()
+    rig.connection.close(1012, "")
     return rig
 
 
@@ -226,7 +225,7 @@ async def test_who_reads_slowly_has_the_send_timeout_to_take_what_waits_before_t
     rig = closing_while_full(stall_timeout=10.0)
     rig.loop.pass_time(9.9)
     assert not rig.transport.is_aborted
-    rig.line.resume_writing()  # it has taken all, and now it may answer
+    rig.connection.resume_writing()  # it has taken all, and now it may answer
     rig.loop.pass_time(4.9)
     assert not rig.transport.is_aborted
     rig.loop.pass_time(0.1)
@@ -237,5 +236,5 @@ async def test_who_does_not_take_what_waits_before_the_close_is_cut() -> None:
     rig = closing_while_full(stall_timeout=10.0)
     rig.loop.pass_time(10.0)
     assert rig.transport.is_aborted
-    rig.line.connection_lost(None)
-    assert rig.sink.ends == [(1006, "")]
+    rig.connection.connection_lost(None)
+    assert rig.receiver.ends == [(1006, "")]
