@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from scripts.house import PACKAGE, ROOT, Room, floors, modules, rooms
+from scripts.house import PACKAGE, ROOT, Room, floors, layers_of, modules, rooms
 
 PICTURE: Final = ROOT / "docs/assets/architecture.svg"
 COLUMN: Final = ("runtime", "inbound", "lifecycle", "membership", "connection", "fanout", "backend", "protocol")
@@ -58,7 +58,7 @@ class Text(NamedTuple):
         return LINE if self.text else LINE / 3
 
 
-LEGEND: Final = Text("on the way of a message.   one · two: neither of the files imports the other.", "soft")
+LEGEND: Final = Text("lies on the way of a message. In “one · two”, neither of the files imports the other.", "soft")
 
 
 class Box(NamedTuple):
@@ -115,9 +115,11 @@ def _files(room: Room, width: float) -> list[Text]:
 
 
 def _inside(room: Room, folder: str) -> list[str]:
-    """The files of a folder of the room, by name; none where it is a file."""
-    prefix = f"{PACKAGE}.{room.name}.{folder}."
-    return [module.name.removeprefix(prefix) for module in room.modules if module.name.startswith(prefix)]
+    """The files of a folder of the room, from the top down if it has layers; none if it is a file."""
+    package = f"{PACKAGE}.{room.name}.{folder}"
+    files = [file.name.removeprefix(f"{package}.") for file in room.modules if file.name.startswith(f"{package}.")]
+    order = [name for layer in layers_of(package) for name in layer]
+    return sorted(files, key=order.index) if order else files
 
 
 def _imports(room: Room, width: float) -> list[Text]:
@@ -212,7 +214,7 @@ def svg() -> str:
         + _text(
             MARGIN + GUTTER + 12,
             y + 10,
-            Text("on the way of a message.   one · two: neither of the files imports the other.", "soft"),
+            LEGEND,
         )
     )
     height = y + 24

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from scripts.house import Room, contracts, floors, rooms
+from scripts.house import PACKAGE, Room, contracts, floors, layers_of, rooms
 from socketspec.adapters.prometheus import NAMES
 from socketspec.connection.states import TRANSITIONS
 from socketspec.errors import CLOSE_CODES, ERROR_CODES
@@ -87,14 +87,16 @@ def house_floors() -> str:
             return " → ".join(map(_names, room.layers))
         return _names(name for layer in room.layers for name in layer) + " (in any order)" if room.layers else ""
 
-    return table(
-        ("floor", "room", "inside, from the top down"),
-        (
-            (str(len(floors()) - number), f"**{name}**", inside(rooms()[name]))
-            for number, floor in enumerate(floors())
-            for name in floor
-        ),
-    )
+    def rows() -> Iterator[tuple[str, ...]]:
+        for number, floor in enumerate(floors()):
+            for name in floor:
+                room = rooms()[name]
+                yield str(len(floors()) - number), f"**{name}**", inside(room)
+                for folder in (folder for layer in room.layers for folder in layer):
+                    if layers := layers_of(f"{PACKAGE}.{name}.{folder}"):
+                        yield "", f"{name}/{folder}", " → ".join(map(_names, layers))
+
+    return table(("floor", "room", "inside, from the top down"), rows())
 
 
 def house_borders() -> str:
