@@ -23,7 +23,7 @@ endif
 export PYTHON
 
 .PHONY: help run test lint ruff-check ruff-format format types mypy pyright verify-types contracts docs docs-serve \
-	wheel deploy-tools bench check clean
+	wheel deploy-tools bench mutation check clean
 
 help: ## List the chores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -85,6 +85,9 @@ wheel: $(DEV) ## Build sdist and wheel into dist/, and try the wheel in a clean 
 
 bench: $(DEV) ## Measure against peers: one table (ARGS="--quick", ARGS="idle leak", BENCH=tests/benchmarks/bench_cluster.py)
 	@$(BIN)/python $(BENCH) $(ARGS)
+
+mutation: $(DEV) ## Change the code and see what the tests notice (ARGS="socketspec/hub.py --all")
+	@$(BIN)/python -m tests.mutation.mutate $(ARGS)
 
 check: ## Everything CI runs
 	@.ci/run

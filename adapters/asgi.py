@@ -22,7 +22,7 @@ from socketspec.lifecycle.admission import Admission
 from socketspec.pages.pages import Response
 from socketspec.protocol.handshake import Handshake, Headers, QueryParams
 from socketspec.runtime.engine import Engine
-from socketspec.telemetry.context import telling
+from socketspec.telemetry.context import log_context
 
 __all__ = ("ASGIApp",)
 
@@ -64,7 +64,7 @@ class ASGIApp:
             await _refuse(scope, send, 403, "Too many query parameters.")
             return
         admission = await engine.admit(handshake)
-        with telling(admission.connection, engine.requests):  # servers log that they answer the handshake
+        with log_context(admission.connection, engine.requests):  # servers log that they answer the handshake
             if admission.refusal is not None:
                 await _refuse(scope, send, *admission.refusal)
                 return

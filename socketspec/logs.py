@@ -14,7 +14,7 @@ import logging
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from socketspec.telemetry.context import about
+from socketspec.telemetry.context import current_request
 from socketspec.telemetry.tracing import installed
 
 __all__ = ("JsonFormatter",)
@@ -67,7 +67,7 @@ def _message(record: logging.LogRecord) -> str:
 
 def _ids() -> dict[str, str]:
     ids: dict[str, str] = {}
-    found = about.get()
+    found = current_request.get()
     if found is not None:
         ids["connection"], requests, event, number = found
         ids["namespace"] = requests.namespace

@@ -16,19 +16,18 @@ from socketspec.backend.protocols import Backend
 from socketspec.backend.resolve import resolve_backend
 from socketspec.connection.connection import Connection
 from socketspec.connection.outbox import Backpressure
-from socketspec.declaration.contracts import Broadcasts, Emits, check_declarations
+from socketspec.declaration.contracts import Broadcasts, Contract, Emits, check_declarations
 from socketspec.declaration.patterns import RoomPattern
 from socketspec.declaration.plans import check_hook, compile_handler
 from socketspec.declaration.registry import EventSpec, Guard, Hook, Registry
-from socketspec.declaration.rooms import Room
+from socketspec.declaration.rooms import DeclaredRooms, Room
 from socketspec.declaration.signatures import enclosing_locals
 from socketspec.errors import ConfigurationError
 from socketspec.pages.pages import Pages
 from socketspec.pages.schema import build_schema
-from socketspec.protocol.names import check_event_name, check_namespace, is_reserved
-from socketspec.runtime import settings as options
+from socketspec.protocol.names import check_event_name, is_reserved
 from socketspec.runtime.engine import Engine
-from socketspec.runtime.settings import Settings
+from socketspec.runtime.settings import Settings, auth_backends, checked, drain_seconds, path, rooms_of
 from socketspec.security.auth import AuthBackend
 from socketspec.security.origins import OriginPolicy
 from socketspec.security.ratelimit import RateLimit
@@ -126,40 +125,35 @@ class SocketApp:
         self.version: str = version
         self.description: str = description
         self.settings: Settings = Settings(
-            namespace=options.checked(check_namespace, namespace),
-            auth=options.auth_backends(auth),
+            namespace=namespace,
+            auth=auth_backends(auth),
             origins=OriginPolicy(allowed_origins),
-            max_payload_size=options.whole("max_payload_size", max_payload_size),
-            rate_limit=options.of_type("rate_limit", rate_limit, RateLimit, "RateLimit(rate=10, capacity=20)"),
-            session=options.of_type("session", session, SessionConfig, "SessionConfig(idle_timeout=300)")
-            or SessionConfig(),
-            backpressure=options.of_type(
-                "backpressure", backpressure, Backpressure, "Backpressure(max_buffer=1_048_576)"
-            )
-            or Backpressure(),
-            max_in_flight=options.whole("max_in_flight", max_in_flight),
-            max_rooms_per_connection=options.whole("max_rooms_per_connection", max_rooms_per_connection),
-            max_connections_per_user=None
-            if max_connections_per_user is None
-            else options.whole("max_connections_per_user", max_connections_per_user),
-            connection_limit_policy=options.policy(connection_limit_policy),
-            auth_timeout=options.positive("auth_timeout", auth_timeout),
-            drain_window=options.drain_seconds("drain_window", drain_window),
-            drain_grace=options.drain_seconds("drain_grace", drain_grace),
+            max_payload_size=max_payload_size,
+            rate_limit=rate_limit,
+            session=SessionConfig() if session is None else session,
+            backpressure=Backpressure() if backpressure is None else backpressure,
+            max_in_flight=max_in_flight,
+            max_rooms_per_connection=max_rooms_per_connection,
+            max_connections_per_user=max_connections_per_user,
+            connection_limit_policy=connection_limit_policy,
+            auth_timeout=auth_timeout,
+            drain_window=drain_seconds("drain_window", drain_window),
+            drain_grace=drain_seconds("drain_grace", drain_grace),
             strict=debug if strict is None else strict,
             debug=debug,
         )
-        self.registry: Registry = Registry()
-        self.rooms: Rooms = Rooms(options.rooms(rooms), self.ensure_started)
+        self.registry: Registry = Registry(Connection)
+        self._declared = DeclaredRooms(rooms_of(rooms))
+        self.rooms: Rooms = Rooms(self._declared, self.ensure_started)
         self.users: Users = Users(self.ensure_started)
         self.sessions: Sessions = Sessions(self.ensure_started)
         self.pages: Pages = Pages(
             self,
-            docs_url=options.path("docs_url", docs_url) if docs else None,
-            debug_url=options.path("debug_url", debug_url) if debug else None,
-            health_url=options.path("health_url", health_url) if health_url is not None else None,
+            docs_url=path("docs_url", docs_url) if docs else None,
+            debug_url=path("debug_url", debug_url) if debug else None,
+            health_url=path("health_url", health_url) if health_url is not None else None,
             token=docs_access_token,
-            drain_url=options.path("drain_url", drain_url) if drain_url is not None else None,
+            drain_url=path("drain_url", drain_url) if drain_url is not None else None,
             drain_token=drain_token,
         )
         self._backend: Backend = resolve_backend(backend)
@@ -189,7 +183,7 @@ class SocketApp:
 
         Raises `ConfigurationError` for a name that is taken or reserved, and for a signature that cannot work.
         """
-        options.checked(check_event_name, event)
+        checked(check_event_name, event)
         if is_reserved(event):
             raise ConfigurationError(
                 f"Event {event!r} is reserved for the protocol; choose a name without __ around it."
@@ -206,8 +200,11 @@ class SocketApp:
                 caller_locals=caller_locals or None,
                 description=inspect.getdoc(function) or "" if description is None else description,
                 tags=tuple(tags),
-                emits=None if emits is None else tuple(emits),
-                broadcasts=None if broadcasts is None else tuple(broadcasts),
+                contract=Contract(
+                    event,
+                    None if emits is None else tuple(emits),
+                    None if broadcasts is None else tuple(broadcasts),
+                ),
                 ordered=ordered,
                 deprecated=deprecated,
             )
@@ -295,7 +292,7 @@ class SocketApp:
         async with self._starting[1]:
             if self._engine is None or self._engine.loop is not loop:
                 await self._abandon()
-                engine = Engine(self.settings, self.registry, self.rooms, self._backend)
+                engine = Engine(self.settings, self.registry, self._declared, self._backend)
                 await engine.start()
                 self._engine = engine
         return self._engine

@@ -6,10 +6,8 @@ What is stored and sent between nodes are digests, never a session token, token 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from socketspec.runtime.engine import Engine
+from socketspec.runtime.engine import Engine
 from socketspec.session.revocation import MAX_TTL, REVOKED_FOR, revocation_subjects
 
 __all__ = ("Sessions",)
@@ -45,4 +43,4 @@ class Sessions:
         for subject in subjects:
             await engine.backend.sessions.revoke(subject, ttl=ttl)
         # Not earlier: who is closed comes back at once, and has to find the record.
-        await engine.control.revoke(subjects, reason)
+        await engine.orders.revoke(subjects, reason)

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
 
 from socketspec.errors import CloseCode, check_close_code
-from socketspec.protocol.messages import encode_payload
-from socketspec.protocol.names import check_outbound
-from socketspec.protocol.publications import Publication, Receipt
-
-if TYPE_CHECKING:
-    from socketspec.runtime.engine import Engine
 from socketspec.membership.users import user_topic
+from socketspec.protocol.publications import Receipt
+from socketspec.runtime.engine import Engine
 
 __all__ = ("Users",)
 
@@ -34,14 +29,8 @@ class Users:
         cannot be encoded, `ValueError` for a reserved event name, and `BackendError`.
         """
         engine = await self._engine()
-        topic = user_topic(engine, user_id)
-        check_outbound(event)
-        engine.contracts.check_broadcast(None, event, payload, whom="a user")
-        encoded = encode_payload(payload)
-        engine.observe("broadcast", None, event, encoded, room=f"user {user_id}")
-        receipt = await engine.publish(topic, Publication(event=event, payload=encoded))
-        await engine.hub.breathe(topic)
-        return receipt
+        topic = user_topic(engine.settings.namespace, user_id)
+        return await engine.broadcaster.broadcast(topic, event, payload)
 
     async def disconnect(
         self, user_id: str, *, reason: str = "disconnected", code: int = CloseCode.DISCONNECTED
@@ -52,13 +41,13 @@ class Users:
         `BackendError`.
         """
         engine = await self._engine()
-        topic = user_topic(engine, user_id)
+        topic = user_topic(engine.settings.namespace, user_id)
         check_close_code(code)
         count = await engine.backend.presence.count(topic)
-        await engine.control.disconnect(user=user_id, code=code, reason=reason)
+        await engine.orders.disconnect(user=user_id, code=code, reason=reason)
         return count
 
     async def count(self, user_id: str) -> int:
         """How many connections the user has, on every node."""
         engine = await self._engine()
-        return await engine.backend.presence.count(user_topic(engine, user_id))
+        return await engine.backend.presence.count(user_topic(engine.settings.namespace, user_id))

@@ -11,31 +11,21 @@ import heapq
 import logging
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from socketspec.errors import ConfigurationError
 
-__all__ = ("SLICE", "Loop", "Timed", "TimerHandle", "TimingWheel")
+__all__ = ("OWNERS_A_TURN", "Loop", "TimerHandle", "TimingWheel")
 
-SLICE = 256
+OWNERS_A_TURN = 256
 """How many owners are called before the event loop gets its turn."""
 
 _STALE_TICKS = 64
 _EARLY_WAKE_RETRY = 0.001
 
+Owner = TypeVar("Owner")
+
 logger: logging.Logger = logging.getLogger("socketspec.timing")
-
-
-class Timed(Protocol):
-    """What a wheel can call: a hashable object, compared by identity."""
-
-    def due(self, now: float) -> float | None:
-        """Do what is due at `now`, which is never before the deadline.
-
-        Returns the next deadline on the loop's clock; None leaves what was scheduled during the call, if anything.
-        A deadline that is returned wins over a `cancel` during the call.
-        """
-        ...
 
 
 class TimerHandle(Protocol):
@@ -58,24 +48,42 @@ class Loop(Protocol):
         ...
 
 
-class TimingWheel:
-    """Calls each owner's `due` at its deadline: never early, at most `granularity` seconds (plus loop lag) late.
+class TimingWheel(Generic[Owner]):
+    """Calls `due` for each owner at its deadline: never early, at most `granularity` seconds (plus loop lag) late.
 
-    `schedule` and `cancel` take constant time (a new tick costs a push on a heap). An owner's exception is logged and
-    stops nobody else. Without `loop`, a wheel must be made inside the running event loop that it is to use.
+    Owners are hashable objects, compared by identity. ``due(owner, now)`` does what is due at `now` and returns the
+    next deadline on the loop's clock; None leaves what was scheduled during the call, if anything. A deadline that is
+    returned wins over a `cancel` during the call. An exception is logged and stops no other owner.
+
+    `schedule` and `cancel` take constant time (a new tick costs a push on a heap). Without `loop`, a wheel must be
+    made inside the running event loop that it is to use.
     """
 
-    __slots__ = ("_armed", "_buckets", "_closed", "_floor", "_granularity", "_handle", "_heap", "_loop", "_ticks")
+    __slots__ = (
+        "_armed",
+        "_buckets",
+        "_closed",
+        "_due",
+        "_floor",
+        "_granularity",
+        "_handle",
+        "_heap",
+        "_loop",
+        "_ticks",
+    )
 
-    def __init__(self, granularity: float = 0.05, *, loop: Loop | None = None) -> None:
+    def __init__(
+        self, due: Callable[[Owner, float], float | None], granularity: float = 0.05, *, loop: Loop | None = None
+    ) -> None:
         if not 0 < granularity < math.inf:
             raise ConfigurationError(
                 f"TimingWheel(granularity={granularity!r}): pass a finite number of seconds greater than 0."
             )
+        self._due = due
         self._granularity = granularity
         self._loop: Loop = asyncio.get_running_loop() if loop is None else loop
-        self._ticks: dict[Timed, int] = {}
-        self._buckets: dict[int, dict[Timed, None]] = {}
+        self._ticks: dict[Owner, int] = {}
+        self._buckets: dict[int, dict[Owner, None]] = {}
         self._heap: list[int] = []  # every tick with a bucket, and stale ticks whose bucket was emptied by `cancel`
         self._handle: TimerHandle | None = None
         self._armed: float = math.inf  # the tick the timer stands at; -inf while no timer must be set
@@ -87,8 +95,8 @@ class TimingWheel:
         """How many owners are scheduled."""
         return len(self._ticks)
 
-    def schedule(self, owner: Timed, deadline: float) -> None:
-        """Have `owner.due` called at `deadline` (loop clock), instead of any earlier deadline given for this owner.
+    def schedule(self, owner: Owner, deadline: float) -> None:
+        """Have `due` called for `owner` at `deadline` (loop clock), instead of at any deadline given for it before.
 
         A deadline in the past is due at once, at the latest after one `granularity`. Ignored after `close`.
         Raises `ValueError` where `deadline` is not finite.
@@ -109,7 +117,7 @@ class TimingWheel:
         if tick < self._armed:
             self._arm(tick, tick * self._granularity)
 
-    def cancel(self, owner: Timed) -> None:
+    def cancel(self, owner: Owner) -> None:
         """Forget `owner`; no error where it is not scheduled."""
         tick = self._ticks.pop(owner, None)
         if tick is not None:
@@ -134,7 +142,7 @@ class TimingWheel:
         # Ticks that are over stay over: an owner whose deadline is always past must not keep one turn going for ever.
         return tick if tick >= self._floor else int(self._floor)
 
-    def _remove(self, owner: Timed, tick: int) -> None:
+    def _remove(self, owner: Owner, tick: int) -> None:
         bucket = self._buckets[tick]
         del bucket[owner]
         if bucket:
@@ -167,7 +175,7 @@ class TimingWheel:
                 self._arm_nearest(now)
 
     def _call_slice(self, now: float) -> None:
-        budget = SLICE
+        budget = OWNERS_A_TURN
         while budget and self._heap and self._heap[0] * self._granularity <= now:
             tick = self._heap[0]
             bucket = self._buckets.get(tick)
@@ -181,13 +189,15 @@ class TimingWheel:
             del self._ticks[owner]
             self._call(owner, now)
 
-    def _call(self, owner: Timed, now: float) -> None:
+    def _call(self, owner: Owner, now: float) -> None:
         try:
-            deadline = owner.due(now)
+            deadline = self._due(owner, now)
             if deadline is not None:
                 self.schedule(owner, deadline)
         except Exception:
-            logger.exception("due() of %r failed; it will not be called again unless it is scheduled anew", owner)
+            logger.exception(
+                "What was due for %r failed; it will not be called again unless it is scheduled anew", owner
+            )
 
     def _arm_nearest(self, now: float) -> None:
         while self._heap and self._heap[0] not in self._buckets:

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import logging
+import asyncio
 import secrets
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
+from socketspec.connection.in_flight import InFlight
+from socketspec.connection.sender import Sender
 from socketspec.connection.states import TRANSITIONS, State
 from socketspec.connection.transport import Transport
 from socketspec.errors import CLOSE_CODES, CloseCode, EventError, check_close_code
 from socketspec.identity import ANONYMOUS, Identity
 from socketspec.protocol.formats import Format
 from socketspec.protocol.handshake import Handshake, Headers, QueryParams
-from socketspec.protocol.messages import Message, encode_payload
-from socketspec.protocol.names import check_outbound
+from socketspec.protocol.messages import Message
 from socketspec.protocol.publications import Topic
 from socketspec.session.clock import SessionClock
 from socketspec.session.config import Session
-from socketspec.telemetry.context import telling
-
-if TYPE_CHECKING:
-    import asyncio
-
-    from socketspec.backend.token_buckets import TokenBucket
-    from socketspec.runtime.engine import Engine
 
 __all__ = ("Connection", "connection_id")
-
-logger: logging.Logger = logging.getLogger("socketspec.events")
 
 
 def connection_id() -> str:
@@ -44,16 +37,15 @@ class Connection:
 
     __slots__ = (
         "__weakref__",
+        "_closing",
         "_metadata",
+        "_sender",
         "_state",
-        "bucket",
-        "changing",
         "clock",
         "close_code",
         "close_reason",
         "connected_at",
         "departed",
-        "engine",
         "finished",
         "format",
         "handshake",
@@ -61,22 +53,19 @@ class Connection:
         "id",
         "identity",
         "in_flight",
-        "leaving",
-        "order",
         "session",
-        "slots",
         "subjects",
         "topics",
         "transport",
         "user_topic",
-        "violations",
         "welcomed",
     )
 
     def __init__(
         self,
         *,
-        engine: Engine,
+        sender: Sender,
+        closing: Callable[[Connection], object],
         transport: Transport,
         handshake: Handshake,
         format: Format,
@@ -94,28 +83,30 @@ class Connection:
         """Seconds since the epoch."""
         self._metadata: dict[str, Any] | None = None
         self._state = state
-        # What follows is for the engine and for adapters; handlers have no need of it.
-        self.engine: Engine = engine
+        # What follows is for the parts of a running app and for adapters; handlers have no need of it.
+        self._sender = sender
+        self._closing = closing
         self.transport: Transport = transport
         self.handshake: Handshake = handshake
         self.format: Format = format
         self.clock: SessionClock = clock
+        self.in_flight: InFlight = InFlight()
         self.topics: dict[str, Topic] = {}
+        """The topics of the rooms it is in, by room."""
         self.user_topic: Topic | None = None
+        """Its user's topic, while it is counted among the user's connections."""
         self.subjects: tuple[str, ...] = ()
-        self.changing: dict[str, asyncio.Event] | None = None
+        """By what it can be revoked. Kept by `Directory`."""
         self.departed: frozenset[str] | None = None
+        """The rooms it was in when it ended; None while it has not."""
         self.welcomed: bool = False
-        self.bucket: TokenBucket | None = None
-        self.violations: TokenBucket | None = None
-        self.in_flight: int = 0
-        self.leaving: bool = False
+        """Whether an `on_connect` hook has seen it, so that the `on_disconnect` hooks have to."""
         self.held: bool = False
-        self.slots: asyncio.Event | None = None
-        self.order: asyncio.Lock | None = None
+        """Whether its messages are not read for now, its pongs among them."""
         self.close_code: int = 0
         self.close_reason: str = ""
         self.finished: asyncio.Task[None] | None = None
+        """The clean-up after it, from when that has begun."""
 
     def __repr__(self) -> str:
         return f"<Connection {self.id} {self._state.value} user={self.identity.user_id!r}>"
@@ -139,7 +130,7 @@ class Connection:
     @property
     def namespace(self) -> str:
         """The app's namespace."""
-        return self.engine.settings.namespace
+        return self._sender.namespace
 
     @property
     def headers(self) -> Headers:
@@ -166,7 +157,7 @@ class Connection:
     @property
     def last_active(self) -> float:
         """When it last sent an event, in seconds since the epoch."""
-        return time.time() - (self.engine.now() - self.clock.last_active)
+        return time.time() - (self._sender.now() - self.clock.last_active)
 
     async def emit(self, event: str, payload: object = None) -> None:
         """Send one event to this client, at most once: a connection that is closing gets nothing.
@@ -174,10 +165,8 @@ class Connection:
         Waits while the client's buffer is more than half full, at most `send_timeout` seconds. Raises `TypeError`
         when the payload cannot be encoded, `ValueError` for a reserved name.
         """
-        check_outbound(event)
-        self.engine.contracts.check_emit(event, payload)
-        self.send(Message(event, encode_payload(payload)))
-        if self.transport.buffered > self.engine.settings.backpressure.max_buffer // 2:
+        self.send(self._sender.event(event, payload))
+        if self.transport.buffered > self._sender.max_buffer // 2:
             await self.transport.drain()
 
     async def disconnect(self, reason: str = "disconnected", *, code: int = CloseCode.DISCONNECTED) -> None:
@@ -188,34 +177,13 @@ class Connection:
         self.close(check_close_code(code), reason)
 
     def send(self, message: Message) -> None:
-        """Send a finished message. For the engine."""
+        """Send a finished message. For the parts of a running app."""
         if self.is_open or self._state is State.AUTHENTICATING:
-            self.engine.observe("out", self, message.event, message.payload)
-            self.engine.hub.send(self.transport.write, message)
+            self._sender.send(self.id, self.transport.write, message)
 
     def send_error(self, error: EventError, *, event: str | None, id: str | int | None = None, number: int = 0) -> None:
         """Send `error` as ``__error__``, about the request with this number; 0: about one that has none yet."""
-        requests = self.engine.requests
-        number = number or next(requests.numbers)
-        request_id = requests.id(number)
-        payload = {
-            "code": error.code,
-            "event": event,
-            "message": error.message,
-            "request_id": request_id,
-            "details": error.details,
-        }
-        self.send(Message("__error__", encode_payload(payload), id=id))
-        if logger.isEnabledFor(logging.DEBUG):
-            with telling(self.id, requests, event, number):
-                logger.debug(
-                    "Answered %r with %s: %r (request %s, connection %s)",
-                    event,
-                    error.code,
-                    error.message,
-                    request_id,
-                    self.id,
-                )
+        self.send(self._sender.error(self.id, error, event=event, id=id, number=number))
 
     def close(self, code: int, reason: str | None = None, *, error: EventError | None = None) -> None:
         """Close with a code of the table in `socketspec.errors`, after sending `error` if given. Idempotent."""
@@ -226,21 +194,20 @@ class Connection:
         if reason is None:
             reason = CLOSE_CODES[CloseCode(code)].reason
         if code != CloseCode.SLOW_CONSUMER:  # nothing that waits is of use to it
-            self.engine.hub.finish(self)
+            self._sender.finish(self.id)
         if not self.is_open and self._state is not State.AUTHENTICATING:
             return  # what was written just now was too much for it
-        self.engine.counters.count_closing(reason)
         self.move(State.CLOSING)
         self.close_code, self.close_reason = code, reason
         self.transport.close(code, reason)
-        self.engine.finish(self)
+        self._closing(self)
 
     def leave(self) -> None:
         """Close because the node stops: now, or as soon as no handler of this connection is under way."""
-        self.leaving = True
-        if self.in_flight == 0:
+        if self.in_flight.leave():
             self.close(CloseCode.SERVICE_RESTART)
 
-    def due(self, now: float) -> float | None:
-        """Called by the timing wheel when one of the clock's deadlines has come."""
-        return self.engine.keeper.due(self, now)
+    def handled(self) -> None:
+        """One of its handlers is through: the connection closes now, where it only waited for that."""
+        if self.in_flight.end():
+            self.close(CloseCode.SERVICE_RESTART)

@@ -7,17 +7,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, NamedTuple, cast
 
 from socketspec.declaration.patterns import RoomPattern
 from socketspec.declaration.payloads import PayloadType
 from socketspec.errors import ConfigurationError, ContractError
 from socketspec.protocol.names import check_event_name, is_reserved
 
-if TYPE_CHECKING:
-    from socketspec.declaration.registry import EventSpec
-
-__all__ = ("Broadcasts", "Contracts", "Emits", "check_declarations")
+__all__ = ("Broadcasts", "Contract", "Contracts", "Emits", "check_declarations")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +36,14 @@ class Broadcasts:
     description: str = ""
 
 
+class Contract(NamedTuple):
+    """What the handler of the event `name` declares; None: it may send anything."""
+
+    name: str
+    emits: tuple[Emits, ...] | None
+    broadcasts: tuple[Broadcasts, ...] | None
+
+
 @lru_cache(maxsize=1024)
 def _payload_type(model: Any) -> PayloadType:
     return PayloadType(model)
@@ -49,7 +54,7 @@ def _pattern(source: str) -> RoomPattern:
     return RoomPattern(source)
 
 
-_handling: ContextVar[EventSpec | None] = ContextVar("socketspec_handling", default=None)
+_handling: ContextVar[Contract | None] = ContextVar("socketspec_handling", default=None)
 
 
 class Contracts:
@@ -62,12 +67,12 @@ class Contracts:
         self.strict = strict
 
     @contextmanager
-    def handling(self, spec: EventSpec | None) -> Iterator[None]:
-        """Everything sent inside belongs to `spec`'s handler; with None, to no handler."""
+    def handling(self, contract: Contract | None) -> Iterator[None]:
+        """What is sent inside is held to `contract`; with None, to none."""
         if not self.strict:
             yield
             return
-        token = _handling.set(spec)
+        token = _handling.set(contract)
         try:
             yield
         finally:
@@ -75,26 +80,26 @@ class Contracts:
 
     def check_emit(self, event: str, payload: object) -> None:
         """Raises `ContractError` when the current handler does not declare this."""
-        spec = _handling.get() if self.strict else None
-        if spec is None or spec.emits is None:
+        contract = _handling.get() if self.strict else None
+        if contract is None or contract.emits is None:
             return
-        declared = [item for item in spec.emits if item.event == event]
+        declared = [item for item in contract.emits if item.event == event]
         if not declared:
             raise ContractError(
-                f"The handler of {spec.name!r} emits {event!r}, which it does not declare "
-                f"({_listed(item.event for item in spec.emits)}); add Emits({event!r}, …) to emits=[…]."
+                f"The handler of {contract.name!r} emits {event!r}, which it does not declare "
+                f"({_listed(item.event for item in contract.emits)}); add Emits({event!r}, …) to emits=[…]."
             )
-        _check_model(f"The handler of {spec.name!r} emits {event!r}", declared, payload)
+        _check_model(f"The handler of {contract.name!r} emits {event!r}", declared, payload)
 
     def check_broadcast(self, room: str | None, event: str, payload: object, *, whom: str = "everybody") -> None:
         """Raises `ContractError` when the current handler does not declare this. `room` is None for `whom`."""
-        spec = _handling.get() if self.strict else None
-        if spec is None or spec.broadcasts is None:
+        contract = _handling.get() if self.strict else None
+        if contract is None or contract.broadcasts is None:
             return
-        what = f"The handler of {spec.name!r} broadcasts {event!r} to " + (f"room {room!r}" if room else whom)
-        declared = [item for item in spec.broadcasts if item.event == event and _room_fits(item.room, room)]
+        what = f"The handler of {contract.name!r} broadcasts {event!r} to " + (f"room {room!r}" if room else whom)
+        declared = [item for item in contract.broadcasts if item.event == event and _room_fits(item.room, room)]
         if not declared:
-            known = _listed(f"{item.event} → {item.room or 'everybody'}" for item in spec.broadcasts)
+            known = _listed(f"{item.event} → {item.room or 'everybody'}" for item in contract.broadcasts)
             raise ContractError(
                 f"{what}, which it does not declare ({known}); add Broadcasts({event!r}, …) to broadcasts=[…]."
             )

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from socketspec.connection.connection import Connection
-from socketspec.declaration.contracts import Broadcasts, Emits
+from socketspec.declaration.contracts import Contract
 from socketspec.declaration.patterns import RoomPattern
 from socketspec.declaration.plans import HandlerPlan, compile_handler
 from socketspec.errors import ConfigurationError
@@ -16,9 +15,9 @@ from socketspec.errors import ConfigurationError
 __all__ = ("EventSpec", "Guard", "Handler", "Hook", "Middleware", "NextHandler", "Registry")
 
 Hook = Callable[..., Awaitable[Any]]
-NextHandler = Callable[[Connection, str, Any], Awaitable[Any]]
-Middleware = Callable[[Connection, str, Any, NextHandler], Awaitable[Any]]
-Handler = Callable[[Connection, Any], Awaitable[Any]]
+NextHandler = Callable[[Any, str, Any], Awaitable[Any]]
+Middleware = Callable[[Any, str, Any, NextHandler], Awaitable[Any]]
+Handler = Callable[[Any, Any], Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +30,7 @@ class EventSpec:
     caller_locals: Mapping[str, Any] | None = field(repr=False)
     description: str
     tags: tuple[str, ...]
-    emits: tuple[Emits, ...] | None
-    broadcasts: tuple[Broadcasts, ...] | None
+    contract: Contract
     ordered: bool
     deprecated: bool
 
@@ -46,9 +44,13 @@ class Guard:
 
 
 class Registry:
-    """Events, hooks, middleware and guards of one app. Registering forgets what was compiled before."""
+    """Events, hooks, middleware and guards of one app. Registering forgets what was compiled before.
 
-    def __init__(self) -> None:
+    `connection_type` is the type of the connections that handlers get, as their annotations name it.
+    """
+
+    def __init__(self, connection_type: type[Any]) -> None:
+        self._connection_type = connection_type
         self.events: dict[str, EventSpec] = {}
         self.middleware: list[Middleware] = []
         self.guards: list[Guard] = []
@@ -97,7 +99,7 @@ class Registry:
         if self.dependency_overrides:
             plan = compile_handler(
                 spec.function,
-                connection_type=Connection,
+                connection_type=self._connection_type,
                 caller_locals=spec.caller_locals,
                 overrides=self.dependency_overrides,
             )
@@ -105,7 +107,7 @@ class Registry:
             return plan.call
         call = plan.call
 
-        async def innermost(conn: Connection, event: str, payload: Any) -> Any:
+        async def innermost(conn: Any, event: str, payload: Any) -> Any:
             return await call(conn, payload)
 
         chain: NextHandler = innermost
@@ -113,13 +115,11 @@ class Registry:
             chain = partial(_through, middleware, chain)
         outermost, name = chain, spec.name
 
-        async def handler(conn: Connection, payload: Any) -> Any:
+        async def handler(conn: Any, payload: Any) -> Any:
             return await outermost(conn, name, payload)
 
         return handler
 
 
-async def _through(
-    middleware: Middleware, next_handler: NextHandler, conn: Connection, event: str, payload: Any
-) -> Any:
+async def _through(middleware: Middleware, next_handler: NextHandler, conn: Any, event: str, payload: Any) -> Any:
     return await middleware(conn, event, payload, next_handler)

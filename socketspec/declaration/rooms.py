@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from socketspec.declaration.patterns import RoomPattern
-from socketspec.errors import ConfigurationError
+from socketspec.errors import ConfigurationError, RoomNotFound, ValidationFailed
+from socketspec.protocol.names import check_room_name
 from socketspec.protocol.publications import History
 
-__all__ = ("Room",)
+__all__ = ("DeclaredRooms", "Room")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,38 @@ class Room:
             raise ConfigurationError(f"Room({self.name!r}, max_members={self.max_members!r}) must be at least 1.")
 
 
-class Declared(NamedTuple):
+class _Declared(NamedTuple):
     pattern: RoomPattern
     room: Room
+
+
+class DeclaredRooms:
+    """The rooms an app declares. Raises `ConfigurationError` where two say the same name or pattern."""
+
+    def __init__(self, rooms: Sequence[Room]) -> None:
+        self.rooms: tuple[Room, ...] = tuple(rooms)
+        declared = [_Declared(RoomPattern(room.name), room) for room in rooms]
+        for index, item in enumerate(declared):
+            if any(item.pattern == other.pattern for other in declared[:index]):
+                raise ConfigurationError(f"Room {item.room.name!r} is declared twice; give it once.")
+        self._declared = sorted(declared, key=lambda item: item.pattern.specificity)
+
+    def declaration(self, room: str) -> Room | None:
+        """The declaration that applies to `room`, the most specific one; None where the app declares no rooms.
+
+        Raises `RoomNotFound` where it does, and none matches.
+        """
+        for pattern, declared in self._declared:
+            if pattern.match(room) is not None:
+                return declared
+        if self._declared:
+            raise RoomNotFound(f"There is no room {room!r}.", details={"room": room})
+        return None
+
+    def check(self, room: str) -> Room | None:
+        """As `declaration`. Raises `ValidationFailed` for what cannot be a room's name."""
+        try:
+            check_room_name(room)
+        except ValueError as error:
+            raise ValidationFailed(str(error), details={"reason": "room_name"}) from None
+        return self.declaration(room)

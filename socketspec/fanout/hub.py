@@ -17,7 +17,6 @@ from typing import Final
 
 from socketspec.backend.protocols import Broker
 from socketspec.concurrency.tasks import Tasks
-from socketspec.connection.connection import Connection
 from socketspec.fanout.channel import JOIN, Channel, Recipients, Slices
 from socketspec.protocol.messages import OVERHEAD, Message, Write
 from socketspec.protocol.publications import Publication, Topic
@@ -48,9 +47,9 @@ def _end_spans(messages: Sequence[Message]) -> None:
 class Hub:
     """The local members of every topic."""
 
-    def __init__(self, broker: Broker, tasks: Tasks, counters: Counters | None = None) -> None:
+    def __init__(self, broker: Broker, tasks: Tasks, counters: Counters) -> None:
         self._broker = broker
-        self._counters = counters or Counters()
+        self._counters = counters
         self._tasks = tasks
         self._channels: dict[Topic, Channel] = {}
         self._waiting: dict[Topic, Channel] = {}
@@ -112,18 +111,16 @@ class Hub:
             if channel.ready is not None:
                 await self._broker.unsubscribe(topic)
 
-    def add(self, topic: Topic, conn: Connection, write: Write | None = None) -> None:
-        """Deliver `topic` to `conn` from now on, through `write` if given. Needs an `acquire` first."""
+    def add(self, topic: Topic, id: str, write: Write) -> None:
+        """Deliver `topic` to the connection `id` from now on, with `write`. Needs an `acquire` first."""
         channel = self._channels[topic]
-        if write is None:
-            write = conn.transport.write
-        if conn.id not in channel.members:
+        if id not in channel.members:
             self._settle(channel)
-            channel.add(conn.id, write)
+            channel.add(id, write)
             if channel.slices is not None:
-                channel.slices.skip(conn.id, len(channel.queue))
+                channel.slices.skip(id, len(channel.queue))
         else:
-            self._exchange(channel, conn.id, write)
+            self._exchange(channel, id, write)
 
     def _exchange(self, channel: Channel, id: str, write: Write) -> None:
         """A member gets another way to be written to: what waits takes it, behind what was sent to it before."""
@@ -132,14 +129,17 @@ class Hub:
             self.settle()
             self._serve(channel)
 
-    def remove(self, topic: Topic, conn: Connection) -> None:
-        """Stop delivering to `conn`: what was published before is written first."""
+    def remove(self, topic: Topic, id: str, *, write_rest: bool) -> None:
+        """Stop delivering to the connection `id`. With `write_rest`, what was published before is written first.
+
+        Not for connections that are lost: it would be in vain, and take long where many are lost at once.
+        """
         channel = self._channels.get(topic)
-        if channel is not None and conn.id in channel.members:
+        if channel is not None and id in channel.members:
             self._settle(channel)
-            if conn.is_open:  # one that is lost would be written to in vain, many that are lost at once for long
-                self._write_rest(channel, conn.id)
-            channel.remove(conn.id)
+            if write_rest:
+                self._write_rest(channel, id)
+            channel.remove(id)
 
     def deliver(self, topic: Topic, publications: Sequence[Publication]) -> Awaitable[None] | None:
         """Hand publications that arrived together to the topic's local members, in order, in the loop's next turn.
@@ -186,13 +186,13 @@ class Hub:
         if self._after_size >= HELD:
             self.settle()
 
-    def finish(self, conn: Connection) -> None:
-        """Write everything to `conn` that was published before now: it closes."""
+    def finish(self, id: str) -> None:
+        """Before a connection closes: write what was published to it so far."""
         self.settle()
         for channel in tuple(self._sliced):
-            if conn.id in channel.members:
-                self._write_rest(channel, conn.id)
-                channel.remove(conn.id)
+            if id in channel.members:
+                self._write_rest(channel, id)
+                channel.remove(id)
 
     def _write_rest(self, channel: Channel, id: str) -> None:
         """Write what a member's turn has not come for. It stays a member meanwhile: `write` may exchange itself."""

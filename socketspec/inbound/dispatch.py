@@ -8,15 +8,18 @@ events registered with ``ordered=True`` run one after the other.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
 
 from socketspec.concurrency.cancellation import unless_cancelled
+from socketspec.concurrency.tasks import Tasks
 from socketspec.connection.connection import Connection
+from socketspec.connection.hooks import Hooks
 from socketspec.connection.states import State
-from socketspec.declaration.registry import EventSpec
+from socketspec.declaration.contracts import Contracts
+from socketspec.declaration.registry import EventSpec, Registry
 from socketspec.errors import (
     BackendError,
     CloseCode,
@@ -27,41 +30,72 @@ from socketspec.errors import (
     UnknownEvent,
     ValidationFailed,
 )
+from socketspec.inbound.limiter import Limiter
+from socketspec.inbound.protocol_events import ProtocolEvents
 from socketspec.protocol.envelopes import Envelope, decode
 from socketspec.protocol.formats import Format
 from socketspec.protocol.messages import Message, encode_payload
 from socketspec.protocol.names import CLIENT_EVENTS, is_reserved
-from socketspec.telemetry.context import about, telling
+from socketspec.telemetry.context import Requests, current_request, log_context
+from socketspec.telemetry.counters import Counters
+from socketspec.telemetry.debug_feed import DebugFeed
 from socketspec.telemetry.tracing import Tracing, installed
 
-if TYPE_CHECKING:
-    from socketspec.runtime.engine import Engine
-
-__all__ = ("Dispatcher",)
+__all__ = ("Dispatcher", "InboundLimits")
 
 logger: logging.Logger = logging.getLogger("socketspec.events")
 
 Pending = Coroutine[Any, Any, None]
 
 
-class Dispatcher:
-    """Takes every inbound frame of an engine's connections."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InboundLimits:
+    """What clients may send, and what they are told of failures."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._settings = engine.settings
-        self._counters = engine.counters
-        self._requests = engine.requests
+    max_payload_size: int
+    max_in_flight: int
+    debug: bool
+    """Whether clients are told the text of exceptions."""
+
+
+class Dispatcher:
+    """Takes every inbound frame of an app's connections."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        contracts: Contracts,
+        limiter: Limiter | None,
+        protocol_events: ProtocolEvents,
+        hooks: Hooks,
+        handlers: Tasks,
+        requests: Requests,
+        counters: Counters,
+        feed: DebugFeed | None,
+        limits: InboundLimits,
+        now: Callable[[], float],
+    ) -> None:
+        self._registry = registry
+        self._contracts = contracts
+        self._limiter = limiter
+        self._protocol_events = protocol_events
+        self._hooks = hooks
+        self._handlers = handlers
+        self._requests = requests
+        self._counters = counters
+        self._feed = feed
+        self._limits = limits
+        self._now = now
 
     def receive(self, conn: Connection, data: str | bytes, *, binary: bool) -> Pending | None:
         """Take one message. Where this returns a coroutine, await it before reading the next message.
 
         That is how reading pauses: the caller's socket fills up and TCP slows the client down.
         """
-        now = self._engine.now()
+        now = self._now()
         conn.clock.last_heard = now
         self._counters.received_bytes += len(data)
-        if conn.leaving or (conn.state is not State.OPEN and conn.state is not State.AUTHENTICATING):
+        if conn.in_flight.leaving or (conn.state is not State.OPEN and conn.state is not State.AUTHENTICATING):
             return None
         if binary is not (conn.format is Format.MSGPACK):
             expected = "binary MessagePack" if conn.format is Format.MSGPACK else "JSON text"
@@ -69,13 +103,13 @@ class Dispatcher:
             conn.close(CloseCode.UNSUPPORTED_DATA, error=error)
             return None
         if self._is_too_large(data):
-            limit = self._settings.max_payload_size
+            limit = self._limits.max_payload_size
             self._counters.count_event("unknown", "too_large")
             conn.send_error(
                 PayloadTooLarge(f"A message may have {limit} bytes.", details={"max_payload_size": limit}), event=None
             )
             return None
-        limiter = self._engine.limiter
+        limiter = self._limiter
         if limiter is not None:
             try:
                 wait = limiter.check(conn, now)
@@ -89,7 +123,7 @@ class Dispatcher:
         return self._parse(conn, data, now)
 
     def _is_too_large(self, data: str | bytes) -> bool:
-        limit = self._settings.max_payload_size
+        limit = self._limits.max_payload_size
         if len(data) > limit:
             return True
         # A character has at most four bytes, so most strings need not be encoded to be measured.
@@ -102,15 +136,15 @@ class Dispatcher:
             await self._failed(conn, None, None, error)
             return
         if wait > 0:
-            self._refuse(conn, wait, self._engine.now())
-        elif conn.is_open:
-            pending = self._parse(conn, data, self._engine.now())
+            self._refuse(conn, wait, self._now())
+        elif conn.state is State.OPEN or conn.state is State.AUTHENTICATING:
+            pending = self._parse(conn, data, self._now())
             if pending is not None:
                 await pending
 
     def _refuse(self, conn: Connection, wait: float, now: float) -> None:
         error = RateLimited("Too many events.", details={"retry_after": round(wait, 3)})
-        limiter = self._engine.limiter
+        limiter = self._limiter
         self._counters.rate_limited += 1
         self._counters.count_event("unknown", "rate_limited")
         if limiter is not None and limiter.is_abuse(conn, now):
@@ -125,11 +159,11 @@ class Dispatcher:
             self._counters.count_event("unknown", "malformed")
             conn.send_error(error, event=None)
             return None
-        spec = self._engine.registry.events.get(envelope.event)
+        spec = self._registry.events.get(envelope.event)
         if spec is None:
             return self._other(conn, envelope, now)
         if conn.state is not State.OPEN:
-            self._engine.client_events.refuse_unauthenticated(conn)
+            self._protocol_events.refuse_unauthenticated(conn)
             return None
         conn.clock.last_active = now
         try:
@@ -141,8 +175,9 @@ class Dispatcher:
             self._counters.count_event(spec.name, "error")
             # A validator of the user's raised something that Pydantic does not take for a refusal.
             return self._failed(conn, envelope.event, envelope.id, error)
-        self._engine.observe("in", conn, envelope.event, data)
-        if conn.in_flight >= self._settings.max_in_flight:
+        if self._feed is not None:
+            self._feed.add("in", conn.id, envelope.event, data, None)
+        if conn.in_flight.count >= self._limits.max_in_flight:
             return self._when_free(conn, spec, payload, envelope.id)
         self._start(conn, spec, payload, envelope.id)
         return None
@@ -151,10 +186,11 @@ class Dispatcher:
         """An event without a handler: one of the protocol's, or unknown."""
         if envelope.event in CLIENT_EVENTS:
             self._counters.count_event(envelope.event, "ok")
-            pending = self._engine.client_events.handle(conn, envelope)
-            return None if pending is None else self._guarded(conn, envelope, pending)
+            number = next(self._requests.numbers)
+            pending = self._protocol_events.handle(conn, envelope, number)
+            return None if pending is None else self._guarded(conn, envelope, pending, number)
         if conn.state is not State.OPEN:
-            self._engine.client_events.refuse_unauthenticated(conn)
+            self._protocol_events.refuse_unauthenticated(conn)
             return None
         conn.clock.last_active = now
         self._counters.count_event("unknown", "unknown")
@@ -167,31 +203,28 @@ class Dispatcher:
         conn.send_error(error, event=envelope.event[:200], id=envelope.id)
         return None
 
-    async def _guarded(self, conn: Connection, envelope: Envelope, pending: Pending) -> None:
+    async def _guarded(self, conn: Connection, envelope: Envelope, pending: Pending, number: int) -> None:
         # Room guards and hooks of the user's run in there; their failure must not end the reading of this connection.
-        number = next(self._requests.numbers)
-        with telling(conn.id, self._requests, envelope.event, number):
+        with log_context(conn.id, self._requests, envelope.event, number):
             try:
                 await pending
             except Exception as error:
                 await self._failed(conn, envelope.event, envelope.id, error, number)
 
     async def _when_free(self, conn: Connection, spec: EventSpec, payload: Any, id: str | int | None) -> None:
-        while conn.in_flight >= self._settings.max_in_flight:
-            conn.slots = asyncio.Event()
-            await conn.slots.wait()
+        await conn.in_flight.below(self._limits.max_in_flight)
         if conn.is_open:
             self._start(conn, spec, payload, id)
 
     def _start(self, conn: Connection, spec: EventSpec, payload: Any, id: str | int | None) -> None:
-        conn.in_flight += 1
+        conn.in_flight.begin()
         number = next(self._requests.numbers)
         tracing = installed()
         if tracing is None:
             handling = self._handle(conn, spec, payload, id, number)
         else:
             handling = self._traced(tracing, conn, spec, payload, id, number)
-        self._engine.handlers.spawn(handling, name=f"event {spec.name!r} of {conn.id}")
+        self._handlers.spawn(handling, name=f"event {spec.name!r} of {conn.id}")
 
     async def _traced(
         self, tracing: Tracing, conn: Connection, spec: EventSpec, payload: Any, id: str | int | None, number: int
@@ -206,14 +239,12 @@ class Dispatcher:
         self, conn: Connection, spec: EventSpec, payload: Any, id: str | int | None, number: int
     ) -> Exception | None:
         """Call the handler and answer; what it raised."""
-        began = self._engine.now()
-        about.set((conn.id, self._requests, spec.name, number))  # ends with this task
+        began = self._now()
+        current_request.set((conn.id, self._requests, spec.name, number))  # ends with this task
         outcome = "ok"
         try:
             if spec.ordered:
-                if conn.order is None:
-                    conn.order = asyncio.Lock()  # first come, first served
-                async with conn.order:
+                async with conn.in_flight.order:
                     result = await self._call(conn, spec, payload)
             else:
                 result = await self._call(conn, spec, payload)
@@ -230,20 +261,15 @@ class Dispatcher:
             await self._failed(conn, spec.name, id, error, number)
             return error
         finally:
-            self._counters.count_handled(spec.name, outcome, self._engine.now() - began)
-            conn.in_flight -= 1
-            if conn.slots is not None:  # a message waits for this place, and is handled before the connection leaves
-                conn.slots.set()
-                conn.slots = None
-            elif conn.leaving:
-                conn.leave()
+            self._counters.count_handled(spec.name, outcome, self._now() - began)
+            conn.handled()
         return None
 
     async def _call(self, conn: Connection, spec: EventSpec, payload: Any) -> Any:
-        handler = self._engine.registry.handler(spec)
-        if not self._engine.contracts.strict:
+        handler = self._registry.handler(spec)
+        if not self._contracts.strict:
             return await unless_cancelled(handler(conn, payload))
-        with self._engine.contracts.handling(spec):
+        with self._contracts.handling(spec.contract):
             return await unless_cancelled(handler(conn, payload))
 
     def _refused(
@@ -261,9 +287,9 @@ class Dispatcher:
     ) -> None:
         """Log a handler's failure, tell the client a request id and nothing else, and call the `on_error` hooks."""
         number = number or next(self._requests.numbers)
-        with telling(conn.id, self._requests, event, number):
+        with log_context(conn.id, self._requests, event, number):
             self._report(conn, event, id, error, number)
-            await self._engine.run_hooks(self._engine.registry.on_error, conn, error)
+            await self._hooks.run(self._registry.on_error, conn, error)
 
     def _report(self, conn: Connection, event: str | None, id: str | int | None, error: Exception, number: int) -> None:
         request_id = self._requests.id(number)
@@ -275,7 +301,7 @@ class Dispatcher:
             logger.error("%s", what, exc_info=error, extra=ids)
         message = "The server failed to handle this event."
         details: dict[str, Any] = {}
-        if self._settings.debug:
+        if self._limits.debug:
             text = str(error)[:1000].encode(errors="backslashreplace").decode()
             details = {"exception": type(error).__name__, "text": text}
         conn.send_error(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from socketspec.backend.protocols import Limits
-from socketspec.backend.token_buckets import BucketTable, TokenBucket
+from socketspec.backend.token_buckets import BucketTable
 from socketspec.connection.connection import Connection
 from socketspec.security.ratelimit import RateLimit
 
@@ -14,30 +14,30 @@ __all__ = ("Limiter",)
 
 
 class Limiter:
-    """Finds an event's bucket. Buckets of one connection are its own; others are shared, across nodes if can be."""
+    """Finds an event's bucket. A connection's own bucket is this node's; others are shared by nodes, if they can be."""
 
     def __init__(self, limit: RateLimit, limits: Limits, *, shared: bool) -> None:
         self._limit = limit
         self._limits = limits
         self._shared = shared
-        self._table = BucketTable(limit.rate, limit.capacity)
+        self._buckets = BucketTable(limit.rate, limit.capacity)
+        self._violations = BucketTable(limit.rate, limit.max_violations) if limit.max_violations else None
 
     def check(self, conn: Connection, now: float) -> float | Coroutine[Any, Any, float]:
         """0.0 when the event may pass, else the seconds until one may; to be awaited where other nodes are asked."""
         key = self._key(conn)
         if key is None:
-            if conn.bucket is None:
-                conn.bucket = TokenBucket(self._limit.rate, self._limit.capacity, now)
-            return conn.bucket.take(now)
+            return self._buckets.take(f"connection:{conn.id}", now)
         if self._shared:
             return self._limits.take(key, rate=self._limit.rate, capacity=self._limit.capacity)
-        return self._table.take(key, now)
+        return self._buckets.take(key, now)
 
     def is_abuse(self, conn: Connection, now: float) -> bool:
-        """Count one refusal; True when the connection has had more than `max_violations` of them."""
-        if conn.violations is None:
-            conn.violations = self._limit.violations_bucket(now)
-        return conn.violations is not None and conn.violations.take(now) > 0
+        """Count one refusal; True when the connection has had more than `max_violations` of them.
+
+        They are forgotten at `rate` a second.
+        """
+        return self._violations is not None and self._violations.take(conn.id, now) > 0
 
     def _key(self, conn: Connection) -> str | None:
         """The shared bucket's key; None for the connection's own bucket."""

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from socketspec.connection.connection import connection_id
-from socketspec.errors import CloseCode, ErrorCode, EventError
+from socketspec.errors import AuthError, BackendError, CloseCode, ErrorCode, EventError
 from socketspec.identity import ANONYMOUS, Identity
-from socketspec.protocol.formats import Format
+from socketspec.lifecycle.drain import Drain
+from socketspec.protocol.formats import Format, negotiate
+from socketspec.protocol.handshake import Handshake
+from socketspec.protocol.names import check_user_id
+from socketspec.security.auth import AuthBackend, NoCredentials, authenticate
+from socketspec.security.origins import OriginPolicy
 from socketspec.session.config import Session
 from socketspec.session.revocation import Revoked
+from socketspec.session.verifier import SessionVerifier
 
-__all__ = ("Admission", "refusal_code")
+__all__ = ("Admission", "Admissions", "refusal_code")
 
+logger: logging.Logger = logging.getLogger("socketspec")
 
 UNAVAILABLE = (503, "The cluster backend cannot be reached; connect again.")
 
@@ -32,7 +42,7 @@ class Admission:
     session: Session | None = None
     """None: begin one."""
     checked_at: float = 0.0
-    """When it was found that nothing of this is revoked, on the engine's clock."""
+    """When it was found that nothing of this is revoked, on the event loop's clock."""
     error: EventError | None = None
     """Accept, send this error, and close with its `refusal_code`."""
 
@@ -42,3 +52,59 @@ def refusal_code(error: EventError) -> CloseCode:
     if isinstance(error, Revoked):
         return CloseCode.REVOKED
     return CloseCode.SESSION_EXPIRED if error.code == ErrorCode.SESSION_EXPIRED else CloseCode.AUTH_FAILED
+
+
+class Admissions:
+    """Decides about opening handshakes: origin, then authentication, then the session."""
+
+    def __init__(
+        self,
+        origins: OriginPolicy,
+        auth: tuple[AuthBackend, ...],
+        verifier: SessionVerifier,
+        drain: Drain,
+        now: Callable[[], float],
+    ) -> None:
+        self._origins = origins
+        self._auth = auth
+        self._waits_for_credentials = any(getattr(backend, "first_message", False) for backend in auth)
+        self._verifier = verifier
+        self._drain = drain
+        self._now = now
+
+    @property
+    def wants_tokens(self) -> bool:
+        """Whether a token means anything to this app."""
+        return bool(self._auth)
+
+    async def admit(self, handshake: Handshake, connection: str) -> Admission:
+        """Decide about an opening handshake; `connection` is the id of the connection that comes of it."""
+        if self._drain.stopping:
+            return Admission(connection=connection, refusal=(503, "This node is stopping; connect again."))
+        if not self._origins.allows(handshake.headers):
+            return Admission(connection=connection, refusal=(403, "This origin is not allowed."))
+        subprotocol, format = negotiate(handshake.subprotocols)
+        admit = partial(Admission, connection=connection, subprotocol=subprotocol, format=format)
+        try:
+            identity = await self.authenticate(handshake) if self._auth else ANONYMOUS
+            checked_at = self._now()
+            session = await self._verifier.open(identity, handshake.query_params.get("session"))
+        except NoCredentials as error:
+            return admit(identity=None, error=None if self._waits_for_credentials else error)
+        except EventError as error:
+            return admit(identity=None, error=error)
+        except BackendError as error:
+            logger.error("Refused a connection with HTTP 503, unable to look up its session: %s", error)
+            return Admission(connection=connection, refusal=UNAVAILABLE)
+        return admit(identity=identity, session=session, checked_at=checked_at)
+
+    async def authenticate(self, handshake: Handshake) -> Identity:
+        """Who this is. Raises `AuthError`."""
+        identity = await authenticate(self._auth, handshake)
+        if identity.user_id is not None:
+            try:
+                check_user_id(identity.user_id)
+            except ValueError as error:
+                logger.warning("refused: %s", error)
+                raise AuthError("The server cannot use the user id of these credentials.") from None
+        return identity

@@ -1,8 +1,6 @@
-"""Carries out what the session clocks ask for: heartbeats, warnings, and closing in time."""
+"""What a connection's deadlines bring: heartbeats, warnings, and closing in time."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 from socketspec.connection.connection import Connection
 from socketspec.connection.states import State
@@ -10,58 +8,52 @@ from socketspec.errors import AuthError, CloseCode, ErrorCode, EventError
 from socketspec.protocol.messages import Message, encode_payload
 from socketspec.session.clock import Action
 
-if TYPE_CHECKING:
-    from socketspec.runtime.engine import Engine
-
-__all__ = ("Keeper",)
+__all__ = ("due",)
 
 
-class Keeper:
-    """One per engine; the timing wheel calls it for every connection whose time has come."""
+def due(conn: Connection, now: float) -> float | None:
+    """Do what is due for `conn`; the next deadline. The timing wheel calls it when one of the clock's has come."""
+    if conn.state is State.AUTHENTICATING:
+        conn.close(CloseCode.AUTH_FAILED, error=AuthError("No credentials arrived in time."))
+    if not conn.is_open:
+        return None
+    if conn.held:  # its pongs may have come: it is us who do not read them
+        conn.clock.last_heard = now
+    for action in conn.clock.due(now):
+        _do(conn, action, now)
+    return conn.clock.next_deadline()
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
 
-    def due(self, conn: Connection, now: float) -> float | None:
-        """Do what is due for `conn`; the next deadline."""
-        if conn.state is State.AUTHENTICATING:
-            conn.close(CloseCode.AUTH_FAILED, error=AuthError("No credentials arrived in time."))
-        if not conn.is_open:
-            return None
-        if conn.held:  # its pongs may have come: it is us who do not read them
-            conn.clock.last_heard = now
-        for action in conn.clock.due(now):
-            self._do(conn, action, now)
-        return conn.clock.next_deadline()
-
-    def _do(self, conn: Connection, action: Action, now: float) -> None:
-        if action.is_terminal:
-            self._close(conn, action)
-        elif action is Action.PING:
-            if conn.transport.can_ping:
-                conn.transport.ping()
-            else:
-                conn.send(Message("__ping__"))
-        elif action is Action.IDLE_WARNING:
-            idle_timeout = conn.session.config.idle_timeout or 0.0
-            self._warn(conn, "__idle_warning__", conn.clock.last_active + idle_timeout - now)
-        elif action is Action.EXPIRY_WARNING:
-            self._warn(conn, "__session_expiring__", (conn.clock.expires_at or now) - now)
-        elif action is Action.TOKEN_WARNING:
-            self._warn(conn, "__auth_expiring__", (conn.clock.token_expires_at or now) - now)
-
-    def _warn(self, conn: Connection, event: str, seconds: float) -> None:
-        conn.send(Message(event, encode_payload({"expires_in": round(max(seconds, 0.0), 3)})))
-
-    def _close(self, conn: Connection, action: Action) -> None:
-        if action is Action.HEARTBEAT_TIMEOUT:
-            conn.close(CloseCode.HEARTBEAT_TIMEOUT)
-        elif action is Action.IDLE_TIMEOUT:
-            error = EventError("Nothing was received for too long.", code=ErrorCode.IDLE_TIMEOUT)
-            conn.close(CloseCode.IDLE_TIMEOUT, error=error)
-        elif action is Action.SESSION_EXPIRED:
-            error = EventError("The session reached its maximum duration.", code=ErrorCode.SESSION_EXPIRED)
-            conn.close(CloseCode.SESSION_EXPIRED, error=error)
+def _do(conn: Connection, action: Action, now: float) -> None:
+    if action.is_terminal:
+        _close(conn, action)
+    elif action is Action.PING:
+        if conn.transport.can_ping:
+            conn.transport.ping()
         else:
-            error = EventError("The token expired. Connect with a new one.", code=ErrorCode.AUTH_EXPIRED)
-            conn.close(CloseCode.AUTH_FAILED, "auth_expired", error=error)
+            conn.send(Message("__ping__"))
+    elif action is Action.IDLE_WARNING:
+        idle_timeout = conn.session.config.idle_timeout or 0.0
+        _warn(conn, "__idle_warning__", conn.clock.last_active + idle_timeout - now)
+    elif action is Action.EXPIRY_WARNING:
+        _warn(conn, "__session_expiring__", (conn.clock.expires_at or now) - now)
+    elif action is Action.TOKEN_WARNING:
+        _warn(conn, "__auth_expiring__", (conn.clock.token_expires_at or now) - now)
+
+
+def _warn(conn: Connection, event: str, seconds: float) -> None:
+    conn.send(Message(event, encode_payload({"expires_in": round(max(seconds, 0.0), 3)})))
+
+
+def _close(conn: Connection, action: Action) -> None:
+    if action is Action.HEARTBEAT_TIMEOUT:
+        conn.close(CloseCode.HEARTBEAT_TIMEOUT)
+    elif action is Action.IDLE_TIMEOUT:
+        error = EventError("Nothing was received for too long.", code=ErrorCode.IDLE_TIMEOUT)
+        conn.close(CloseCode.IDLE_TIMEOUT, error=error)
+    elif action is Action.SESSION_EXPIRED:
+        error = EventError("The session reached its maximum duration.", code=ErrorCode.SESSION_EXPIRED)
+        conn.close(CloseCode.SESSION_EXPIRED, error=error)
+    else:
+        error = EventError("The token expired. Connect with a new one.", code=ErrorCode.AUTH_EXPIRED)
+        conn.close(CloseCode.AUTH_FAILED, "auth_expired", error=error)

@@ -1,4 +1,4 @@
-"""How a node lets its connections go: announced, spread over a window, and none in the middle of something.
+"""How a node lets its connections go: announced, spread over a window, never while one of its handlers runs.
 
     not ready -> ``__server_shutdown__`` to everybody -> connections leave evenly, each once its handlers are through
     -> whoever is left after the grace is closed all the same
@@ -12,14 +12,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import Final
 
+from socketspec.concurrency.tasks import Tasks
 from socketspec.connection.connection import Connection
 from socketspec.errors import CloseCode
+from socketspec.membership.directory import Directory
 from socketspec.protocol.messages import Message, encode_payload
-
-if TYPE_CHECKING:
-    from socketspec.runtime.engine import Engine
 
 __all__ = ("SLOWEST", "Drain")
 
@@ -33,40 +33,44 @@ JITTER: Final = 0.5
 """Seconds by which clients that connect again are spread beside that."""
 AT_ONCE: Final = 5.0
 """Seconds over which they are spread where everybody leaves at once (``window=0``)."""
-SLICE: Final = 500
-"""Goodbyes said before the event loop gets its turn."""
+GOODBYES_A_TURN: Final = 500
+"""Connections that are told before the event loop gets a turn."""
 
 
 class Drain:
     """One engine's drain. Begins once, however often it is asked for."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, directory: Directory, tasks: Tasks, now: Callable[[], float]) -> None:
+        self._directory = directory
+        self._tasks = tasks
+        self._now = now
+        self.stopping: bool = False
+        """Whether it has begun: nobody is let in any more."""
         self._task: asyncio.Task[int] | None = None
         self.deadline: float = 0.0
-        """Until when handlers may finish, on the engine's clock. Known when the drain is done."""
+        """Until when handlers may finish, on the event loop's clock. Known when the drain is done."""
 
     def begin(self, window: float, grace: float) -> asyncio.Task[int]:
         """Begin; the task's result is how many connections there were. Later calls give the same task."""
         if self._task is None:
-            self._engine.stopping = True
-            self._task = self._engine.tasks.spawn(self._run(window, grace), name="drain")
+            self.stopping = True
+            self._task = self._tasks.spawn(self._run(window, grace), name="drain")
         return self._task
 
     async def _run(self, window: float, grace: float) -> int:
-        connections = list(self._engine.connections.values())
-        self.deadline = self._engine.now() + grace
+        connections = list(self._directory.connections.values())
+        self.deadline = self._now() + grace
         if not connections:
             return 0
         random.shuffle(connections)
         span = min(window, len(connections) / SLOWEST)
         logger.info("Draining: %d connections leave within %.1f s", len(connections), span)
-        began = self._engine.now()
+        began = self._now()
         await self._say_goodbye(connections, span)
         await self._let_go(connections, began, span)
-        self.deadline = self._engine.now() + grace
+        self.deadline = self._now() + grace
         await self._until_empty(grace)
-        for conn in list(self._engine.connections.values()):
+        for conn in list(self._directory.connections.values()):
             conn.close(CloseCode.SERVICE_RESTART)
         return len(connections)
 
@@ -76,14 +80,14 @@ class Drain:
             turn = (number + 1) / len(connections) * span
             delay = turn + random.uniform(0.1, JITTER if span else AT_ONCE)  # noqa: S311 - spreads load, hides nothing
             conn.send(Message("__server_shutdown__", encode_payload({"reconnect_in": round(delay, 3)})))
-            if number % SLICE == SLICE - 1:
+            if number % GOODBYES_A_TURN == GOODBYES_A_TURN - 1:
                 await asyncio.sleep(0)
 
     async def _let_go(self, connections: list[Connection], began: float, span: float) -> None:
         """Close them one after the other, evenly over `span` seconds; stop early when all have left by themselves."""
         gone = 0
-        while gone < len(connections) and self._engine.connections:
-            passed = self._engine.now() - began
+        while gone < len(connections) and self._directory.connections:
+            passed = self._now() - began
             due = len(connections) if passed >= span else int(len(connections) * passed / span)
             for conn in connections[gone:due]:
                 conn.leave()
@@ -95,6 +99,6 @@ class Drain:
         """Wait until the last connection has left and was cleaned up after, `seconds` at most."""
         try:
             async with asyncio.timeout(seconds):
-                await self._engine.emptied.wait()
+                await self._directory.emptied.wait()
         except TimeoutError:
             pass

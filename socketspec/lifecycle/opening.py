@@ -1,33 +1,36 @@
-"""From an opening handshake to an open connection: origin, authentication, session, limits, `on_connect` hooks."""
+"""From an accepted handshake to an open connection: session, user, `on_connect` hooks."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import time
-from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from socketspec.concurrency.cancellation import unless_cancelled
+from socketspec.concurrency.timing_wheel import TimingWheel
 from socketspec.connection.connection import Connection
+from socketspec.connection.hooks import Hooks
+from socketspec.connection.sender import Sender
 from socketspec.connection.states import State
 from socketspec.connection.transport import Transport
-from socketspec.errors import AuthError, BackendError, CloseCode, ErrorCode, EventError, PermissionDenied
-from socketspec.identity import ANONYMOUS, Identity
-from socketspec.membership import users
-from socketspec.protocol.formats import Format, negotiate
+from socketspec.declaration.registry import Registry
+from socketspec.errors import BackendError, CloseCode, ErrorCode, EventError, PermissionDenied
+from socketspec.fanout.hub import Hub
+from socketspec.identity import Identity
+from socketspec.lifecycle.admission import Admission, refusal_code
+from socketspec.lifecycle.closing import Closing
+from socketspec.lifecycle.credentials import Credentials
+from socketspec.lifecycle.drain import Drain
+from socketspec.membership.directory import Directory
+from socketspec.membership.users import UserMembership
+from socketspec.protocol.formats import Format
 from socketspec.protocol.handshake import Handshake
 from socketspec.protocol.messages import Message, encode_payload
-from socketspec.protocol.names import check_user_id
-from socketspec.security.auth import NoCredentials, authenticate
+from socketspec.protocol.publications import Topic
 from socketspec.session.clock import SessionClock
-from socketspec.session.config import AUTOMATIC_HEARTBEAT, Session
-from socketspec.session.revocation import Revoked
-from socketspec.session.verifier import SessionBook, check_session
-
-if TYPE_CHECKING:
-    from socketspec.runtime.engine import Engine
-from socketspec.lifecycle.admission import UNAVAILABLE, Admission, refusal_code
+from socketspec.session.config import AUTOMATIC_HEARTBEAT, Session, SessionConfig
+from socketspec.session.verifier import SessionVerifier
 
 __all__ = ("Opening",)
 
@@ -35,57 +38,50 @@ logger: logging.Logger = logging.getLogger("socketspec")
 
 
 class Opening:
-    """Lets an engine's connections in."""
+    """Makes connections of accepted handshakes, and lets them in."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._settings = engine.settings
-        self.book: SessionBook = SessionBook(
-            engine.settings.namespace, engine.settings.session, engine.backend.sessions
-        )
-
-    async def admit(self, handshake: Handshake, connection: str) -> Admission:
-        """Decide about an opening handshake: origin, then authentication, then the session.
-
-        `connection` is the id of the connection that comes of it.
-        """
-        if self._engine.stopping:
-            return Admission(connection=connection, refusal=(503, "This node is stopping; connect again."))
-        if not self._settings.origins.allows(handshake.headers):
-            return Admission(connection=connection, refusal=(403, "This origin is not allowed."))
-        subprotocol, format = negotiate(handshake.subprotocols)
-        admit = partial(Admission, connection=connection, subprotocol=subprotocol, format=format)
-        try:
-            identity = await self.authenticate(handshake) if self._settings.auth else ANONYMOUS
-            checked_at = self._engine.now()
-            session = await self.book.open(identity, handshake.query_params.get("session"))
-        except NoCredentials as error:
-            return admit(identity=None, error=None if self._settings.first_message_auth else error)
-        except EventError as error:
-            return admit(identity=None, error=error)
-        except BackendError as error:
-            logger.error("Refused a connection with HTTP 503, unable to look up its session: %s", error)
-            return Admission(connection=connection, refusal=UNAVAILABLE)
-        return admit(identity=identity, session=session, checked_at=checked_at)
-
-    async def authenticate(self, handshake: Handshake) -> Identity:
-        """Who this is. Raises `AuthError`."""
-        identity = await authenticate(self._settings.auth, handshake)
-        if identity.user_id is not None:
-            try:
-                check_user_id(identity.user_id)
-            except ValueError as error:
-                logger.warning("refused: %s", error)
-                raise AuthError("The server cannot use the user id of these credentials.") from None
-        return identity
+    def __init__(
+        self,
+        node: str,
+        everybody: Topic,
+        sender: Sender,
+        directory: Directory,
+        wheel: TimingWheel[Connection],
+        hub: Hub,
+        users: UserMembership,
+        hooks: Hooks,
+        registry: Registry,
+        verifier: SessionVerifier,
+        credentials: Credentials,
+        closing: Closing,
+        drain: Drain,
+        *,
+        config: SessionConfig,
+        auth_timeout: float,
+    ) -> None:
+        self._node = node
+        self._everybody = everybody
+        self._sender = sender
+        self._directory = directory
+        self._wheel = wheel
+        self._hub = hub
+        self._users = users
+        self._hooks = hooks
+        self._registry = registry
+        self._verifier = verifier
+        self._credentials = credentials
+        self._closing = closing
+        self._drain = drain
+        self._config = config
+        self._auth_timeout = auth_timeout
 
     async def open(self, admission: Admission, handshake: Handshake, transport: Transport) -> Connection:
         """Make the connection of an accepted handshake and run the `on_connect` hooks."""
-        engine = self._engine
         waiting = admission.identity is None
-        session = admission.session or Session(config=self._settings.session)
+        session = admission.session or Session(config=self._config)
         conn = Connection(
-            engine=engine,
+            sender=self._sender,
+            closing=self._closing.by_server,
             transport=transport,
             handshake=handshake,
             format=admission.format,
@@ -94,94 +90,47 @@ class Opening:
             state=State.AUTHENTICATING if waiting else State.OPENING,
             id=admission.connection,
         )
-        engine.connections[conn.id] = conn
-        engine.emptied.clear()
+        self._directory.add(conn)
         transport.on_slow = partial(conn.close, CloseCode.SLOW_CONSUMER)
-        if engine.stopping:
+        if self._drain.stopping:
             conn.close(CloseCode.SERVICE_RESTART)
         elif admission.error is not None:
             conn.close(refusal_code(admission.error), error=admission.error)
         elif admission.identity is None:
-            engine.wheel.schedule(conn, engine.now() + self._settings.auth_timeout)
+            self._wheel.schedule(conn, self._sender.now() + self._auth_timeout)
         else:
             try:
                 await self._let_in(conn, admission.identity, session, admission.checked_at)
             except BaseException:  # cancelled: the adapter never gets the connection, so nobody else cleans up
-                await engine.closed(conn, 1006)
+                await asyncio.shield(self._closing.lost(conn, 1006))
                 raise
         return conn
 
     def _clock(self, format: Format, transport: Transport) -> SessionClock:
-        config = self._settings.session
-        interval = config.heartbeat_interval
+        interval = self._config.heartbeat_interval
         if interval is None and (transport.can_ping or format is not Format.PLAIN):
             interval = AUTOMATIC_HEARTBEAT
-        return SessionClock(config, now=self._engine.now(), heartbeat_interval=interval)
+        return SessionClock(self._config, now=self._sender.now(), heartbeat_interval=interval)
 
     async def first_message(self, conn: Connection, identity: Identity) -> None:
-        """Let in a client that authenticated by message. Raises as `SessionBook.open` does."""
-        checked_at = self._engine.now()
-        session = await self.book.open(identity, conn.handshake.query_params.get("session"))
+        """Let in a client that authenticated by message. Raises as `SessionVerifier.open` does."""
+        checked_at = self._sender.now()
+        session = await self._verifier.open(identity, conn.handshake.query_params.get("session"))
         if conn.state is State.AUTHENTICATING:
             conn.move(State.OPENING)
             await self._let_in(conn, identity, session, checked_at)
 
-    async def refreshed(self, conn: Connection, identity: Identity) -> None:
-        """Go by a newer token of the same user. Raises `Revoked` and `BackendError`."""
-        checked_at = self._engine.now()
-        await self.book.check(identity, conn.session.id)
-        if conn.is_open:
-            self._adopt(conn, identity, conn.session, checked_at)
-
-    async def resume_session(self, conn: Connection, brought: object) -> None:
-        """Go on with the session that the client brought, unless its token names one.
-
-        It never ends later for that. Raises as `SessionBook.open` does.
-        """
-        if check_session(brought) == conn.session.id or self.book.named(conn.identity) is not None:
-            return
-        checked_at = self._engine.now()
-        session = await self.book.open(conn.identity, brought)
-        if not conn.is_open:
-            return
-        own = conn.session
-        if own.expires_at is not None and session.expires_at is not None and own.expires_at < session.expires_at:
-            session = replace(session, started_at=own.started_at, expires_at=own.expires_at)
-        self._adopt(conn, conn.identity, session, checked_at)
-
-    def _adopt(self, conn: Connection, identity: Identity, session: Session, checked_at: float) -> None:
-        """From now on `conn` is this user's, in this session. Closes it where that was revoked since `checked_at`."""
-        now = self._engine.now()
-        ahead = now - time.time()
-        conn.identity = identity
-        if session.expires_at is not None and (conn.session is not session or conn.clock.expires_at is None):
-            conn.clock.session_resumed(session.expires_at + ahead, now)
-        conn.session = session
-        expires_at = identity.token_expires_at
-        conn.clock.token_refreshed(None if expires_at is None else expires_at + ahead)
-        deadline = conn.clock.next_deadline()
-        if deadline is None:
-            self._engine.wheel.cancel(conn)
-        else:
-            self._engine.wheel.schedule(conn, deadline)
-        control = self._engine.control
-        control.directory.set(conn, self.book.subjects(identity, session.id))
-        if control.has_revoked(conn.subjects, since=checked_at):
-            conn.close(CloseCode.REVOKED, error=Revoked())
-
     async def _let_in(self, conn: Connection, identity: Identity, session: Session, checked_at: float) -> None:
-        conn.in_flight += 1  # a node that stops lets the hooks finish, as it does with handlers
+        conn.in_flight.begin()  # a node that stops lets the hooks finish, as it does with handlers
         try:
             await self._enter(conn, identity, session, checked_at)
         finally:
-            conn.in_flight -= 1
-            if conn.leaving:
-                conn.leave()
+            conn.handled()
 
     async def _enter(self, conn: Connection, identity: Identity, session: Session, checked_at: float) -> None:
-        self._adopt(conn, identity, session, checked_at)
+        self._credentials.adopt(conn, identity, session, checked_at)
         try:
-            await users.enter(self._engine, conn)
+            await self._users.enter(conn)
         except PermissionDenied as error:
             conn.close(CloseCode.TOO_MANY_CONNECTIONS, error=error)
         except BackendError as error:
@@ -200,7 +149,7 @@ class Opening:
         completed = 0
         conn.welcomed = True  # a hook that is under way has set something up already
         try:
-            for hook in self._engine.registry.on_connect:
+            for hook in self._registry.on_connect:
                 await unless_cancelled(hook(conn))
                 completed += 1
         except EventError as error:
@@ -214,8 +163,8 @@ class Opening:
         if conn.state is State.OPENING:
             conn.move(State.OPEN)
             if conn.user_topic is not None:
-                self._engine.hub.add(conn.user_topic, conn)
-            self._engine.hub.add(self._engine.everybody, conn)
+                self._hub.add(conn.user_topic, conn.id, conn.transport.write)
+            self._hub.add(self._everybody, conn.id, conn.transport.write)
 
     async def _hook_failed(self, conn: Connection, error: Exception) -> None:
         if isinstance(error, BackendError):
@@ -223,14 +172,14 @@ class Opening:
         else:
             logger.exception("on_connect failed for connection %s", conn.id)
             conn.close(CloseCode.INTERNAL_ERROR)
-        await self._engine.run_hooks(self._engine.registry.on_error, conn, error)
+        await self._hooks.run(self._registry.on_error, conn, error)
 
     def _introduction(self, conn: Connection) -> dict[str, Any]:
         heartbeat = None
         if conn.clock.heartbeat_interval is not None:
             heartbeat = {
                 "interval": conn.clock.heartbeat_interval,
-                "timeout": self._settings.session.heartbeat_timeout,
+                "timeout": self._config.heartbeat_timeout,
                 "frames": conn.transport.can_ping,
             }
         return {
@@ -238,5 +187,5 @@ class Opening:
             "session": conn.session.id,
             "session_expires_at": conn.session.expires_at,
             "heartbeat": heartbeat,
-            "node": self._engine.backend.node,
+            "node": self._node,
         }

@@ -1,24 +1,41 @@
-"""This node's connections, by what can revoke them."""
+"""This node's connections: by id, and by what revokes them; and when the last one has left."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
 
-if TYPE_CHECKING:
-    from socketspec.connection.connection import Connection
+from socketspec.connection.connection import Connection
 
 __all__ = ("Directory",)
 
 
 class Directory:
-    """Which of this node's connections a subject stands for."""
+    """Lists every connection from its handshake until it has been cleaned up after."""
 
     def __init__(self) -> None:
+        self.connections: dict[str, Connection] = {}
+        """By id."""
+        self.emptied: asyncio.Event = asyncio.Event()
+        """Set from when the last connection has been cleaned up after until there is another one."""
         self._found: dict[str, Connection | dict[Connection, None]] = {}
 
-    def set(self, conn: Connection, subjects: tuple[str, ...]) -> None:
-        """List `conn` under `subjects` and no others."""
-        self.discard(conn)
+    def __len__(self) -> int:
+        return len(self.connections)
+
+    def add(self, conn: Connection) -> None:
+        """List a new connection by its id."""
+        self.connections[conn.id] = conn
+        self.emptied.clear()
+
+    def remove(self, conn: Connection) -> None:
+        """`conn` has been cleaned up after."""
+        self.connections.pop(conn.id, None)
+        if not self.connections:
+            self.emptied.set()
+
+    def set_subjects(self, conn: Connection, subjects: tuple[str, ...]) -> None:
+        """Find `conn` by `subjects`, and by no others."""
+        self.drop_subjects(conn)
         conn.subjects = subjects
         for subject in subjects:
             others = self._found.get(subject)
@@ -29,8 +46,8 @@ class Directory:
             else:
                 self._found[subject] = {others: None, conn: None}
 
-    def discard(self, conn: Connection) -> None:
-        """List `conn` no more."""
+    def drop_subjects(self, conn: Connection) -> None:
+        """Find `conn` by no subject any more."""
         subjects, conn.subjects = conn.subjects, ()
         for subject in subjects:
             found = self._found.get(subject)
@@ -48,5 +65,7 @@ class Directory:
             return []
         return list(found) if isinstance(found, dict) else [found]
 
-    def __len__(self) -> int:
+    @property
+    def subjects(self) -> int:
+        """How many subjects stand for a connection."""
         return len(self._found)

@@ -1,28 +1,32 @@
-"""Members whose node died: the `on_room_leave` hooks run for them here, on the one node that was told.
+"""Leave hooks for members whose node died: they run here, on the one node that was told.
 
 Hooks take a connection, so each gets one that stands for the lost one: closed, with its id and its user's.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from socketspec.concurrency.tasks import Tasks
 from socketspec.connection.connection import Connection
+from socketspec.connection.hooks import Hooks
+from socketspec.connection.sender import Sender
 from socketspec.connection.states import State
+from socketspec.declaration.registry import Registry
 from socketspec.identity import ANONYMOUS, Identity
 from socketspec.protocol.formats import Format
 from socketspec.protocol.handshake import Handshake
 from socketspec.protocol.messages import Message
 from socketspec.protocol.publications import Member, Topic
 from socketspec.session.clock import SessionClock
-from socketspec.session.config import Session
-
-if TYPE_CHECKING:
-    from socketspec.runtime.engine import Engine
+from socketspec.session.config import Session, SessionConfig
 
 __all__ = ("LostMembers",)
+
+logger: logging.Logger = logging.getLogger("socketspec")
 
 WORKERS: Final = 8
 """Hooks for lost members that run at once."""
@@ -53,41 +57,49 @@ class _Gone:
         return
 
 
+def _is_closed(conn: Connection) -> None:
+    """There is nothing to clean up after."""
+
+
 class LostMembers:
     """Runs the hooks, a few at a time. What waits is bounded by what the dead node's rooms held."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, registry: Registry, hooks: Hooks, sender: Sender, tasks: Tasks, config: SessionConfig) -> None:
+        self._registry = registry
+        self._hooks = hooks
+        self._sender = sender
+        self._tasks = tasks
+        self._config = config
         self._waiting: deque[tuple[str, Member]] = deque()
         self._workers = 0
 
     def take(self, topic: Topic, members: Sequence[Member]) -> None:
-        """Run the hooks of `topic`, if it is a room, for `members`; returns at once."""
-        if topic.kind != "room" or not self._engine.registry.on_room_leave:
+        """Run the leave hooks of `topic`, if it is a room, for `members`; returns at once."""
+        logger.info("%d members of %s %r are gone with their node", len(members), topic.kind, topic.name)
+        if topic.kind != "room" or not self._registry.on_room_leave:
             return
         self._waiting.extend((topic.name, member) for member in members)
         for _ in range(min(WORKERS - self._workers, len(members))):
             self._workers += 1
-            self._engine.tasks.spawn(self._work(), name="hooks for lost members")
+            self._tasks.spawn(self._work(), name="hooks for lost members")
 
     async def _work(self) -> None:
         try:
             while self._waiting:
                 room, member = self._waiting.popleft()
-                conn = self._stand_in(room, member)
-                await self._engine.run_final_hooks(self._engine.registry.on_room_leave, conn, room)
+                await self._hooks.run_final(self._registry.on_room_leave, self._stand_in(room, member), room)
         finally:
             self._workers -= 1
 
     def _stand_in(self, room: str, member: Member) -> Connection:
-        config = self._engine.settings.session
         conn = Connection(
-            engine=self._engine,
+            sender=self._sender,
+            closing=_is_closed,
             transport=_Gone(),
             handshake=Handshake(),
             format=Format.PLAIN,
-            session=Session(config=config, started_at=member.joined_at),
-            clock=SessionClock(config, now=self._engine.now()),
+            session=Session(config=self._config, started_at=member.joined_at),
+            clock=SessionClock(self._config, now=self._sender.now()),
             identity=ANONYMOUS if member.user_id is None else Identity(user_id=member.user_id),
             state=State.CLOSED,
             id=member.connection_id,

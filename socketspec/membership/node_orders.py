@@ -1,7 +1,6 @@
-"""What nodes tell each other about connections: close a user's, close these, close what was revoked.
+"""What other nodes want closed, and what this one wants them to close.
 
-These orders go over one topic that every node of a namespace subscribes to and no client hears. Their makers at the
-top are pure, for publishers that are no node.
+Orders go over one topic that every node of a namespace subscribes to and no client hears.
 """
 
 from __future__ import annotations
@@ -11,21 +10,20 @@ import logging
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from pydantic import ValidationError
 
+from socketspec.backend.protocols import Broker
+from socketspec.concurrency.tasks import Tasks
+from socketspec.connection.connection import Connection
 from socketspec.errors import CloseCode, check_close_code
+from socketspec.membership.directory import Directory
+from socketspec.protocol.orders import DISCONNECT, MAX_ORDER, REVOKE, control_topic, disconnect_order, revoke_order
 from socketspec.protocol.publications import Publication, Receipt, Topic
 from socketspec.session.revocation import revocation_subjects
 
-if TYPE_CHECKING:
-    from socketspec.connection.connection import Connection
-    from socketspec.runtime.engine import Engine
-from socketspec.membership.directory import Directory
-from socketspec.protocol.orders import DISCONNECT, MAX_ORDER, REVOKE, control_topic, disconnect_order, revoke_order
-
-__all__ = ("Control",)
+__all__ = ("NodeOrders",)
 
 logger: logging.Logger = logging.getLogger("socketspec.control")
 
@@ -34,17 +32,21 @@ REMEMBERED: Final = 60.0
 """Seconds that a revocation is remembered for connections that are being opened when it is heard."""
 MAX_REMEMBERED: Final = 10_000
 """Subjects remembered so; beyond it the oldest are forgotten."""
-SLICE: Final = 256
+CONNECTIONS_A_TURN: Final = 256
 """Connections closed before the event loop gets a turn."""
 
 
-class Control:
+class NodeOrders:
     """Gives orders to all nodes, this one included, and carries out those that arrive."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self.topic: Topic = control_topic(engine.settings.namespace)
-        self.directory: Directory = Directory()
+    def __init__(
+        self, namespace: str, broker: Broker, directory: Directory, tasks: Tasks, now: Callable[[], float]
+    ) -> None:
+        self.topic: Topic = control_topic(namespace)
+        self._broker = broker
+        self._directory = directory
+        self._tasks = tasks
+        self._now = now
         self._orders: dict[str, Callable[[bytes], None]] = {"disconnect": self._disconnect, "revoke": self._revoke}
         self._revoked: OrderedDict[str, float] = OrderedDict()
         self._ignored: set[str] = set()
@@ -65,7 +67,7 @@ class Control:
         return await self._publish(revoke_order(subjects, reason))
 
     async def _publish(self, order: Publication) -> Receipt:
-        return await self._engine.backend.broker.publish(self.topic, order)
+        return await self._broker.publish(self.topic, order)
 
     def receive(self, publications: Sequence[Publication]) -> None:
         """Carry out orders. One that is not understood is ignored: it comes from another version."""
@@ -85,14 +87,14 @@ class Control:
             logger.warning("Ignored the order %r of another node (said once): %s", event[:80], cause[:300])
 
     def has_revoked(self, subjects: Iterable[str], *, since: float) -> bool:
-        """Whether one of `subjects` was revoked since the time `since`, of the engine's clock: when you asked the
+        """Whether one of `subjects` was revoked since the time `since`, of the event loop's clock: when you asked the
         backend, which may have answered before it knew.
         """
         self._forget()
         return any(self._revoked.get(subject, -math.inf) >= since for subject in subjects)
 
     def _forget(self) -> None:
-        now = self._engine.now()
+        now = self._now()
         while self._revoked and (
             len(self._revoked) > MAX_REMEMBERED or next(iter(self._revoked.values())) < now - REMEMBERED
         ):
@@ -101,30 +103,30 @@ class Control:
     def _disconnect(self, payload: bytes) -> None:
         order = DISCONNECT.validate_json(payload)
         check_close_code(order.code)
-        known = self._engine.connections
+        known = self._directory.connections
         conns = [known[id] for id in order.connections if id in known]
         if order.user is not None:
             for subject in revocation_subjects(self.topic.namespace, user=order.user):
-                conns += self.directory.find(subject)
+                conns += self._directory.find(subject)
         self._close(conns, order.code, order.reason)
 
     def _revoke(self, payload: bytes) -> None:
         order = REVOKE.validate_json(payload)
         for subject in order.subjects:
-            self._revoked[subject] = self._engine.now()
+            self._revoked[subject] = self._now()
             self._revoked.move_to_end(subject)
         self._forget()
-        conns = [conn for subject in order.subjects for conn in self.directory.find(subject)]
+        conns = [conn for subject in order.subjects for conn in self._directory.find(subject)]
         self._close(conns, CloseCode.REVOKED, order.reason)
 
     def _close(self, conns: Sequence[Connection], code: int, reason: str) -> None:
-        for conn in conns[:SLICE]:
+        for conn in conns[:CONNECTIONS_A_TURN]:
             conn.close(code, reason)
-        if len(conns) > SLICE:
-            self._engine.tasks.spawn(self._close_slowly(conns[SLICE:], code, reason), name="closing by order")
+        if len(conns) > CONNECTIONS_A_TURN:
+            self._tasks.spawn(self._close_slowly(conns[CONNECTIONS_A_TURN:], code, reason), name="closing by order")
 
     async def _close_slowly(self, conns: Sequence[Connection], code: int, reason: str) -> None:
-        for start in range(0, len(conns), SLICE):
+        for start in range(0, len(conns), CONNECTIONS_A_TURN):
             await asyncio.sleep(0)
-            for conn in conns[start : start + SLICE]:
+            for conn in conns[start : start + CONNECTIONS_A_TURN]:
                 conn.close(code, reason)

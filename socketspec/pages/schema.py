@@ -60,11 +60,11 @@ def _event(spec: EventSpec) -> dict[str, Any]:
         "ack": _reply(spec.plan.returns),
         "emits": [
             {"event": item.event, "description": item.description, "payload": _model(item.model)}
-            for item in spec.emits or ()
+            for item in spec.contract.emits or ()
         ],
         "broadcasts": [
             {"event": item.event, "room": item.room, "description": item.description, "payload": _model(item.model)}
-            for item in spec.broadcasts or ()
+            for item in spec.contract.broadcasts or ()
         ],
     }
 

@@ -1,21 +1,63 @@
-"""Checks of what is given to `SocketApp`. Each raises `ConfigurationError` with a sentence that says what to change."""
+"""An app's options, each checked here. A bad one raises `ConfigurationError`, which says what to change."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from socketspec.connection.outbox import Backpressure
 from socketspec.declaration.rooms import Room
 from socketspec.errors import ConfigurationError
+from socketspec.protocol.names import check_namespace
 from socketspec.security.auth import AuthBackend
 from socketspec.security.origins import OriginPolicy
 from socketspec.security.ratelimit import RateLimit
 from socketspec.session.config import SessionConfig
 
 __all__ = ("Settings",)
+
+LimitPolicy = Literal["reject", "evict_oldest"]
+"""What happens to a connection too many of one user; see `SocketApp`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """An app's options, checked. What each means is documented at `SocketApp`."""
+
+    namespace: str
+    auth: tuple[AuthBackend, ...]
+    origins: OriginPolicy
+    max_payload_size: int
+    rate_limit: RateLimit | None
+    session: SessionConfig
+    backpressure: Backpressure
+    max_in_flight: int
+    max_rooms_per_connection: int
+    max_connections_per_user: int | None
+    connection_limit_policy: LimitPolicy
+    auth_timeout: float
+    drain_window: float
+    drain_grace: float
+    strict: bool
+    debug: bool
+
+    def __post_init__(self) -> None:
+        checked(check_namespace, self.namespace)
+        for name in ("max_payload_size", "max_in_flight", "max_rooms_per_connection"):
+            _check_whole(name, getattr(self, name))
+        if self.max_connections_per_user is not None:
+            _check_whole("max_connections_per_user", self.max_connections_per_user)
+        _check_type("rate_limit", self.rate_limit, RateLimit | None, "RateLimit(rate=10, capacity=20)")
+        _check_type("session", self.session, SessionConfig, "SessionConfig(idle_timeout=300)")
+        _check_type("backpressure", self.backpressure, Backpressure, "Backpressure(max_buffer=1_048_576)")
+        if self.connection_limit_policy not in get_args(LimitPolicy):
+            policies = " or ".join(f'"{policy}"' for policy in get_args(LimitPolicy))
+            raise ConfigurationError(
+                f"SocketApp(connection_limit_policy={self.connection_limit_policy!r}) must be {policies}."
+            )
+        _check_positive("auth_timeout", self.auth_timeout)
 
 
 def auth_backends(auth: AuthBackend | Sequence[AuthBackend] | None) -> tuple[AuthBackend, ...]:
@@ -42,12 +84,6 @@ def checked(check: Callable[[str], str], value: str) -> str:
         raise ConfigurationError(str(error)) from None
 
 
-def positive(name: str, value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**63:
-        raise ConfigurationError(f"SocketApp({name}={value!r}) must be a number greater than 0.")
-    return value
-
-
 def drain_seconds(name: str, value: Any) -> float:
     """A number of seconds, 0 or more. None: the environment variable's, else 10."""
     what = f"SocketApp({name}={value!r})"
@@ -64,28 +100,10 @@ def drain_seconds(name: str, value: Any) -> float:
     return float(value)
 
 
-def whole(name: str, value: Any) -> Any:
-    if type(value) is not int or not 0 < value < 2**63:
-        raise ConfigurationError(f"SocketApp({name}={value!r}) must be a whole number greater than 0.")
-    return value
-
-
-def policy(value: Any) -> Any:
-    if value not in ("reject", "evict_oldest"):
-        raise ConfigurationError(f'SocketApp(connection_limit_policy={value!r}) must be "reject" or "evict_oldest".')
-    return value
-
-
-def rooms(declared: Sequence[Any]) -> list[Room]:
+def rooms_of(declared: Sequence[Any]) -> list[Room]:
     if isinstance(declared, str) or not all(isinstance(room, str | Room) for room in declared):
         raise ConfigurationError(f'SocketApp(rooms={declared!r}) must be a list such as [Room("chat:{{name}}")].')
     return [Room(room) if isinstance(room, str) else room for room in declared]
-
-
-def of_type(name: str, value: Any, wanted: type[Any], example: str) -> Any:
-    if value is not None and not isinstance(value, wanted):
-        raise ConfigurationError(f"SocketApp({name}={value!r}) must be {example} or None.")
-    return value
 
 
 def path(name: str, value: Any) -> str:
@@ -95,28 +113,16 @@ def path(name: str, value: Any) -> str:
     return path
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """An app's options, checked. What each means is documented at `SocketApp`."""
+def _check_positive(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**63:
+        raise ConfigurationError(f"SocketApp({name}={value!r}) must be a number greater than 0.")
 
-    namespace: str
-    auth: tuple[AuthBackend, ...]
-    origins: OriginPolicy
-    max_payload_size: int
-    rate_limit: RateLimit | None
-    session: SessionConfig
-    backpressure: Backpressure
-    max_in_flight: int
-    max_rooms_per_connection: int
-    max_connections_per_user: int | None
-    connection_limit_policy: Literal["reject", "evict_oldest"]
-    auth_timeout: float
-    drain_window: float
-    drain_grace: float
-    strict: bool
-    debug: bool
 
-    @property
-    def first_message_auth(self) -> bool:
-        """Whether a client without credentials may send them as its first message."""
-        return any(getattr(backend, "first_message", False) for backend in self.auth)
+def _check_whole(name: str, value: object) -> None:
+    if type(value) is not int or not 0 < value < 2**63:
+        raise ConfigurationError(f"SocketApp({name}={value!r}) must be a whole number greater than 0.")
+
+
+def _check_type(name: str, value: object, wanted: Any, example: str) -> None:
+    if not isinstance(value, wanted):
+        raise ConfigurationError(f"SocketApp({name}={value!r}) must be {example} or None.")

@@ -1,4 +1,4 @@
-"""How many events a client may send: token buckets, and the table that holds many of them in bounded memory."""
+"""How many events a client may send."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ import inspect
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from types import UnionType
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from socketspec.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from socketspec.connection.connection import Connection
-from socketspec.backend.token_buckets import TokenBucket
 
 __all__ = ("RateLimit", "ScopeName")
 
@@ -31,7 +27,7 @@ class RateLimit:
     capacity: float
     """How many events may come at once; at least 1."""
     _: KW_ONLY
-    scope: ScopeName | Callable[[Connection], str] | None = None
+    scope: ScopeName | Callable[[Any], str] | None = None
     """Who shares a bucket: one connection, one user, one client address, or all for whom a function returns one key.
 
     None: the user where the backend is shared between nodes and the user is authenticated, else the connection.
@@ -60,14 +56,6 @@ class RateLimit:
                 "events, or 0 to never close a connection for them."
             )
         _check_scope(self.scope)
-
-    def bucket(self, now: float) -> TokenBucket:
-        """A full bucket for events."""
-        return TokenBucket(self.rate, self.capacity, now)
-
-    def violations_bucket(self, now: float) -> TokenBucket | None:
-        """A bucket to take from for each refused event: close when it is empty. None: never close."""
-        return TokenBucket(self.rate, self.max_violations, now) if self.max_violations else None
 
 
 def _is_number(value: object, kind: type[int] | UnionType = int | float) -> bool:

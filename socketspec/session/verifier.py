@@ -11,7 +11,7 @@ from socketspec.identity import Identity
 from socketspec.session.config import Session, SessionConfig
 from socketspec.session.revocation import Kind, Revoked, digest, subject_of
 
-__all__ = ("SessionBook", "check_session")
+__all__ = ("SessionVerifier", "check_session")
 
 REMEMBERED: Final = 86_400.0
 """Seconds that the begin of a session is remembered after its end, so that it cannot begin again."""
@@ -19,8 +19,8 @@ REMEMBERED: Final = 86_400.0
 _SESSION = re.compile(r"[A-Za-z0-9_-]{16,128}")
 
 
-class SessionBook:
-    """Finds out which session a connection belongs to, and whether that may go on. For the engine."""
+class SessionVerifier:
+    """Finds out which session a connection belongs to, and whether that may go on."""
 
     def __init__(self, namespace: str, config: SessionConfig, sessions: Store) -> None:
         self._namespace = namespace

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-__all__ = ("Requests", "about", "telling")
+__all__ = ("Requests", "current_request", "log_context")
 
 
 class Requests:
@@ -26,9 +26,9 @@ class Requests:
         return f"{self._prefix}-{number:x}"
 
 
-About = tuple[str, Requests, str | None, int]
+CurrentRequest = tuple[str, Requests, str | None, int]
 
-about: ContextVar[About | None] = ContextVar("socketspec_about", default=None)
+current_request: ContextVar[CurrentRequest | None] = ContextVar("socketspec_about", default=None)
 """What the current task deals with: the connection's id, its app's requests, event and request number.
 
 A hook has no event and the number 0, unless an event of its connection caused it. None: nothing of a client's.
@@ -36,10 +36,10 @@ A hook has no event and the number 0, unless an event of its connection caused i
 
 
 @contextmanager
-def telling(connection: str, requests: Requests, event: str | None = None, number: int = 0) -> Iterator[None]:
-    """What is logged inside is about this, with `about`'s parts."""
-    before = about.set((connection, requests, event, number))
+def log_context(connection: str, requests: Requests, event: str | None = None, number: int = 0) -> Iterator[None]:
+    """Log records made inside carry these ids."""
+    before = current_request.set((connection, requests, event, number))
     try:
         yield
     finally:
-        about.reset(before)
+        current_request.reset(before)

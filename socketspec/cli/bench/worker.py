@@ -7,8 +7,9 @@ import contextlib
 import signal
 import time
 from collections import deque
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from socketspec.cli.bench.client import Client, Dialer, RefusedError
 from socketspec.cli.bench.counting import Counts, Histogram, Sequences, count_in
@@ -16,9 +17,6 @@ from socketspec.cli.bench.exchange import Beat, Done, Expect, Go, Published, Rea
 from socketspec.cli.bench.load import Load, Stream
 from socketspec.cli.bench.wording import Wording
 from socketspec.errors import BackendError
-
-if TYPE_CHECKING:
-    from socketspec.cluster import AsyncPublisher
 
 __all__ = ("run_worker",)
 
@@ -41,6 +39,16 @@ def run_worker(load: Load, process: int, pipe: Connection, began: float, beat: f
         asyncio.run(_Worker(load, process, pipe, began, beat).work())
 
 
+class _Publisher(Protocol):
+    """What is used of an `AsyncPublisher`, which only those have who installed the extra."""
+
+    async def broadcast_many(self, messages: Sequence[tuple[str, str, object]]) -> object: ...
+
+    async def count(self, room: str) -> int: ...
+
+    async def close(self) -> None: ...
+
+
 class _Worker:
     def __init__(self, load: Load, process: int, pipe: Connection, began: float, beat: float) -> None:
         self._load = load
@@ -55,7 +63,7 @@ class _Worker:
         self._published: dict[int, int] = {}
         self._owner = {} if load.is_echoed else self._owners()
         self._example = ""
-        self._publisher: AsyncPublisher | None = None
+        self._publisher: _Publisher | None = None
         self._behind = 0.0
         self._stopping = asyncio.Event()
         self._orders: asyncio.Queue[Any] = asyncio.Queue()  # at most three orders ever come
@@ -224,7 +232,7 @@ class _Worker:
             # A sleep of nothing lets what has arrived be read.
             await asyncio.sleep(max(go.start + sent / go.rate - time.monotonic(), 0) if sent == due else 0)
 
-    async def _publish_to_backend(self, go: Go, publisher: AsyncPublisher) -> None:
+    async def _publish_to_backend(self, go: Go, publisher: _Publisher) -> None:
         load, sent = self._load, 0
         turn = deque(self._streams)
         while not self._is_over(go, sent):

@@ -12,6 +12,7 @@ import pytest
 from socketspec import Broadcasts, Connection, Emits, SocketApp
 from socketspec.connection.outbox import Backpressure, Outbox, Overflow
 from socketspec.errors import ConfigurationError, PermissionDenied
+from socketspec.lifecycle.deadlines import due
 from socketspec.protocol.formats import Format
 from socketspec.protocol.handshake import Handshake
 from socketspec.protocol.messages import Message
@@ -150,7 +151,7 @@ async def test_a_token_within_the_leeway_lives_as_long_as_the_handshake_would_ta
         conn = await client.connect(query_params={"token": token})
         if accepted:
             assert socket.engine is not None
-            socket.engine.keeper.due(conn.connection, socket.engine.now())
+            due(conn.connection, socket.engine.now())
             await conn.send("who")
             assert (await conn.receive_event("__ack__"))["payload"] == {"user": "ada"}
         else:

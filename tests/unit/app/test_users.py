@@ -166,7 +166,7 @@ async def test_who_is_turned_away_by_on_connect_leaves_nothing_behind_and_hears_
         assert await app.users.count("ada") == 0
         assert app.engine is not None
         assert len(app.engine.hub) == 2
-        assert len(app.engine.control.directory) == 0
+        assert app.engine.directory.subjects == 0
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socketspec.concurrency.timing_wheel import SLICE, TimingWheel
+from socketspec.concurrency.timing_wheel import OWNERS_A_TURN, TimingWheel
 from socketspec.errors import ConfigurationError
 
 
@@ -69,10 +69,14 @@ class Owner:
         return self.answers.pop(0) if self.answers else None
 
 
+def due(owner: Owner | ModelOwner, now: float) -> float | None:
+    return owner.due(now)
+
+
 @pytest.mark.parametrize(("deadline", "tick"), [(1.2, 1.5), (1.5, 1.5), (1.6, 2.0)])
 def test_an_owner_is_called_once_at_the_first_tick_not_before_its_deadline(deadline: float, tick: float) -> None:
     loop, owner = FakeLoop(), Owner()
-    wheel = TimingWheel(0.5, loop=loop)
+    wheel = TimingWheel(due, 0.5, loop=loop)
     wheel.schedule(owner, deadline)
     loop.advance(100)
     assert owner.called == [tick]
@@ -81,7 +85,7 @@ def test_an_owner_is_called_once_at_the_first_tick_not_before_its_deadline(deadl
 
 def test_rounding_in_the_division_makes_nobody_early() -> None:
     loop, owner, deadline = FakeLoop(), Owner(), 6617.300000000001  # 66173 ticks of 0.1 are a little less
-    TimingWheel(0.1, loop=loop).schedule(owner, deadline)
+    TimingWheel(due, 0.1, loop=loop).schedule(owner, deadline)
     loop.advance(10_000)
     assert len(owner.called) == 1
     assert deadline <= owner.called[0] <= deadline + 0.1
@@ -89,14 +93,14 @@ def test_rounding_in_the_division_makes_nobody_early() -> None:
 
 def test_the_deadline_that_due_returns_is_scheduled() -> None:
     loop, owner = FakeLoop(), Owner(3.0, 4.0)
-    TimingWheel(0.5, loop=loop).schedule(owner, 1.0)
+    TimingWheel(due, 0.5, loop=loop).schedule(owner, 1.0)
     loop.advance(10)
     assert owner.called == [1.0, 3.0, 4.0]
 
 
 def test_scheduling_again_moves_an_owner_to_later_or_earlier() -> None:
     loop, later, earlier = FakeLoop(), Owner(), Owner()
-    wheel = TimingWheel(0.5, loop=loop)
+    wheel = TimingWheel(due, 0.5, loop=loop)
     wheel.schedule(later, 1.0)
     wheel.schedule(later, 5.0)
     wheel.schedule(earlier, 9.0)
@@ -107,7 +111,7 @@ def test_scheduling_again_moves_an_owner_to_later_or_earlier() -> None:
 
 def test_a_cancelled_owner_is_not_called_and_cancelling_twice_is_no_error() -> None:
     loop, cancelled, kept = FakeLoop(), Owner(), Owner()
-    wheel = TimingWheel(0.5, loop=loop)
+    wheel = TimingWheel(due, 0.5, loop=loop)
     wheel.schedule(cancelled, 1.0)
     wheel.schedule(kept, 1.0)
     wheel.cancel(cancelled)
@@ -118,7 +122,7 @@ def test_a_cancelled_owner_is_not_called_and_cancelling_twice_is_no_error() -> N
 
 def test_only_one_timer_stands_in_the_loop_however_many_owners_there_are() -> None:
     loop = FakeLoop()
-    wheel = TimingWheel(0.5, loop=loop)
+    wheel = TimingWheel(due, 0.5, loop=loop)
     for deadline in (5.0, 3.0, 9.0, 1.0, 7.0, 1.0):
         wheel.schedule(Owner(), deadline)
         assert loop.armed == 1
@@ -130,7 +134,7 @@ def test_only_one_timer_stands_in_the_loop_however_many_owners_there_are() -> No
 
 def test_a_past_deadline_is_due_at_once() -> None:
     loop, owner = FakeLoop(now=100.0), Owner()
-    TimingWheel(0.5, loop=loop).schedule(owner, 3.0)
+    TimingWheel(due, 0.5, loop=loop).schedule(owner, 3.0)
     assert owner.called == []
     loop.advance(100.0)
     assert owner.called == [100.0]
@@ -138,7 +142,7 @@ def test_a_past_deadline_is_due_at_once() -> None:
 
 def test_an_owner_that_is_always_overdue_is_called_once_a_tick_and_not_for_ever() -> None:
     loop, owner = FakeLoop(), Owner(*[0.0] * 1000)
-    TimingWheel(0.5, loop=loop).schedule(owner, 1.0)
+    TimingWheel(due, 0.5, loop=loop).schedule(owner, 1.0)
     loop.advance(3.0)
     assert owner.called == [1.0, 1.5, 2.0, 2.5, 3.0]
 
@@ -155,7 +159,7 @@ def test_an_exception_in_one_owner_is_logged_and_the_others_are_called(caplog: p
             return float("nan")
 
     loop = FakeLoop()
-    wheel = TimingWheel(0.5, loop=loop)
+    wheel = TimingWheel(due, 0.5, loop=loop)
     owners = [Owner(), Broken(), Owner(), Unusable(), Owner()]
     for owner in owners:
         wheel.schedule(owner, 1.0)
@@ -175,7 +179,7 @@ def test_an_exception_that_stops_the_program_does_not_stop_the_wheel() -> None:
             raise KeyboardInterrupt
 
     loop, other = FakeLoop(), Owner()
-    wheel = TimingWheel(0.5, loop=loop)
+    wheel = TimingWheel(due, 0.5, loop=loop)
     wheel.schedule(Interrupted(), 1.0)
     wheel.schedule(other, 2.0)
     with pytest.raises(KeyboardInterrupt):
@@ -186,8 +190,8 @@ def test_an_exception_that_stops_the_program_does_not_stop_the_wheel() -> None:
 
 def test_a_crowd_that_expires_at_once_is_called_in_slices_between_which_the_loop_runs() -> None:
     loop = FakeLoop()
-    wheel = TimingWheel(0.5, loop=loop)
-    owners = [Owner() for _ in range(SLICE * 3 + 7)]
+    wheel = TimingWheel(due, 0.5, loop=loop)
+    owners = [Owner() for _ in range(OWNERS_A_TURN * 3 + 7)]
     for owner in owners:
         wheel.schedule(owner, 1.0)
     seen: list[int] = []
@@ -199,14 +203,14 @@ def test_a_crowd_that_expires_at_once_is_called_in_slices_between_which_the_loop
 
     loop.call_at(1.0, look)
     loop.advance(1.0)
-    assert seen == [SLICE, SLICE * 2, SLICE * 3, len(owners)]
+    assert seen == [OWNERS_A_TURN, OWNERS_A_TURN * 2, OWNERS_A_TURN * 3, len(owners)]
     assert all(owner.called == [1.0] for owner in owners)
 
 
 def test_owners_can_be_cancelled_and_moved_between_two_slices() -> None:
     loop = FakeLoop()
-    wheel = TimingWheel(0.5, loop=loop)
-    owners = [Owner() for _ in range(SLICE * 2)]
+    wheel = TimingWheel(due, 0.5, loop=loop)
+    owners = [Owner() for _ in range(OWNERS_A_TURN * 2)]
     for owner in owners:
         wheel.schedule(owner, 1.0)
     left: list[Owner] = []
@@ -219,13 +223,13 @@ def test_owners_can_be_cancelled_and_moved_between_two_slices() -> None:
 
     loop.call_at(1.0, intervene)
     loop.advance(10.0)
-    assert len(left) == SLICE
-    assert [owner.called for owner in left] == [[4.0]] + [[]] * (SLICE - 1)
+    assert len(left) == OWNERS_A_TURN
+    assert [owner.called for owner in left] == [[4.0]] + [[]] * (OWNERS_A_TURN - 1)
 
 
 def test_an_owner_may_schedule_and_cancel_others_and_itself_while_it_is_called() -> None:
     loop, victim, friend = FakeLoop(), Owner(), Owner()
-    wheel = TimingWheel(0.5, loop=loop)
+    wheel = TimingWheel(due, 0.5, loop=loop)
 
     class Busy(Owner):
         def due(self, now: float) -> float | None:
@@ -244,7 +248,7 @@ def test_an_owner_may_schedule_and_cancel_others_and_itself_while_it_is_called()
 
 def test_a_closed_wheel_calls_nobody_and_ignores_what_is_scheduled() -> None:
     loop, owner = FakeLoop(), Owner()
-    wheel = TimingWheel(0.5, loop=loop)
+    wheel = TimingWheel(due, 0.5, loop=loop)
     wheel.schedule(owner, 1.0)
     wheel.close()
     wheel.schedule(owner, 2.0)
@@ -255,7 +259,7 @@ def test_a_closed_wheel_calls_nobody_and_ignores_what_is_scheduled() -> None:
 
 def test_a_wheel_can_be_closed_by_an_owner_it_calls() -> None:
     loop = FakeLoop()
-    wheel = TimingWheel(0.5, loop=loop)
+    wheel = TimingWheel(due, 0.5, loop=loop)
 
     class Closing(Owner):
         def due(self, now: float) -> float | None:
@@ -277,7 +281,7 @@ def test_a_timer_that_fires_early_is_set_again_and_calls_nobody_early() -> None:
             return super().call_at(when - 0.0004, callback)
 
     loop, owner = Hasty(), Owner()
-    TimingWheel(0.5, loop=loop).schedule(owner, 1.0)
+    TimingWheel(due, 0.5, loop=loop).schedule(owner, 1.0)
     loop.advance(2.0)
     assert len(owner.called) == 1
     assert 1.0 <= owner.called[0] <= 1.001
@@ -285,7 +289,7 @@ def test_a_timer_that_fires_early_is_set_again_and_calls_nobody_early() -> None:
 
 
 def test_scheduling_and_cancelling_for_ever_does_not_grow_the_wheel() -> None:
-    wheel = TimingWheel(0.05, loop=FakeLoop())
+    wheel = TimingWheel(due, 0.05, loop=FakeLoop())
     owner = Owner()
     tracemalloc.start()
     try:
@@ -301,7 +305,7 @@ def test_scheduling_and_cancelling_for_ever_does_not_grow_the_wheel() -> None:
 
 @pytest.mark.parametrize("deadline", [float("nan"), float("inf"), float("-inf")])
 def test_a_deadline_that_is_no_time_is_refused(deadline: float) -> None:
-    wheel = TimingWheel(loop=FakeLoop())
+    wheel = TimingWheel(due, loop=FakeLoop())
     with pytest.raises(ValueError, match="not a finite time"):
         wheel.schedule(Owner(), deadline)
     assert wheel.pending == 0
@@ -310,7 +314,7 @@ def test_a_deadline_that_is_no_time_is_refused(deadline: float) -> None:
 @pytest.mark.parametrize("granularity", [0, -1, float("inf"), float("nan")])
 def test_a_granularity_that_cannot_work_is_refused(granularity: float) -> None:
     with pytest.raises(ConfigurationError, match="granularity"):
-        TimingWheel(granularity, loop=FakeLoop())
+        TimingWheel(due, granularity, loop=FakeLoop())
 
 
 async def test_a_wheel_made_in_a_running_loop_uses_that_loop() -> None:
@@ -322,7 +326,7 @@ async def test_a_wheel_made_in_a_running_loop_uses_that_loop() -> None:
             called.set_result(now)
             return super().due(now)
 
-    wheel = TimingWheel(0.01)
+    wheel = TimingWheel(due, 0.01)
     deadline = loop.time() + 0.015
     wheel.schedule(Once(), deadline)
     assert await asyncio.wait_for(called, 5) >= deadline
@@ -343,7 +347,7 @@ class Model:
     def __init__(self, granularity: float, start: float, answers: list[float | None]) -> None:
         self.granularity = granularity
         self.loop = FakeLoop(start)
-        self.wheel = TimingWheel(granularity, loop=self.loop)
+        self.wheel = TimingWheel(due, granularity, loop=self.loop)
         self.answers = answers
         self.waiting: dict[int, tuple[float, float]] = {}
         self.failures: list[str] = []

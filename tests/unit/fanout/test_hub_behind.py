@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from socketspec.backend.memory import MemoryBackend
 from socketspec.concurrency.tasks import Tasks
-from socketspec.connection import Connection
 from socketspec.fanout.channel import BEHIND
 from socketspec.fanout.hub import SLICE, Hub
+from socketspec.protocol.messages import Write
 from socketspec.protocol.publications import Publication, Topic
+from socketspec.telemetry.counters import Counters
 
 TOPIC = Topic("/", "room", "hall")
 
 
+def add(hub: Hub, topic: Topic, member: Any, write: Write | None = None) -> None:
+    hub.add(topic, member.id, write or member.transport.write)
+
+
+def remove(hub: Hub, topic: Topic, member: Any) -> None:
+    """The member leaves; one that is lost is not written to any more."""
+    hub.remove(topic, member.id, write_rest=member.is_open)
+
+
 async def hub_with(members: int) -> tuple[Hub, list[int]]:
-    hub = Hub(MemoryBackend().broker, Tasks())
+    hub = Hub(MemoryBackend().broker, Tasks(), Counters())
     written = [0]
 
     def write(*messages: Any) -> None:
@@ -28,7 +38,7 @@ async def hub_with(members: int) -> tuple[Hub, list[int]]:
     for number in range(members):
         await hub.acquire(TOPIC)
         conn = SimpleNamespace(id=str(number), transport=SimpleNamespace(write=write))
-        hub.add(TOPIC, cast("Connection", conn))
+        add(hub, TOPIC, conn)
     return hub, written
 
 
@@ -60,7 +70,7 @@ async def test_one_that_stops_waiting_does_not_end_the_waiting_of_others() -> No
 async def test_a_topic_that_everybody_has_left_is_not_behind() -> None:
     hub, _ = await hub_with(1)
     behind = hub.deliver(TOPIC, burst(BEHIND))
-    hub.remove(TOPIC, cast("Connection", SimpleNamespace(id="0", is_open=True)))
+    remove(hub, TOPIC, SimpleNamespace(id="0", is_open=True))
     await hub.release(TOPIC)
     assert behind is not None
     await asyncio.wait_for(behind, 5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,17 +14,26 @@ from hypothesis import strategies as st
 from socketspec import History, Room, SocketApp
 from socketspec.backend.memory import MemoryBackend
 from socketspec.concurrency.tasks import Tasks
-from socketspec.connection import Connection
 from socketspec.fanout import hub as hub_module
 from socketspec.fanout.channel import JOIN
 from socketspec.fanout.hub import SLICE, Hub
-from socketspec.protocol.messages import Message
+from socketspec.protocol.messages import Message, Write
 from socketspec.protocol.publications import Position, Publication, Topic
+from socketspec.telemetry.counters import Counters
 from socketspec.testing import TestClient
 
 TOPIC = Topic("/", "room", "r")
 SLICED = SLICE + SLICE // 2
 """So many members make every publication take two slices."""
+
+
+def add(hub: Hub, topic: Topic, member: Any, write: Write | None = None) -> None:
+    hub.add(topic, member.id, write or member.transport.write)
+
+
+def remove(hub: Hub, topic: Topic, member: Any) -> None:
+    """The member leaves; one that is lost is not written to any more."""
+    hub.remove(topic, member.id, write_rest=member.is_open)
 
 
 class Member:
@@ -41,10 +50,6 @@ class Member:
 
     def write_otherwise(self, *messages: Message) -> None:
         self.write(*messages)
-
-    @property
-    def conn(self) -> Connection:
-        return cast("Connection", self)
 
 
 class Lazy(Tasks):
@@ -79,7 +84,7 @@ class Sliced:
 
     def __init__(self, tasks: Tasks | None = None) -> None:
         self.tasks = tasks or Tasks()
-        self.hub = Hub(MemoryBackend().broker, self.tasks)
+        self.hub = Hub(MemoryBackend().broker, self.tasks, Counters())
         self.members: list[Member] = []
         self.published: list[str] = []
 
@@ -88,7 +93,7 @@ class Sliced:
         self.members = [self.join(Member(f"m{number}")) for number in range(count)]
 
     def join(self, member: Member) -> Member:
-        self.hub.add(TOPIC, member.conn)
+        add(self.hub, TOPIC, member)
         return member
 
     def publish(self, count: int, exclude: tuple[str, ...] = ()) -> list[str]:
@@ -141,7 +146,7 @@ async def test_who_leaves_in_the_midst_of_slices_has_got_what_was_published_befo
     first, last = room.members[0], room.members[-1]
     before = list(room.published)
     for member in (first, last):
-        room.hub.remove(TOPIC, member.conn)
+        remove(room.hub, TOPIC, member)
     assert first.got == last.got == before
     room.publish(1)
     await room.settle()
@@ -153,7 +158,7 @@ async def test_who_leaves_gets_nothing_that_it_is_excluded_from() -> None:
     room = await in_the_midst(1)
     room.publish(1, exclude=(room.members[-1].id,))
     room.publish(1)
-    room.hub.remove(TOPIC, room.members[-1].conn)
+    remove(room.hub, TOPIC, room.members[-1])
     assert room.members[-1].got == ["0", "2"]
 
 
@@ -161,7 +166,7 @@ async def test_who_leaves_and_comes_back_in_the_midst_of_slices_gets_nothing_twi
     room = await in_the_midst(2 * JOIN)
     member = room.members[-1]
     before = list(room.published)
-    room.hub.remove(TOPIC, member.conn)
+    remove(room.hub, TOPIC, member)
     room.publish(3)
     room.join(member)
     after = room.publish(3)
@@ -173,7 +178,7 @@ async def test_who_came_in_the_midst_of_slices_and_closes_gets_only_what_was_pub
     room = await in_the_midst(2 * JOIN)
     late = room.join(Member("late"))
     after = room.publish(2)
-    room.hub.finish(late.conn)
+    room.hub.finish(late.id)
     assert late.got == after
     await room.settle()
     assert late.got == after
@@ -183,7 +188,7 @@ async def test_a_lost_connection_is_not_written_to_when_it_is_taken_out() -> Non
     room = await in_the_midst(JOIN)
     lost = room.members[-1]
     lost.is_open = False
-    room.hub.remove(TOPIC, lost.conn)
+    remove(room.hub, TOPIC, lost)
     await room.settle()
     assert lost.got == []
 
@@ -193,12 +198,12 @@ async def test_a_way_to_write_that_exchanges_itself_while_the_member_leaves_does
     member = room.members[-1]
 
     def exchanging(*messages: Message) -> None:  # as what writes after a resume does
-        room.hub.add(TOPIC, member.conn)
+        add(room.hub, TOPIC, member)
         member.write(*messages)
 
-    room.hub.add(TOPIC, member.conn, exchanging)
+    add(room.hub, TOPIC, member, exchanging)
     before = list(room.published)
-    room.hub.remove(TOPIC, member.conn)
+    remove(room.hub, TOPIC, member)
     room.publish(1)
     await room.settle()
     room.publish(1)
@@ -211,12 +216,12 @@ async def test_who_closes_because_of_what_is_written_while_it_leaves_gets_it_onc
     member = room.members[-1]
 
     def closing(*messages: Message) -> None:
-        room.hub.finish(member.conn)
+        room.hub.finish(member.id)
         member.write(*messages)
 
-    room.hub.add(TOPIC, member.conn, closing)
+    add(room.hub, TOPIC, member, closing)
     before = list(room.published)
-    room.hub.remove(TOPIC, member.conn)
+    remove(room.hub, TOPIC, member)
     room.publish(1)
     await room.settle()
     assert member.got == before
@@ -263,22 +268,22 @@ class Model:
     def exchange(self, number: int) -> None:
         member = self.everybody[number]
         if member.id in self.inside:
-            self.room.hub.add(TOPIC, member.conn, member.write_otherwise)
+            add(self.room.hub, TOPIC, member, member.write_otherwise)
 
     def leave(self, number: int) -> None:
         member = self.everybody[number]
-        self.room.hub.remove(TOPIC, member.conn)
+        remove(self.room.hub, TOPIC, member)
         self.inside.discard(member.id)
         assert member.got == self.expected[member.id], "what was published before is written first"
 
     def close(self, number: int) -> None:
-        self.room.hub.finish(self.everybody[number].conn)
+        self.room.hub.finish(self.everybody[number].id)
         self.leave(number)
 
     def lose(self, number: int) -> None:
         member = self.everybody[number]
         member.is_open = False
-        self.room.hub.remove(TOPIC, member.conn)
+        remove(self.room.hub, TOPIC, member)
         member.is_open = True
         self.inside.discard(member.id)
         assert member.got == self.expected[member.id][: len(member.got)]

@@ -276,11 +276,11 @@ async def test_beyond_max_in_flight_reading_pauses_until_a_handler_is_done() -> 
         await asyncio.wait_for(seventeenth, 5)
         await turns()
         assert gate.began[-1] == 16
-        assert conn.connection.in_flight == 16
+        assert conn.connection.in_flight.count == 16
         for number in [*range(17), 99]:
             gate.open(number)
         await turns()
-        assert conn.connection.in_flight == 0
+        assert conn.connection.in_flight.count == 0
 
 
 async def test_handlers_overlap_and_those_of_ordered_events_do_not() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -26,14 +27,16 @@ class FakeLimits:
         return self.verdict
 
 
+_numbers = itertools.count()
+
+
 def connection(user: str | None = None, ip: str | None = "10.0.0.1") -> Connection:
     return cast(
         "Connection",
         SimpleNamespace(
             identity=SimpleNamespace(user_id=user),
             handshake=SimpleNamespace(client=(ip, 1) if ip else None),
-            bucket=None,
-            violations=None,
+            id=f"c{next(_numbers)}",
         ),
     )
 

@@ -207,7 +207,7 @@ def test_what_is_broadcast_during_a_resume_comes_once_and_in_order(
 
 
 async def test_rooms_with_more_traffic_than_can_be_held_are_not_recovered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("socketspec.inbound.resume.Held.LIMIT", 2)
+    monkeypatch.setattr("socketspec.inbound.resume.MAX_HELD", 2)
     backend = MemoryBackend()
     gated = GatedHistory(backend.history)
     gated.before.set()

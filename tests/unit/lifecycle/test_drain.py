@@ -375,7 +375,7 @@ def test_a_connection_that_opens_when_the_last_one_has_left_does_not_hold_up_the
             draining = asyncio.create_task(app.drain())
             await asyncio.sleep(1)
             closing = [asyncio.create_task(conn.close()) for conn in connections]
-            await engine.emptied.wait()
+            await engine.directory.emptied.wait()
             transport = _Silent()
             await engine.open(admission, handshake, transport)
             assert transport.closed == 1012

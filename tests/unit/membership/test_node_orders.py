@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from socketspec import SocketApp
-from socketspec.membership.node_orders import MAX_REMEMBERED, REMEMBERED
+from socketspec.backend.memory import MemoryBackend
+from socketspec.concurrency.tasks import Tasks
+from socketspec.membership.directory import Directory
+from socketspec.membership.node_orders import MAX_REMEMBERED, REMEMBERED, NodeOrders
 from socketspec.protocol.orders import control_topic, disconnect_order, revoke_order
 from socketspec.protocol.publications import Publication
 from socketspec.testing import ConnectionClosed, TestClient
@@ -38,7 +41,7 @@ async def test_connections_are_closed_by_id_with_code_and_reason() -> None:
         one, two = await client.connect(), await client.connect()
         engine = await app.ensure_started()
         others = [f"elsewhere-{number}" for number in range(1500)]
-        receipt = await engine.control.disconnect(connections=[*others, one.id], code=4009, reason="replaced")
+        receipt = await engine.orders.disconnect(connections=[*others, one.id], code=4009, reason="replaced")
         assert receipt.nodes == 1
         with pytest.raises(ConnectionClosed) as closed:
             await one.receive()
@@ -95,21 +98,17 @@ def test_an_order_with_a_code_of_others_is_not_made() -> None:
 
 
 async def test_revocations_heard_are_remembered_for_a_minute_and_bounded() -> None:
-    app = SocketApp()
-    async with TestClient(app):
-        engine = await app.ensure_started()
-        now = 1000.0
-        engine.now = lambda: now
-        control = engine.control
-        control.receive([revoke_order(["a"], "x")])
-        assert control.has_revoked(["b", "a"], since=1000.0)
-        assert not control.has_revoked(["b"], since=0.0)
-        assert not control.has_revoked(["a"], since=1000.1), "who asked later was told by the backend"
-        now += REMEMBERED - 1
-        control.receive([revoke_order(["b"], "x")])
-        now += 2
-        assert not control.has_revoked(["a"], since=0.0)
-        assert control.has_revoked(["b"], since=0.0)
-        control.receive([revoke_order([str(number) for number in range(MAX_REMEMBERED)], "x")])
-        assert not control.has_revoked(["b"], since=0.0)
-        assert control.has_revoked(["0"], since=0.0)
+    now = 1000.0
+    orders = NodeOrders("/", MemoryBackend().broker, Directory(), Tasks(), lambda: now)
+    orders.receive([revoke_order(["a"], "x")])
+    assert orders.has_revoked(["b", "a"], since=1000.0)
+    assert not orders.has_revoked(["b"], since=0.0)
+    assert not orders.has_revoked(["a"], since=1000.1), "who asked later was told by the backend"
+    now += REMEMBERED - 1
+    orders.receive([revoke_order(["b"], "x")])
+    now += 2
+    assert not orders.has_revoked(["a"], since=0.0)
+    assert orders.has_revoked(["b"], since=0.0)
+    orders.receive([revoke_order([str(number) for number in range(MAX_REMEMBERED)], "x")])
+    assert not orders.has_revoked(["b"], since=0.0)
+    assert orders.has_revoked(["0"], since=0.0)

@@ -11,7 +11,7 @@ from socketspec import Connection, SocketApp
 from socketspec.backend.memory import MemoryBackend
 from socketspec.connection.states import State
 from socketspec.errors import PermissionDenied
-from socketspec.runtime.engine import CLIENT_REASONS
+from socketspec.lifecycle.closing import CLIENT_REASONS
 from socketspec.testing import ConnectionClosed, HandshakeRefused, TestClient, TestConnection
 
 

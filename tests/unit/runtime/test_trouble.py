@@ -13,7 +13,6 @@ from socketspec.backend.protocols import Health
 from socketspec.errors import BackendError, ConfigurationError
 from socketspec.protocol.handshake import Headers, QueryParams
 from socketspec.protocol.publications import Member, Topic
-from socketspec.runtime import engine
 from socketspec.testing import ConnectionClosed, TestClient
 
 
@@ -100,7 +99,7 @@ async def test_on_connect_that_meets_it_closes_with_1013(caplog: pytest.LogCaptu
 async def test_leaving_never_hangs_and_the_hooks_run_all_the_same(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engine, "LEAVE_TIMEOUT", 0.05)
+    monkeypatch.setattr("socketspec.lifecycle.closing.LEAVE_TIMEOUT", 0.05)
     app, _ = troubled()
     left: list[str] = []
 

@@ -62,15 +62,6 @@ def test_named_scopes_and_functions_are_accepted() -> None:
     assert callable(by_tenant.scope)
 
 
-def test_the_buckets_of_a_limit_hold_its_burst_and_its_violations() -> None:
-    limit = RateLimit(1, 3, max_violations=2)
-    events, violations = limit.bucket(0.0), limit.violations_bucket(0.0)
-    assert violations is not None
-    assert [events.take(0.0) for _ in range(4)] == [0.0, 0.0, 0.0, 1.0]
-    assert [violations.take(0.0) for _ in range(3)] == [0.0, 0.0, 1.0]
-    assert RateLimit(1, 3, max_violations=0).violations_bucket(0.0) is None
-
-
 def test_a_bucket_starts_full_and_says_how_long_to_wait_when_empty() -> None:
     bucket = TokenBucket(2, 3, now=100.0)
     assert [bucket.take(100.0) for _ in range(3)] == [0.0, 0.0, 0.0]

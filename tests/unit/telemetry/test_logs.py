@@ -17,7 +17,7 @@ from socketspec.identity import Identity
 from socketspec.logs import MAX_EXTRAS, MAX_LENGTH, JsonFormatter
 from socketspec.protocol.handshake import Handshake
 from socketspec.security.ratelimit import RateLimit
-from socketspec.telemetry.context import Requests, about, telling
+from socketspec.telemetry.context import Requests, current_request, log_context
 from socketspec.testing import TestClient, TestConnection
 
 mine = logging.getLogger("mine")
@@ -77,13 +77,13 @@ def test_line_ends_and_terminal_codes_cannot_leave_the_line() -> None:
 
 def test_what_is_being_handled_and_extra_fields_are_in_it() -> None:
     requests = Requests("/chat")
-    with telling("c1", requests, "say", 26):
+    with log_context("c1", requests, "say", 26):
         logged = line("hello", cost=object)
     assert (logged["connection"], logged["namespace"], logged["event"]) == ("c1", "/chat", "say")
     assert logged["request"] == requests.id(26)
     assert logged["request"].endswith("-1a")
     assert "object" in logged["cost"]
-    with telling("c1", requests):
+    with log_context("c1", requests):
         assert not {"event", "request"} & line("in a hook").keys()
     assert "connection" not in line("later")
 
@@ -123,7 +123,7 @@ def test_an_extra_field_takes_nothings_place() -> None:
     try:
         raise ValueError("broken")
     except ValueError:
-        with telling("c1", Requests("/")):
+        with log_context("c1", Requests("/")):
             logged = line("x", exc_info=sys.exc_info(), stack_info="Stack (most recent call last):\n  here", **extras)
     assert (logged["level"], logged["logger"], logged["connection"]) == ("info", "app", "c1")
     assert "ValueError: broken" in logged["exception"]
@@ -177,7 +177,7 @@ async def test_all_that_happens_to_a_connection_is_logged_with_its_id(lines: lis
 
     async with TestClient(app) as client:
         ada = await client.connect()
-        assert about.get() is None
+        assert current_request.get() is None
         told = {"authenticates", "connects", "guards r", "joins r"}
         engine = app.engine
         assert engine is not None
@@ -286,6 +286,6 @@ async def test_tasks_that_serve_everybody_log_nothing_of_who_started_them(lines:
         mine.info("serves")
 
     tasks = SeparateTasks()
-    with telling("c1", Requests("/")):
+    with log_context("c1", Requests("/")):
         await tasks.spawn(serve(), name="serve")
     assert "connection" not in the(lines, "serves")

@@ -1,0 +1,60 @@
+"""Calls the hooks about a connection: one after the other, none stopped by another's failure."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final
+
+from socketspec.concurrency.cancellation import unless_cancelled
+from socketspec.connection.connection import Connection
+from socketspec.declaration.contracts import Contracts
+from socketspec.declaration.registry import Hook
+from socketspec.errors import BackendError
+from socketspec.telemetry.context import Requests, current_request, log_context
+
+__all__ = ("HOOK_TIMEOUT", "Hooks")
+
+logger: logging.Logger = logging.getLogger("socketspec")
+
+HOOK_TIMEOUT: Final = 30.0
+"""Seconds a hook that cleans up after a connection may take."""
+
+
+class Hooks:
+    """Runs what the app registered with `on_connect`, `on_error` and their like."""
+
+    def __init__(self, contracts: Contracts, requests: Requests) -> None:
+        self._contracts = contracts
+        self._requests = requests
+
+    async def run(self, hooks: Sequence[Hook], conn: Connection, *arguments: Any) -> None:
+        """Call hooks one after the other; one that fails is logged and does not stop the others."""
+        if not hooks:
+            return
+        with self.log_context(conn), self._contracts.handling(None):  # what a hook sends, no handler has declared
+            for hook in hooks:
+                try:
+                    await unless_cancelled(hook(conn, *arguments))
+                except BackendError as error:
+                    logger.error("The hook %s failed: %s", getattr(hook, "__qualname__", hook), error)
+                except Exception:
+                    logger.exception("The hook %s failed", getattr(hook, "__qualname__", hook))
+
+    async def run_final(self, hooks: Sequence[Hook], conn: Connection, *arguments: Any) -> None:
+        """Like `run`, for at most `HOOK_TIMEOUT` seconds."""
+        with self.log_context(conn):
+            try:
+                async with asyncio.timeout(HOOK_TIMEOUT):
+                    await self.run(hooks, conn, *arguments)
+            except TimeoutError:
+                logger.error("A hook took longer than %.0f s and was cancelled", HOOK_TIMEOUT)
+
+    def log_context(self, conn: Connection) -> AbstractContextManager[None]:
+        """Log records made inside carry the connection's id, and the request's if one of it is being handled here."""
+        found = current_request.get()
+        if found is not None and found[0] == conn.id:
+            return nullcontext()
+        return log_context(conn.id, self._requests)

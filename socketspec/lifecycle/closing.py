@@ -1,0 +1,122 @@
+"""From a lost transport, or from our own goodbye, to the last hook."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from socketspec.concurrency.tasks import Tasks
+from socketspec.concurrency.timing_wheel import TimingWheel
+from socketspec.connection.connection import Connection
+from socketspec.connection.hooks import Hooks
+from socketspec.connection.states import State
+from socketspec.declaration.registry import Registry
+from socketspec.errors import BackendError
+from socketspec.fanout.hub import Hub
+from socketspec.membership.directory import Directory
+from socketspec.membership.rooms import RoomMembership
+from socketspec.membership.users import UserMembership
+from socketspec.protocol.publications import Topic
+from socketspec.telemetry.context import Requests, current_request
+from socketspec.telemetry.counters import Counters
+
+__all__ = ("Closing",)
+
+logger: logging.Logger = logging.getLogger("socketspec")
+
+LEAVE_TIMEOUT: Final = 10.0
+"""Seconds that leaving its rooms may take a connection, all together."""
+
+CLIENT_REASONS: Final = {
+    1000: "client_closed",
+    1001: "client_going_away",
+    1005: "connection_lost",
+    1006: "connection_lost",
+    1009: "message_too_big",
+    1012: "server_shutdown",
+}
+"""The reason that hooks are told where the client, or the network, has ended a connection."""
+
+
+class Closing:
+    """Cleans up after connections, each once."""
+
+    def __init__(
+        self,
+        everybody: Topic,
+        directory: Directory,
+        wheel: TimingWheel[Connection],
+        hub: Hub,
+        rooms: RoomMembership,
+        users: UserMembership,
+        hooks: Hooks,
+        registry: Registry,
+        counters: Counters,
+        requests: Requests,
+        tasks: Tasks,
+        now: Callable[[], float],
+    ) -> None:
+        self._everybody = everybody
+        self._directory = directory
+        self._wheel = wheel
+        self._hub = hub
+        self._rooms = rooms
+        self._users = users
+        self._hooks = hooks
+        self._registry = registry
+        self._counters = counters
+        self._requests = requests
+        self._tasks = tasks
+        self._now = now
+
+    def by_server(self, conn: Connection) -> None:
+        """`Connection.close` was called."""
+        self._counters.count_closing(conn.close_reason)
+        self._begin(conn)
+
+    def lost(self, conn: Connection, code: int) -> asyncio.Task[None]:
+        """The transport is gone. The clean-up, which has begun when this returns."""
+        if conn.state is not State.CLOSED:
+            if conn.state is not State.CLOSING:
+                conn.close_code = code
+                conn.close_reason = CLIENT_REASONS.get(code, f"client:{code}")
+            conn.move(State.CLOSED)
+        return self._begin(conn)
+
+    def _begin(self, conn: Connection) -> asyncio.Task[None]:
+        if conn.finished is None:
+            conn.finished = self._tasks.spawn(self._clean_up(conn), name=f"clean-up of {conn.id}")
+        return conn.finished
+
+    async def _clean_up(self, conn: Connection) -> None:
+        current_request.set(
+            (conn.id, self._requests, None, 0)
+        )  # ends with this task, which another connection may have caused
+        self._wheel.cancel(conn)
+        self._hub.remove(self._everybody, conn.id, write_rest=conn.is_open)
+        self._directory.drop_subjects(conn)
+        conn.departed = conn.rooms
+        topics, conn.topics = conn.topics, {}
+        try:
+            deadline = self._now() + LEAVE_TIMEOUT
+            await self._leave(deadline, conn, "its user", self._users.leave(conn))
+            for topic in topics.values():
+                await self._leave(deadline, conn, f"room {topic.name!r}", self._rooms.exit(conn, topic))
+            for room in topics:
+                await self._hooks.run_final(self._registry.on_room_leave, conn, room)
+            if conn.welcomed:
+                await self._hooks.run_final(self._registry.on_disconnect, conn, conn.close_reason)
+        finally:
+            self._directory.remove(conn)
+            self._counters.count_closed(conn.close_reason)
+
+    async def _leave(self, deadline: float, conn: Connection, what: str, leaving: Coroutine[Any, Any, None]) -> None:
+        try:
+            async with asyncio.timeout_at(deadline):
+                await leaving
+        except (BackendError, TimeoutError) as error:
+            logger.error("Leaving %s failed for connection %s: %r", what, conn.id, error)
+        except Exception:
+            logger.exception("Leaving %s failed for connection %s", what, conn.id)

@@ -1,0 +1,80 @@
+"""Which identity and session a connection goes by, and until when."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from socketspec.concurrency.timing_wheel import TimingWheel
+from socketspec.connection.connection import Connection
+from socketspec.errors import CloseCode
+from socketspec.identity import Identity
+from socketspec.membership.directory import Directory
+from socketspec.membership.node_orders import NodeOrders
+from socketspec.session.config import Session
+from socketspec.session.revocation import Revoked
+from socketspec.session.verifier import SessionVerifier, check_session
+
+__all__ = ("Credentials",)
+
+
+class Credentials:
+    """Sets what a connection goes by, and everything that follows from it: deadlines, and what can revoke it."""
+
+    def __init__(
+        self,
+        verifier: SessionVerifier,
+        directory: Directory,
+        orders: NodeOrders,
+        wheel: TimingWheel[Connection],
+        now: Callable[[], float],
+    ) -> None:
+        self._verifier = verifier
+        self._directory = directory
+        self._orders = orders
+        self._wheel = wheel
+        self._now = now
+
+    def adopt(self, conn: Connection, identity: Identity, session: Session, checked_at: float) -> None:
+        """Set the connection's identity and session; close it if either was revoked after `checked_at`."""
+        now = self._now()
+        ahead = now - time.time()
+        conn.identity = identity
+        if session.expires_at is not None and (conn.session is not session or conn.clock.expires_at is None):
+            conn.clock.session_resumed(session.expires_at + ahead, now)
+        conn.session = session
+        expires_at = identity.token_expires_at
+        conn.clock.token_refreshed(None if expires_at is None else expires_at + ahead)
+        deadline = conn.clock.next_deadline()
+        if deadline is None:
+            self._wheel.cancel(conn)
+        else:
+            self._wheel.schedule(conn, deadline)
+        subjects = self._verifier.subjects(identity, session.id)
+        self._directory.set_subjects(conn, subjects)
+        if self._orders.has_revoked(subjects, since=checked_at):
+            conn.close(CloseCode.REVOKED, error=Revoked())
+
+    async def refresh(self, conn: Connection, identity: Identity) -> None:
+        """Go by a newer token of the same user. Raises `Revoked` and `BackendError`."""
+        checked_at = self._now()
+        await self._verifier.check(identity, conn.session.id)
+        if conn.is_open:
+            self.adopt(conn, identity, conn.session, checked_at)
+
+    async def resume_session(self, conn: Connection, brought: object) -> None:
+        """Go on with the session that the client brought, unless its token names one.
+
+        It never ends later for that. Raises as `SessionVerifier.open` does.
+        """
+        if check_session(brought) == conn.session.id or self._verifier.named(conn.identity) is not None:
+            return
+        checked_at = self._now()
+        session = await self._verifier.open(conn.identity, brought)
+        if not conn.is_open:
+            return
+        own = conn.session
+        if own.expires_at is not None and session.expires_at is not None and own.expires_at < session.expires_at:
+            session = replace(session, started_at=own.started_at, expires_at=own.expires_at)
+        self.adopt(conn, conn.identity, session, checked_at)

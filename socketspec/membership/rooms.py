@@ -1,0 +1,127 @@
+"""Joining and leaving rooms: guards, limits, hooks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from socketspec.connection.connection import Connection
+from socketspec.connection.hooks import Hooks
+from socketspec.declaration.registry import Guard, Registry
+from socketspec.declaration.rooms import DeclaredRooms
+from socketspec.errors import PermissionDenied
+from socketspec.fanout.hub import Hub
+from socketspec.membership.topics import Topics
+from socketspec.protocol.messages import Write
+from socketspec.protocol.publications import Topic
+from socketspec.telemetry.counters import Counters
+
+__all__ = ("RoomMembership",)
+
+
+class RoomMembership:
+    """Which of this node's connections are in which rooms."""
+
+    def __init__(
+        self,
+        namespace: str,
+        declared: DeclaredRooms,
+        registry: Registry,
+        topics: Topics,
+        hub: Hub,
+        hooks: Hooks,
+        counters: Counters,
+        *,
+        max_rooms: int,
+    ) -> None:
+        self._namespace = namespace
+        self._declared = declared
+        self._registry = registry
+        self._topics = topics
+        self._hub = hub
+        self._hooks = hooks
+        self._counters = counters
+        self._max_rooms = max_rooms
+        self._changing: dict[str, dict[str, asyncio.Event]] = {}
+        """Joins and leaves under way, by connection id and room; set when they are through."""
+
+    async def join(self, conn: Connection, room: str, write: Write) -> None:
+        """Put `conn` into `room`; what is published there is written with `write`. Idempotent.
+
+        Raises `ValidationFailed` for a name that cannot be one, `RoomNotFound`, `PermissionDenied`, and
+        `BackendError`.
+        """
+        declared = self._declared.check(room)
+        async with self._alone(conn, room) as changing:
+            if room in conn.topics:
+                return
+            if len(conn.topics.keys() | changing.keys()) > self._max_rooms:
+                raise PermissionDenied(
+                    f"This connection is in {self._max_rooms} rooms already, the most there may be.",
+                    details={"reason": "too_many_rooms", "limit": self._max_rooms},
+                )
+            await self._check_guards(conn, room)
+            await self._enter(conn, room, None if declared is None else declared.max_members, write)
+        if room in conn.topics:
+            await self._hooks.run(self._registry.on_room_join, conn, room)
+
+    async def _check_guards(self, conn: Connection, room: str) -> None:
+        guards = self._registry.guards_for(room)
+        if not guards:
+            return
+        with self._hooks.log_context(conn):
+            for guard, variables in guards:
+                if not await _allows(guard, conn, variables):
+                    raise PermissionDenied(f"You may not join {room!r}.", details={"reason": "guard", "room": room})
+
+    async def _enter(self, conn: Connection, room: str, limit: int | None, write: Write) -> None:
+        topic = Topic(self._namespace, "room", room)
+        if not await self._topics.enter(topic, conn.id, conn.identity.user_id, limit=limit):
+            raise PermissionDenied(
+                f"{room!r} is full.", details={"reason": "room_full", "room": room, "max_members": limit}
+            )
+        if not conn.is_open:  # it left while we waited, and its clean-up did not know of this room
+            await self._topics.exit(topic, conn.id, write_rest=False)
+            return
+        self._hub.add(topic, conn.id, write)
+        conn.topics[room] = topic
+        self._counters.joins += 1
+
+    async def leave(self, conn: Connection, room: str) -> None:
+        """Take `conn` out of `room`; nothing happens if it is not in it."""
+        async with self._alone(conn, room):
+            topic = conn.topics.pop(room, None)
+            if topic is None:
+                return
+            await self.exit(conn, topic)
+        await self._hooks.run(self._registry.on_room_leave, conn, room)
+
+    async def exit(self, conn: Connection, topic: Topic) -> None:
+        """Undo what joining did, without hooks."""
+        self._counters.leaves += 1
+        await self._topics.exit(topic, conn.id, write_rest=conn.is_open)
+
+    @asynccontextmanager
+    async def _alone(self, conn: Connection, room: str) -> AsyncIterator[dict[str, asyncio.Event]]:
+        """Joins and leaves of one connection and one room take turns: overlapping, one would undo half of the other."""
+        while (other := self._changing.get(conn.id, {}).get(room)) is not None:
+            await other.wait()
+        changing = self._changing.setdefault(conn.id, {})
+        done = changing[room] = asyncio.Event()
+        try:
+            yield changing
+        finally:
+            del changing[room]
+            if not changing:
+                del self._changing[conn.id]
+            done.set()
+
+
+async def _allows(guard: Guard, conn: Connection, variables: dict[str, str]) -> bool:
+    verdict = await guard.function(conn, **variables)
+    if not isinstance(verdict, bool):
+        raise TypeError(
+            f"the room guard for {guard.pattern.source!r} must return True or False, not {type(verdict).__name__}"
+        )
+    return verdict
