@@ -12,7 +12,7 @@ from socketspec.cluster.commands.command import Command, Script, milliseconds
 from socketspec.cluster.commands.keys import Keys
 from socketspec.protocol.publications import Member, Topic
 
-__all__ = ("BATCH", "PresenceCommands", "pack_member", "parse_members")
+__all__ = ("BATCH", "PresenceCommands", "count_command", "pack_member", "parse_count", "parse_members")
 
 logger: logging.Logger = logging.getLogger("socketspec.cluster")
 
@@ -38,10 +38,6 @@ class PresenceCommands:
         self._keys = keys
         self._lease = milliseconds(lease)
         self._ttl = milliseconds(ttl)
-
-    def counts(self, topic: Topic) -> Command:
-        """How many members each node has in `topic`."""
-        return Command("HVALS", None, (self._keys.nodes(topic),))
 
     def nodes(self, topic: Topic) -> Command:
         """Which nodes have members in `topic`."""
@@ -95,6 +91,16 @@ class PresenceCommands:
 
     def _leases(self, namespace: str, node: str) -> tuple[bytes, bytes]:
         return self._keys.leases(namespace), self._keys.node_topics(namespace, node)
+
+
+def count_command(keys: Keys, topic: Topic) -> Command:
+    """How many members each node has in `topic`. Its reply goes to `parse_count`."""
+    return Command("HVALS", None, (keys.nodes(topic),))
+
+
+def parse_count(reply: Sequence[bytes]) -> int:
+    """How many members all nodes have together."""
+    return sum(map(int, reply))
 
 
 def pack_member(member: Member) -> bytes:

@@ -13,7 +13,14 @@ from socketspec.backend.protocols import Lost, Presence
 from socketspec.cluster.commands.command import CommandRunner
 from socketspec.cluster.commands.keys import Keys
 from socketspec.cluster.options import RedisOptions
-from socketspec.cluster.presence.commands import BATCH, PresenceCommands, pack_member, parse_members
+from socketspec.cluster.presence.commands import (
+    BATCH,
+    PresenceCommands,
+    count_command,
+    pack_member,
+    parse_count,
+    parse_members,
+)
 from socketspec.cluster.presence.dead_nodes import DeadNodes
 from socketspec.cluster.presence.leases import Leases
 from socketspec.cluster.presence.repair import Repair
@@ -54,6 +61,7 @@ class RedisPresence(Presence):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner = runner
+        self._keys = keys
         self._names = (f"{node}-{number}" for number in count())  # no name comes twice, whatever was left under it
         self._tasks = tasks
         ttl = max(LEAST_TTL, 10 * options.lease) if ttl is None else ttl
@@ -221,7 +229,7 @@ class RedisPresence(Presence):
 
     async def count(self, topic: Topic) -> int:
         """How many are in `topic`; loads none of them."""
-        return sum(map(int, await self._runner.run(self._commands.counts(topic))))
+        return parse_count(await self._runner.run(count_command(self._keys, topic)))
 
 
 def _resolve(done: asyncio.Future[None] | None) -> None:
