@@ -16,7 +16,7 @@ import msgpack
 from socketspec.errors import BackendError
 from socketspec.protocol.publications import Position, Publication
 
-__all__ = ("MAX_FRAME_BYTES", "decode", "decode_body", "encode", "encode_body")
+__all__ = ("MAX_FRAME_BYTES", "decode", "decode_body", "encode_body", "plain_frame")
 
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 """The largest body or frame, in bytes."""
@@ -51,13 +51,9 @@ def encode_body(publication: Publication) -> bytes:
     return body
 
 
-def encode(publication: Publication) -> bytes:
-    """The frame. Raises `BackendError` for one larger than `MAX_FRAME_BYTES`."""
-    body = encode_body(publication)
-    position = publication.position
-    if position is None:
-        return b"\x01" + body
-    return b"\x02%d:%s:%s\n%s" % (position.offset, position.epoch.encode(), position.tag.encode(), body)
+def plain_frame(body: bytes) -> bytes:
+    """The frame of a publication without a position. Those with one are made by ``publish.lua``."""
+    return b"\x01" + body
 
 
 def decode(data: bytes) -> Publication | None:

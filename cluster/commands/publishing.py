@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from socketspec.cluster.commands.command import Command, Script, milliseconds
-from socketspec.cluster.commands.envelope import encode_body
+from socketspec.cluster.commands.envelope import encode_body, plain_frame
 from socketspec.cluster.commands.keys import Keys
 from socketspec.errors import BackendError
 from socketspec.protocol.publications import History, Position, Publication, Receipt, Topic
@@ -37,7 +37,7 @@ def publish_command(
     """
     body = encode_body(publication)
     if history is None:
-        return Command("SPUBLISH", None, (keys.channel(topic),), (b"\x01" + body,))
+        return Command("SPUBLISH", None, (keys.channel(topic),), (plain_frame(body),))
     args = (history.size, milliseconds(history.ttl), epoch, tag, body, _ONCE_MS)
     return _script(keys, topic, idempotency_key, args)
 

@@ -12,7 +12,7 @@ from socketspec.cluster.commands.keys import Keys
 from socketspec.errors import BackendError
 from socketspec.protocol.publications import Position, Publication, Topic
 
-__all__ = ("RedisHistory", "parse_position", "parse_read", "position_command", "read_command")
+__all__ = ("RedisHistory", "parse_read", "read_command")
 
 _READ: Final = Script("read")
 _NO_LIMIT: Final = -1
@@ -32,10 +32,6 @@ class RedisHistory(HistoryStore):
         reply = await self._runner.run(read_command(self._keys, topic, since=since, limit=limit))
         return parse_read(reply, topic, since=since, limit=limit)
 
-    async def position(self, topic: Topic) -> Position | None:
-        """The newest position; None where nothing is kept. Raises `BackendError`."""
-        return parse_position(await self._runner.run(position_command(self._keys, topic)))
-
 
 def read_command(keys: Keys, topic: Topic, *, since: Position | None = None, limit: int | None = None) -> Command:
     """Read the newest `limit` publications, or those after `since`. Its reply goes to `parse_read`."""
@@ -45,16 +41,6 @@ def read_command(keys: Keys, topic: Topic, *, since: Position | None = None, lim
     # From the one at `since` on, to compare its tag. Offsets come from clients: no other than possible ones go further.
     offset = min(max(since.offset, 0), 2**53)
     return _READ.command(names, "since", _NO_LIMIT if limit is None else max(limit, 0) + 1, offset)
-
-
-def position_command(keys: Keys, topic: Topic) -> Command:
-    """Ask for the newest position. Its reply goes to `parse_position`."""
-    return _READ.command((keys.meta(topic), keys.stream(topic)), "newest", 0, 0)
-
-
-def parse_position(reply: Any) -> Position | None:
-    """The newest position in the reply to `position_command`. Raises `BackendError` for a reply that is none."""
-    return None if reply is None else _header(reply)[0]
 
 
 def parse_read(

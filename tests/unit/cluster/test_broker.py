@@ -31,9 +31,6 @@ class SlowHistory(HistoryStore):
         await self.may_answer.wait()
         return ()
 
-    async def position(self, topic: Topic) -> Position | None:
-        raise NotImplementedError
-
 
 class Subscribed:
     """Subscriptions where everything stands at once."""
