@@ -90,8 +90,6 @@ class RedisBroker(Broker):
         self._heard: dict[Topic, _Heard] = {}
         self._topics: dict[bytes, Topic] = {}
         self._reading = asyncio.Semaphore(CATCH_UPS)
-        self.broken: int = 0
-        """Frames that were not understood: from another version, or not from us."""
 
     def connect(self, subscriptions: Subscriptions) -> None:
         """Use `subscriptions`, which hands on to `received` and `restored`."""
@@ -169,7 +167,7 @@ class RedisBroker(Broker):
                 publication = decode(messages[index][1])
                 index += 1
                 if publication is None:
-                    self.broken += 1
+                    logger.debug("A frame on %r was not understood: from another version, or not from us", channel)
                     continue
                 publications.append(publication)
                 is_positioned = is_positioned or publication.position is not None

@@ -15,8 +15,8 @@ import pytest
 from socketspec.cluster.options import Address, RedisOptions
 from socketspec.cluster.pubsub.subscriptions import Subscriptions
 from socketspec.cluster.servers.shard import LinkOptions, ReplicaError
-from socketspec.concurrency.tasks import Tasks
 from socketspec.errors import BackendError
+from tests.watching import WatchedTasks
 
 QUICK = RedisOptions(
     probe_interval=0.05, probe_timeout=0.4, connect_timeout=0.4, command_timeout=0.8, client_name="test"
@@ -155,8 +155,7 @@ class Node:
     def __init__(self, *servers: FakeServer, options: RedisOptions = QUICK) -> None:
         self.servers = servers
         self.topology = FakeTopology(servers)
-        self.failures: list[BaseException] = []
-        self.tasks = Tasks(lambda _name, error: self.failures.append(error))
+        self.tasks = WatchedTasks()
         self.heard: list[tuple[bytes, bytes]] = []
         self.restored: list[bytes] = []
         self.behind: Awaitable[None] | None = None
@@ -193,7 +192,7 @@ async def running(servers: int = 1, *, options: RedisOptions = QUICK) -> AsyncIt
     try:
         await node.subscriptions.start()
         yield node
-        assert not node.failures
+        assert not node.tasks.failures
     finally:
         await node.subscriptions.stop()
         for fake in fakes:
