@@ -1,8 +1,9 @@
 """What a publication looks like between nodes and in a stream.
 
-The body is MessagePack: ``[event, payload]`` or ``[event, payload, [excluded ids]]``, the payload being the JSON text
-as bytes. A frame on a channel is ``01 body``, or ``02 offset:epoch:tag \\n body`` for a publication with a position: a
-Lua script can put that in front without knowing MessagePack. Another first byte is another version.
+The body is MessagePack: ``[event, payload]``, ``[event, payload, excluded ids]`` or ``[event, payload, excluded ids,
+trace]``, where the payload is JSON text as bytes. A frame on a channel is ``01 body``, or for a publication with a
+position ``02 offset:epoch:tag \\n body``: a Lua script can put that in front without knowing MessagePack. Another first
+byte is another version.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _PLAIN: Final = 1
 _POSITIONED: Final = 2
 _HEADER_BYTES: Final = 256
 _MAX_TRACE: Final = 128
-"""Characters; a traceparent of version 00 has 55."""
+"""Characters of a trace; a traceparent of version 00 has 55."""
 _MAX_OFFSET_DIGITS: Final = 16
 """Lua counts in floats: beyond 2**53 offsets would not be exact."""
 

@@ -1,4 +1,4 @@
-"""What an error means for the command that met it: whether to try it again, and the sentence for whoever asked."""
+"""What an error means for a command: whether it may be tried again, and the sentence to raise."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOT_CARRIED_OUT: Final = (
     replied.ReadOnlyError,
     replied.TryAgainError,
 )
-"""Errors that pass when the servers have settled, and that say that nothing was done."""
+"""Errors that say that nothing was done, and that pass when the servers have settled."""
 
 _REFUSALS: Final = (
     (replied.OutOfMemoryError, "Redis has reached its maxmemory; raise it, or let it evict keys"),
@@ -43,7 +43,7 @@ def is_connection_lost(error: Exception) -> bool:
 
 
 def unanswered(command: Command, cause: str, *, is_sent: bool, problem: str) -> str:
-    """The sentence for a command without an answer. `problem`: why it was not carried out, where it was not sent."""
+    """The sentence for a command without an answer; `problem` says why it was not carried out, if it was not sent."""
     if is_sent:
         return f"{command.name} was sent to Redis, but {cause} answered: whether it was carried out is unknown."
     return f"{command.name} was not carried out: {cause} accepted, because {problem.rstrip('.')}."

@@ -1,4 +1,4 @@
-"""The commands that presence consists of. No I/O happens here."""
+"""The commands of presence, and how their replies are read. No I/O happens here."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CLAIM: Final = Script("claim")
 
 
 class PresenceCommands:
-    """Commands on the presence keys. A lease lasts `lease` seconds, keys outlive who keeps them alive by `ttl` seconds.
+    """Commands on the presence keys. A lease lasts `lease` seconds; keys last `ttl` seconds after they were used.
 
     A `node` here is the name that a lease is held under.
     """
@@ -52,7 +52,7 @@ class PresenceCommands:
         return Command("HKEYS", None, (self._keys.members(topic, node),))
 
     def enter(self, topic: Topic, node: str, members: Sequence[str | bytes] = (), limit: int | None = None) -> Command:
-        """Add members (connection id, packed member, and so on); without any, keep the keys alive. 1: all are in."""
+        """Add members (connection id, packed member, and so on); 1 where all are in. None: only keep the keys alive."""
         return _ENTER.command(self._of(topic, node), node, -1 if limit is None else limit, self._ttl, *members)
 
     def leave(self, topic: Topic, node: str, ids: Sequence[str]) -> Command:
@@ -74,7 +74,7 @@ class PresenceCommands:
         return Command("SREM", None, (self._keys.node_topics(namespace, node),), tuple(map(self._keys.channel, topics)))
 
     def resign(self, namespace: str, node: str) -> list[Command]:
-        """Remove that list, then the lease."""
+        """Remove that list, and then the lease."""
         unlink = Command("UNLINK", None, (self._keys.node_topics(namespace, node),))
         return [unlink, Command("ZREM", None, (self._keys.leases(namespace),), (node,))]
 
@@ -104,7 +104,7 @@ def parse_count(reply: Sequence[bytes]) -> int:
 
 
 def pack_member(member: Member) -> bytes:
-    """What is kept of `member` beside its connection id."""
+    """`member` as it is kept beside its connection id."""
     packed: Any = msgpack.packb([member.user_id, member.joined_at])
     return bytes(packed)
 

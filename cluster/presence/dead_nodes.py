@@ -39,13 +39,13 @@ class DeadNodes:
         claim: bytes = b""
         channels: Sequence[bytes] = ()
         try:
-            # Gives nothing where another node has claimed it, and when all topics are done with.
+            # The reply is empty where another node has claimed it, and when all topics are done with.
             while reply := await self._runner.run(self._commands.claim(space.name, node, claim, BATCH, channels)):
                 claim, *channels = reply
                 outcomes = await asyncio.gather(
                     *(self._remove_from_topic(space, node, channel) for channel in channels), return_exceptions=True
                 )
-                for outcome in outcomes:  # only now: who was removed is told, whatever happened to others
+                for outcome in outcomes:  # only now: all that could be removed are told
                     if isinstance(outcome, BaseException):
                         raise outcome
         except BackendError as error:
@@ -56,12 +56,12 @@ class DeadNodes:
         if topic is None:
             return
         reply = await self._runner.run(self._commands.reap(topic, node))
-        here = space.members.get(topic, {})  # the dead node may be one of our own former names: these are not gone
+        here = space.members.get(topic, {})  # if the node is a former name of ours, its members may still be here
         gone = [member for member in parse_members(reply) if member.connection_id not in here]
         if not gone:
             return
         logger.info("%d members of %r are gone with node %s", len(gone), topic.name, node)
-        for tell in space.tell_lost[:1]:  # apps of one namespace in one process: the hook runs once
+        for tell in space.tell_lost[:1]:  # one app is enough, where several in this process share the namespace
             try:
                 tell(topic, gone)
             except Exception:

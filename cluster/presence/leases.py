@@ -27,10 +27,9 @@ SOON: Final = 0.02
 
 
 class Leases:
-    """Renews leases, and has done what a renewal finds to do: `dead_nodes` and `repair`.
+    """Renews leases. After each renewal it has the members of dead nodes removed, and what is unchecked repaired.
 
-    `commands` says how long a lease is, and how long keys outlive the last node that kept them alive. Who waits for a
-    lease waits `patience` seconds at most. `clock` is monotonic, in seconds.
+    Whoever waits for a lease waits `patience` seconds at most. `clock` is monotonic, in seconds.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class Leases:
             except Exception as error:
                 _say_not_renewed(space, error)
                 wait = self._lease / 8
-                await asyncio.sleep(min(RETRY, wait))  # also where somebody wants it renewed now
+                await asyncio.sleep(min(RETRY, wait))  # even where somebody wants it renewed now
                 continue
             for node in ended:
                 self._dead_nodes.remove(space, node)
@@ -104,7 +103,7 @@ class Leases:
 
     async def _renew(self, space: Space) -> tuple[float, list[str]]:
         """Renew the lease, or begin one; seconds until the next lease of any node ends, and nodes whose has ended."""
-        now = self._clock()  # before asking: never later than Redis counts from
+        now = self._clock()  # before asking, so that the lease ends here no later than in Redis
         reply = await self._runner.run(self._commands.renew(space.name, space.node, begin=not space.is_begun))
         if reply[0] == 0:
             logger.warning("The lease of %r was lost; this node's members are entered anew", space.name)

@@ -36,7 +36,7 @@ logger: logging.Logger = logging.getLogger("socketspec.cluster")
 LEAVE_PATIENCE: Final = 1.0
 """Seconds that leaving waits for Redis; after that it goes on in the background."""
 RETRY: Final = 0.5
-"""Seconds between tries of leaves that Redis was not there for."""
+"""Seconds between tries of leaves while Redis is away."""
 STOP_PATIENCE: Final = 2.0
 """Seconds that the last stop gives Redis to forget this node; after that the lease ends by itself."""
 LEAST_TTL: Final = 600.0
@@ -44,7 +44,7 @@ LEAST_TTL: Final = 600.0
 
 
 class RedisPresence(Presence):
-    """Presence on Redis. `start` takes a namespace's lease, `stop` gives it back with everything that hangs on it.
+    """Presence in Redis. `start` takes a namespace's lease, `stop` takes this node's members out and gives it back.
 
     `ttl`: seconds that keys outlive the last node that kept them alive. `clock` is monotonic, in seconds.
     """
@@ -62,7 +62,9 @@ class RedisPresence(Presence):
     ) -> None:
         self._runner = runner
         self._keys = keys
-        self._names = (f"{node}-{number}" for number in count())  # no name comes twice, whatever was left under it
+        self._names = (
+            f"{node}-{number}" for number in count()
+        )  # no name is used twice: something may be left under it
         self._tasks = tasks
         ttl = max(LEAST_TTL, 10 * options.lease) if ttl is None else ttl
         self._commands = PresenceCommands(keys, options.lease, ttl)
@@ -154,7 +156,7 @@ class RedisPresence(Presence):
             entered = await self._ask_to_enter(space, entry, packed, limit)
         except BaseException:
             if space.drop(entry):
-                self._queue_leave(space, entry)  # nobody knows how far it came
+                self._queue_leave(space, entry)  # nobody knows whether Redis has done it
             raise
         finally:
             space.entering.discard(entry)
@@ -182,7 +184,7 @@ class RedisPresence(Presence):
             if node == space.node:
                 space.indexed.add(topic)
                 return entered
-            # This node began again meanwhile: what counts is the new name, and the old one must not count as well.
+            # This node began again under a new name meanwhile: the member must not count under the old one as well.
             await self._runner.run(self._commands.leave(topic, node, (id,)))
 
     # Out
@@ -204,7 +206,7 @@ class RedisPresence(Presence):
         return done
 
     async def _send_leaves(self, space: Space) -> None:
-        """Until Redis has carried all of them out."""
+        """Send them until Redis has carried all of them out."""
         while space.leaves:
             batch = {entry: space.leaves[entry] for entry in islice(space.leaves, BATCH)}
             try:

@@ -27,12 +27,12 @@ class Repair:
         self._tasks = tasks
 
     def soon(self, space: Space) -> None:
-        """Begin with what is unchecked in `space`, unless that is under way."""
+        """Begin to repair what is unchecked in `space`, unless that is under way."""
         if (space.unchecked or space.former) and (space.repairing is None or space.repairing.done()):
             space.repairing = self._tasks.spawn(self._repair(space), name=f"comparing {space.name!r} with Redis")
 
     async def _repair(self, space: Space) -> None:
-        """Until nothing is unchecked; then nothing counts under the node's former names any more."""
+        """Repair until nothing is unchecked; then nothing is left under the node's former names."""
         former, node = tuple(space.former), space.node
         topics: list[Topic] = []
         try:
@@ -81,6 +81,6 @@ class Repair:
             for entry in missing[start : start + BATCH]:
                 topic, id = entry
                 packed = space.members.get(topic, {}).get(id)
-                if packed is not None and entry not in space.entering:  # else it left meanwhile, or may be refused yet
+                if packed is not None and entry not in space.entering:  # else it has left, or may still be refused
                     entering.setdefault(topic, []).extend((id, packed))
             await self._runner.run_all([self._commands.enter(topic, node, who) for topic, who in entering.items()])

@@ -66,7 +66,7 @@ class Space:
         """By the name of the dead node whose members are removed."""
 
     def topics(self) -> set[Topic]:
-        """Where Redis may hold members of ours."""
+        """Topics where Redis may hold members of ours."""
         return {*self.members, *self.unchecked, *(topic for topic, _ in self.leaves)}
 
     def drop(self, entry: Entry) -> bool:
@@ -80,7 +80,7 @@ class Space:
         return True
 
     def removal(self, commands: PresenceCommands, entries: Collection[Entry]) -> list[Command]:
-        """What takes members out of Redis, and topics without any off the node's list."""
+        """Commands that take members out of Redis, and topics without any off the node's list."""
         ids: dict[Topic, list[str]] = {}
         for topic, id in entries:
             ids.setdefault(topic, []).append(id)
@@ -92,7 +92,7 @@ class Space:
         return removal
 
     def begin_again(self) -> None:
-        """Go on under a new name: nothing that stood under the old one counts."""
+        """Go on under a new name: what Redis holds under the old one does not count any more."""
         self.former.append(self.node)
         self.node, self.is_begun = next(self._names), False
         self.indexed.clear()

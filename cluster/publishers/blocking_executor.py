@@ -16,11 +16,11 @@ from socketspec.errors import BackendError
 __all__ = ("BlockingExecutor",)
 
 MAX_EVALS: Final = 100
-"""Scripts that are sent with their text at once."""
+"""Scripts that are sent with their text in one round trip."""
 
 
 class _Unsent(NamedTuple):
-    """A command that was not executed yet, why, and where it is said to belong."""
+    """A command that was certainly not executed yet: why, and where a server said that it belongs."""
 
     number: int
     reason: str
@@ -51,7 +51,7 @@ class BlockingExecutor:
         while unsent:
             unsent = self._attempt(commands, unsent, replies, deadline)
             if not unsent or all(item.place is not None for item in unsent):
-                continue  # those know where to go
+                continue  # to where the servers said that they belong
             pause = backoff.next()
             if time.monotonic() + pause >= deadline:
                 raise self._failure(commands, unsent, replies)
@@ -65,7 +65,7 @@ class BlockingExecutor:
     def _attempt(
         self, commands: Sequence[Command], unsent: Sequence[_Unsent], replies: list[Any], deadline: float
     ) -> list[_Unsent]:
-        """One try. Fills in replies, `BackendError` among them; what was certainly not executed is returned."""
+        """One try. Writes answers and errors into `replies`; returns what was certainly not executed."""
         if self._servers.is_closed:
             raise BackendError("This publisher is closed.")
         groups: dict[Place, list[_Unsent]] = {}
@@ -104,7 +104,7 @@ class BlockingExecutor:
         return left
 
     def _outcome(self, item: _Unsent, place: Place, command: Command, answer: Any) -> Any:
-        """The reply, a `BackendError`, or an `_Unsent` for what was certainly not executed and may be sent again."""
+        """What became of the command: its reply, a `BackendError`, or an `_Unsent` where it may be sent again."""
         if isinstance(answer, LinkBroken):
             reason = f"{place.address}: {answer}"
             if not answer.is_sent:
@@ -127,9 +127,9 @@ class BlockingExecutor:
         if len(words) != 3 or words[0] not in ("MOVED", "ASK"):
             return _Unsent(item.number, reason)
         if words[0] == "MOVED":
-            self._servers.forget_places()  # there may be more that has moved
+            self._servers.forget_places()  # other slots may have moved as well
         if item.place is not None:
-            return _Unsent(item.number, reason)  # sent round and round: asked again later
+            return _Unsent(item.number, reason)  # sent from one server to another: asked again after a pause
         host, _, port = words[2].rpartition(":")
         return _Unsent(item.number, reason, Place(Address(host or place.address.host, int(port)), words[0] == "ASK"))
 
@@ -168,12 +168,12 @@ def _exchange(link: BlockingLink, commands: Sequence[Command], is_asking: bool, 
     for start in range(0, len(unknown), 1 if is_asking else MAX_EVALS):
         part = unknown[start : start + (1 if is_asking else MAX_EVALS)]
         words = [["ASKING"]] if is_asking else []
-        # All of them with their text: were only the first, a failover in between would have forgotten it again.
+        # Each with its text: were it only the first, a failover in between would make the server forget it again.
         words += [commands[index].as_eval() for index in part]
         try:
             again = link.exchange(words, deadline)[1 if is_asking else 0 :]
         except LinkBroken as error:
-            again = [error] * len(part)  # what was answered before is not in doubt
+            again = [error] * len(part)  # the answers that came before are not in doubt
         for index, answer in zip(part, again, strict=True):
             answers[index] = answer
     return answers

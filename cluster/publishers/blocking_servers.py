@@ -45,13 +45,13 @@ class _Process:
         self.primary: Address | None = None
         self.layout: Layout | None = None
         self.known: tuple[Address, ...] = ()
-        """Nodes of the cluster, to be asked where those in the URL are gone."""
+        """Nodes of the cluster, which are asked where those in the URL are gone."""
         self.met: set[Address] = set()
-        """Servers that have let us in."""
+        """Servers that we have been connected to."""
 
 
 class BlockingServers:
-    """Finds the servers that `servers` speaks of, and lends connections to them.
+    """Finds the servers of a URL, and lends connections to them.
 
     Raises `LinkBroken` where nothing was sent and a later try may succeed, `BackendError` where it cannot.
     """
@@ -95,11 +95,11 @@ class BlockingServers:
         if layout is None:
             layout = process.layout = self._ask_cluster(deadline)
         owner = None if command.slot_key is None else layout.owner(command.slot_key)
-        # A slot that nobody owns is asked for anywhere: the refusal says what is wrong with the cluster.
+        # If nobody owns the slot, any server will do: its refusal says what is wrong with the cluster.
         return Place(owner or next(address for address in layout.owners if address is not None))
 
     def forget_places(self) -> None:
-        """Look the servers up anew, the next time."""
+        """Have the servers looked up again with the next command."""
         process = self._process()
         if process.layout is not None:
             process.known = tuple(address for address in process.layout.owners if address is not None)

@@ -31,14 +31,14 @@ __all__ = ("MAX_BATCH", "Request", "Requests")
 MAX_BATCH: Final = 500
 """Publications that one round trip of `broadcast_many` carries."""
 MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
-"""Bytes of payloads at which a batch is sent though it has fewer."""
+"""Bytes of payloads at which a batch is sent though it has fewer publications."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Request(Generic[T]):
-    """Commands to run in stages, each when the one before is done, and what their replies mean, all in one list."""
+    """Commands to run in stages, each when the one before is done. `parse` is given all their replies in one list."""
 
     stages: tuple[tuple[Command, ...], ...]
     parse: Callable[[list[Any]], T]
@@ -47,8 +47,8 @@ class Request(Generic[T]):
 class Requests:
     """Makes requests, after the checks that an app makes before it sends.
 
-    `rooms` and `broadcasts` are the app's declarations, as far as they are known here. Raises `ConfigurationError` for
-    declarations that cannot work. Its methods raise `ValueError` for a name or an event that cannot be one,
+    `rooms` and `broadcasts` are the app's declarations, as far as the publisher knows them. Raises `ConfigurationError`
+    for declarations that cannot work. Its methods raise `ValueError` for a name or an event that cannot be one,
     `TypeError` for a payload that cannot be encoded, and `ContractError` for one that `broadcasts` does not allow.
     """
 
@@ -78,7 +78,7 @@ class Requests:
         idempotency_key: str | None,
         namespace: str | None,
     ) -> Request[Receipt]:
-        """To a room."""
+        """Send to a room."""
         topic = self._topic("room", check_room_name(room), namespace)
         publication = self._publication(topic, event, payload, exclude)
         return Request(((self._publish(topic, publication, _check_key(idempotency_key)),),), _first_receipt)
@@ -86,7 +86,7 @@ class Requests:
     def batches(
         self, messages: Iterable[tuple[str, str, object]], namespace: str | None
     ) -> Iterator[Request[list[Receipt]]]:
-        """To many rooms, in as many requests as it takes."""
+        """Send to many rooms, in as many requests as it takes."""
         commands: list[Command] = []
         size = 0
         for number, message in enumerate(messages, 1):
@@ -107,12 +107,12 @@ class Requests:
     def broadcast_all(
         self, event: str, payload: object, exclude: str | Iterable[str], namespace: str | None
     ) -> Request[Receipt]:
-        """To everybody in a namespace."""
+        """Send to everybody in a namespace."""
         topic = self._topic("all", "", namespace)
         return self._send(topic, self._publication(topic, event, payload, exclude))
 
     def send_to_user(self, user_id: str, event: str, payload: object, namespace: str | None) -> Request[Receipt]:
-        """To a user's connections."""
+        """Send to a user's connections."""
         topic = self._topic("user", check_user_id(user_id), namespace)
         return self._send(topic, self._publication(topic, event, payload))
 
@@ -132,7 +132,7 @@ class Requests:
         reason: str,
         namespace: str | None,
     ) -> Request[None]:
-        """Record it, then have every node close what is open: who is closed comes back at once."""
+        """Record it, and then have every node close what is open: clients that are closed come back at once."""
         check_ttl(ttl)
         where = self._checked_namespace(namespace)
         subjects = revocation_subjects(where, session=session, user=user, token_id=token_id)
@@ -140,14 +140,14 @@ class Requests:
         return Request((records, (self._order(where, revoke_order(subjects, reason)),)), _nothing)
 
     def count(self, room: str, namespace: str | None) -> Request[int]:
-        """How many are in a room."""
+        """Count the members of a room."""
         topic = self._topic("room", check_room_name(room), namespace)
         return Request(((count_command(self._keys, topic),),), lambda replies: parse_count(replies[0]))
 
     def history(
         self, room: str, limit: int | None, since: Position | None, namespace: str | None
     ) -> Request[list[RoomMessage]]:
-        """What a room keeps."""
+        """Read what a room keeps."""
         topic = self._topic("room", check_room_name(room), namespace)
         _check_range(limit, since)
         declared = self._rooms.find(room)

@@ -41,10 +41,10 @@ ChannelMessage = tuple[bytes, bytes]
 Receive = Callable[[Sequence[ChannelMessage]], Awaitable[None] | None]
 """Takes what one read brought, in order. Must not block or raise.
 
-Gives what to await before the connection is read any further, or None."""
+Returns what to await before the connection is read any further, or None."""
 
 Spawn = Callable[[Coroutine[Any, Any, Any], str], asyncio.Task[Any]]
-"""Starts a named task, which ends with the one who gave this out."""
+"""Starts a named task, which is cancelled when whoever handed this function out stops."""
 
 
 class Answer(NamedTuple):
@@ -128,7 +128,7 @@ class PubSubLink(asyncio.Protocol):
         self._write(_pack(b"PING"))
 
     def hear_probes(self, channel: bytes, probed: Callable[[bytes], None]) -> None:
-        """Give messages of `channel` to `probed` instead of `receive`; of no other channel any more."""
+        """From now on give the messages of `channel`, and of no other, to `probed` instead of `receive`."""
         self._probe, self._probed = channel, probed
 
     def abort(self, reason: str) -> None:
@@ -160,13 +160,13 @@ class PubSubLink(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed(data)
-        if not self.is_paused:  # with TLS, what was decrypted already may still come
+        if not self.is_paused:  # else it waits: with TLS, data that was decrypted already still comes in
             self._take()
 
-    # The inside
+    # What it makes of that
 
     async def _connect(self, options: LinkOptions) -> str:
-        """Why the server did not take us; empty if it did."""
+        """Connect and log in. Returns the server's refusal; empty where it let us in."""
         loop = asyncio.get_running_loop()
         await loop.create_connection(lambda: self, self.address.host, self.address.port, ssl=options.ssl)
         commands: list[bytes] = []
@@ -175,7 +175,7 @@ class PubSubLink(asyncio.Protocol):
             commands.append(_pack(b"AUTH", *(word.encode() for word in login)))
         if options.client_name:
             commands.append(_pack(b"CLIENT", b"SETNAME", options.client_name.encode()))
-        commands.append(_pack(b"PING"))  # at least one answer: a frozen server accepts connections as well
+        commands.append(_pack(b"PING"))  # so that one answer is due: a frozen server accepts connections, too
         self._awaited.extend((_LOGIN, b"") for _ in commands)
         self._write(b"".join(commands))
         return await self._ready
@@ -234,7 +234,7 @@ class PubSubLink(asyncio.Protocol):
             self._awaited.popleft()
         if kind == _SUBSCRIBE:
             self._answers.append(Answer("refused", channel, text))
-        elif kind == _UNSUBSCRIBE:  # it is not there any more
+        elif kind == _UNSUBSCRIBE:  # the server has forgotten it already
             self._answers.append(Answer("ended", channel, text))
         else:
             self.abort(text)

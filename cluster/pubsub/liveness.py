@@ -25,9 +25,9 @@ __all__ = ("HearingDeadline", "Liveness", "Probing")
 logger: logging.Logger = logging.getLogger("socketspec.cluster")
 
 SECONDS_A_TURN: Final = 0.2
-"""Seconds of waiting at once; at most twice as many count, however long the event loop was away."""
+"""Seconds that are waited at once. At most twice as many count: else the event loop was busy elsewhere."""
 LATE: Final = 1.0
-"""Seconds a probe has for its way back, even where publishing it took all the time there was."""
+"""Seconds that a probe has for its way back, at least, however long publishing it took."""
 
 _REFUSED: Final = "the subscription to the probe's channel was refused"
 _SILENCE: Final = "what is published does not arrive on it: it leads to a dead or a wrong server"
@@ -87,7 +87,7 @@ class Liveness:
 
     Args:
         tag: gives a hash tag whose slot the link's server owns. Raises `BackendError` or `LookupError`.
-        ask: is told of a channel that is to be subscribed to, or no longer: see `channel`.
+        ask: is told of a channel that has become `channel`, or is no longer: it is to be subscribed to, or given up.
         is_confirmed: whether the server has confirmed a channel.
         refresh_soon: has the servers looked up again.
         proved: is called whenever a probe has come back.
@@ -148,7 +148,7 @@ class Liveness:
         self._news.set()
 
     def refused(self, reason: str) -> None:
-        """The server does not want `channel` (any more)."""
+        """The server does not want `channel`, or not any more."""
         self.channel, self._refusal = None, reason or "its slot has moved"
         self._refresh_soon()
 
@@ -162,7 +162,7 @@ class Liveness:
     # Probing
 
     def choose_channel(self) -> None:
-        """Choose the channel to probe: after a resharding it has to be one of another slot."""
+        """Choose the channel that probes are published to: after a resharding it may have to be another one."""
         try:
             channel = self._probing.channel(self._tag())
         except (BackendError, LookupError, ValueError) as error:
@@ -176,7 +176,7 @@ class Liveness:
             self._ask(channel)
 
     async def watch(self) -> str:
-        """Probe until the link is lost, or fails a probe; why. After `choose_channel`."""
+        """Probe until the link is lost or fails a probe. Returns why. Call `choose_channel` before."""
         while True:
             reason = await self._probe()
             if reason:
@@ -194,7 +194,7 @@ class Liveness:
         link.ping()
         trouble = await self._round_trip(deadline)
         if trouble:
-            # Where our publishing is what fails, the link may be good, and replacing it would only lose messages.
+            # Where only our publishing fails, the link may be good: to replace it would lose messages for nothing.
             await deadline.until(lambda: link.pongs > pongs)
         if link.closed.done():
             return link.closed.result()

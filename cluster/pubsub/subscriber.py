@@ -23,11 +23,11 @@ logger: logging.Logger = logging.getLogger("socketspec.cluster")
 MAX_OUTSTANDING: Final = 500
 """Channels asked for or given up without an answer; the rest wait their turn."""
 STABLE: Final = 2.0
-"""Seconds after which trouble counts as new, and is met without delay again."""
+"""Seconds without trouble after which the next trouble is met without a pause again."""
 
 
 class SubscriberEvents(Protocol):
-    """What a subscriber tells whom it belongs to. No call may block or raise."""
+    """What a subscriber tells its owner. No call may block or raise."""
 
     def confirmed(self, channels: Sequence[bytes]) -> None:
         """The server has confirmed these: from now on what is published to them is heard."""
@@ -63,7 +63,7 @@ class _ChannelState(Enum):
 
 
 class Subscriber:
-    """One primary's link and channels. `run` is its life; it ends by cancellation only.
+    """One primary's link and channels. `run` keeps the link up until it is cancelled.
 
     `receive` gets what one read brought; see `Receive`.
     """
@@ -138,7 +138,7 @@ class Subscriber:
         while self._changed and len(subscribe) + len(unsubscribe) < room:
             channel, _ = self._changed.popitem(last=False)
             state = self._states.get(channel)
-            # a channel on its way in or out is looked at again when the answer is here
+            # a channel that was asked for or given up is looked at again when the answer has come
             if state is None and self._is_wanted(channel):
                 self._states[channel] = _ChannelState.ASKED
                 subscribe.append(channel)
@@ -176,7 +176,7 @@ class Subscriber:
     # Life
 
     async def run(self) -> None:
-        """Connect, live, and connect again, for ever."""
+        """Connect, and connect again whenever the link is lost."""
         backoff = Backoff()
         while True:
             opened_at = self._loop.time()
@@ -189,18 +189,18 @@ class Subscriber:
             await asyncio.sleep(backoff.next())
 
     def close(self) -> None:
-        """Hear nothing any more. The task of `run` is the owner's to cancel."""
+        """Hear nothing any more. The owner cancels the task of `run`."""
         self.channels.clear()
         if self._link is not None:
             self._link.abort("it is not needed any more")
 
     async def _live(self) -> str:
-        """One link's life; why it ended."""
+        """Connect, and stay until the link is lost. Returns why."""
         link = PubSubLink(self.address, self._receive, self._answered, self._spawn)
         try:
             await link.open(self._topology.link)
             self._link, self._liveness = link, self._watched(link)
-            self._liveness.choose_channel()  # first: what is asked for before it delays the first probe
+            self._liveness.choose_channel()  # before the others, which would delay the first probe
             for channel in self.channels:
                 self._touch(channel)
             return await self._liveness.watch()

@@ -31,10 +31,10 @@ __all__ = ("Subscriptions",)
 logger: logging.Logger = logging.getLogger("socketspec.cluster")
 
 OVERDUE: Final = 1.0
-"""Seconds a wanted channel may be without its subscription before health says so."""
+"""Seconds that a wanted channel may be without its subscription before health says so."""
 REFRESH_EVERY: float = 4.0
-"""Seconds after which the servers are looked up even though nothing seems wrong: a primary that was replaced behind a
-partition still serves those who can reach it, and a replica whoever is connected to it, probes included."""
+"""Seconds after which the servers are looked up although nothing seems wrong: a primary that was replaced behind a
+partition, or has become a replica, still serves whoever is connected to it, probes included."""
 CHANNELS_A_TURN: Final = 1000
 """Channels whose place is checked before the event loop gets its turn."""
 
@@ -49,7 +49,7 @@ class _Channel:
     def __init__(self) -> None:
         self.subscriber: Subscriber | None = None
         self.stood = False
-        """Whether it was confirmed before: then to stand again is to be restored."""
+        """Whether it was confirmed before: confirmed once more, it counts as restored."""
         self.claimed = False
         """Whether some caller was told that it stands, and so relies on it."""
         self.waiters: set[asyncio.Future[None]] = set()
@@ -177,7 +177,7 @@ class Subscriptions:
         troubles = [subscriber.trouble for subscriber, _ in self._subscribers.values() if subscriber.trouble]
         if not self._subscribers:
             troubles.append("no server is known")
-        # A failed lookup alone says nothing about a link, whose probes come back; from a replica they do as well.
+        # A failed lookup alone is no trouble while probes come back. But they do so from a replica as well.
         if self._refresh_trouble and (troubles or self._replica in self._subscribers):
             troubles.append(f"looking up the servers failed: {self._refresh_trouble}")
         if self._missing:
