@@ -52,7 +52,7 @@ class PresenceCommands:
         return Command("HKEYS", None, (self._keys.members(topic, node),))
 
     def enter(self, topic: Topic, node: str, members: Sequence[str | bytes] = (), limit: int | None = None) -> Command:
-        """Add members (connection id, packed member, and so on); 1 where all are in. None: only keep the keys alive."""
+        """Add members (connection id, packed member, and so on), or only keep the keys alive. 1 where all are in."""
         return _ENTER.command(self._of(topic, node), node, -1 if limit is None else limit, self._ttl, *members)
 
     def leave(self, topic: Topic, node: str, ids: Sequence[str]) -> Command:
