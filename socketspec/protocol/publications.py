@@ -9,7 +9,7 @@ from pydantic_core import from_json
 
 from socketspec.errors import ConfigurationError
 
-__all__ = ("History", "Member", "Position", "Publication", "Receipt", "RoomMessage", "Topic")
+__all__ = ("History", "Member", "Position", "Publication", "Receipt", "RoomMessage", "Topic", "room_message")
 
 
 class Topic(NamedTuple):
