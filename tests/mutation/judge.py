@@ -12,6 +12,7 @@ import pickle
 import select
 import signal
 import time
+import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -119,7 +120,7 @@ class Judge:
         """Run every test once, and note which lines each runs."""
         child, answer = _forked(self._measure_in_child)
         with answer:
-            measured: Measured = pickle.load(answer)  # noqa: S301 - from our own child
+            measured: Measured = pickle.loads(answer.read())  # noqa: S301 - from our own child
         os.waitpid(child, 0)
         return measured
 
@@ -170,12 +171,14 @@ def _forked(work: Callable[[BinaryIO], None]) -> tuple[int, BinaryIO]:
     if child == 0:
         os.setsid()  # so that what a test has started ends with it
         os.close(reading)
-        silence = os.open(os.devnull, os.O_RDWR)
+        errors, silence = os.dup(2), os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(silence, stream)
         try:
             with os.fdopen(writing, "wb") as answer:
                 work(answer)
+        except BaseException:
+            os.write(errors, traceback.format_exc().encode())
         finally:
             os._exit(0)
     os.close(writing)

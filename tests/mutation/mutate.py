@@ -27,6 +27,7 @@ from tests.mutation.judge import Judge, Verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 EQUIVALENT = Path(__file__).with_name("equivalent.txt")
+MISSED = "NOT NOTICED ("
 LEFT_OUT = ("_server", "_servers")
 """Tests with a fixture that is called so need other processes; a copy of this process cannot share them."""
 
@@ -87,6 +88,9 @@ class Campaign:
 
     def _drawn(self, source: str) -> list[tuple[Change, str]]:
         named = list(numbered(changes(source)))
+        if self._options.again is not None:
+            missed = read_missed(self._options.again.read_text(encoding="utf-8"))
+            return [item for item in named if item[1] in missed]
         wanted = [item for item in named if self._options.only in item[1]]
         if self._options.all or len(wanted) <= self._options.draw:
             return wanted
@@ -96,7 +100,7 @@ class Campaign:
     def _show(self, file: Path, source: str, change: Change, name: str, verdict: Verdict) -> None:
         where = str(file.relative_to(ROOT))
         diff = difflib.unified_diff(source.splitlines(), change.source.splitlines(), where, where, lineterm="", n=1)
-        print(f"\nNOT NOTICED ({verdict.by}): {name}")
+        print(f"\n{MISSED}{verdict.by}): {name}")
         print("\n".join(line for line in list(diff)[2:] if line not in ("+", "-")), flush=True)
 
 
@@ -118,6 +122,11 @@ def read_equivalent(text: str) -> dict[str, str]:
         elif line.strip():
             found[line.strip()] = reason
     return found
+
+
+def read_missed(text: str) -> set[str]:
+    """The names of the changes that an earlier campaign, which printed `text`, found not to be noticed."""
+    return {line.partition("): ")[2] for line in text.splitlines() if line.startswith(MISSED)}
 
 
 def _is_judge(item: pytest.Item) -> bool:
@@ -153,6 +162,7 @@ def main() -> int:
     parser.add_argument("--draw", type=int, default=40, metavar="N", help="changes drawn in each file (default: 40)")
     parser.add_argument("--all", action="store_true", help="every change")
     parser.add_argument("--only", default="", metavar="TEXT", help="changes whose name has this text")
+    parser.add_argument("--again", type=Path, metavar="FILE", help="only what the campaign missed that printed this")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tests", nargs="+", default=["tests/unit", "tests/contract"], metavar="PATH")
     parser.add_argument("--verbose", action="store_true", help="name the test that noticed each change")

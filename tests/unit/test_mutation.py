@@ -7,7 +7,7 @@ import ast
 import pytest
 
 from tests.mutation.changes import changes
-from tests.mutation.mutate import numbered, read_equivalent
+from tests.mutation.mutate import numbered, read_equivalent, read_missed
 
 EXAMPLE = '''
 LIMIT = 10  # a declaration: not changed
@@ -98,3 +98,8 @@ def test_what_nobody_could_notice_is_listed_with_its_reason() -> None:
         "g: a  →  b": "Only costs time.",
         "h: c  →  d": "Another.",
     }
+
+
+def test_what_a_campaign_printed_says_what_to_ask_again() -> None:
+    printed = "3 tests\n\nNOT NOTICED (2 tests pass): f: (1): 2  →  3  (2)\n@@ -1 +1 @@\n-f\nf.py: 5 changes"
+    assert read_missed(printed) == {"f: (1): 2  →  3  (2)"}

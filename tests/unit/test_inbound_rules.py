@@ -1,0 +1,468 @@
+"""What becomes of each message of a client: how it is measured, counted, limited and shown."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+import msgpack
+import pytest
+from pydantic import BaseModel, field_validator
+
+from socketspec import Connection, Identity, SocketApp
+from socketspec.errors import BackendError, PermissionDenied
+from socketspec.handshake import Handshake
+from socketspec.logs import JsonFormatter
+from socketspec.memory import MemoryBackend, MemoryLimits
+from socketspec.security.ratelimit import RateLimit
+from socketspec.session import SessionConfig
+from socketspec.testing import ConnectionClosed, TestClient, TestConnection
+from tests.backends import SharedBackend
+from tests.carriers import Carrier, opened
+from tests.virtual_time import in_virtual_time
+
+
+class Item(BaseModel):
+    n: int
+
+    @field_validator("n")
+    @classmethod
+    def _not_13(cls, n: int) -> int:
+        if n == 13:
+            raise RuntimeError("a validator with a bug")
+        return n
+
+
+def make_app(**options: Any) -> SocketApp:
+    app = SocketApp(**options)
+
+    @app.on("item")
+    async def item(conn: Connection, payload: Item) -> None:
+        if payload.n == 1:
+            raise PermissionDenied("Not this one.")
+        if payload.n == 2:
+            raise ValueError("broken")
+
+    return app
+
+
+async def counted(app: SocketApp) -> dict[tuple[str, str], int]:
+    return dict((await app.ensure_started()).counters.events)
+
+
+async def error_of(conn: TestConnection) -> dict[str, Any]:
+    message = await conn.receive()
+    assert message["event"] == "__error__", message
+    payload: dict[str, Any] = message["payload"]
+    return payload | {"id": message.get("id")}
+
+
+# Counting
+
+
+@pytest.mark.parametrize(
+    ("frame", "expected"),
+    [
+        ('{"event":"item","payload":{"n":0}}', ("item", "ok")),
+        ('{"event":"item","payload":{"n":1}}', ("item", "refused")),
+        ('{"event":"item","payload":{"n":2}}', ("item", "error")),
+        ('{"event":"item","payload":{"n":"x"}}', ("item", "invalid")),
+        ('{"event":"item","payload":{"n":13}}', ("item", "error")),
+        ('{"event":"nobody"}', ("unknown", "unknown")),
+        ('{"event":"__nobody__"}', ("unknown", "unknown")),
+        ('{"event":"__ping__"}', ("__ping__", "ok")),
+        ("{", ("unknown", "malformed")),
+        ('{"event":"item","payload":{"n":0,"x":"' + "x" * 200 + '"}}', ("unknown", "too_large")),
+    ],
+)
+async def test_each_message_is_counted_once_by_event_and_outcome(frame: str, expected: tuple[str, str]) -> None:
+    app = make_app(max_payload_size=200)
+    async with TestClient(app) as client:
+        conn = await client.connect()
+        await conn.send_raw(frame)
+        await asyncio.sleep(0)
+        assert await counted(app) == {expected: 1}
+        engine = await app.ensure_started()
+        assert engine.counters.received_bytes == len(frame)
+        timed = expected[0] == "item" and "invalid" not in expected and "13" not in frame
+        assert [sum(histogram.counts) for histogram in engine.counters.handler_seconds.values()] == [1] * timed
+
+
+@pytest.mark.parametrize("backend", [MemoryBackend, SharedBackend])
+async def test_a_rate_limited_message_is_counted_as_one(backend: type[MemoryBackend]) -> None:
+    app = make_app(backend=backend(), rate_limit=RateLimit(0.001, 1, scope="ip"))
+    async with TestClient(app) as client:
+        conn = await client.connect()
+        for _ in range(3):
+            await conn.send("item", {"n": 0})
+        await asyncio.sleep(0)
+        assert await counted(app) == {("item", "ok"): 1, ("unknown", "rate_limited"): 2}
+        assert (await app.ensure_started()).counters.rate_limited == 2
+
+
+@in_virtual_time
+async def test_the_time_a_handler_takes_is_measured() -> None:
+    app = SocketApp()
+
+    @app.on("slow")
+    async def slow(conn: Connection) -> None:
+        await asyncio.sleep(3)
+
+    async with TestClient(app) as client:
+        conn = await client.connect()
+        await asyncio.sleep(50)
+        await conn.send("slow", id=1)
+        await conn.receive()
+        engine = await app.ensure_started()
+        assert engine.counters.handler_seconds["slow"].sum == pytest.approx(3)
+
+
+# Size
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [
+        ("x" * 49, True),
+        ("x" * 50, False),
+        ("é" * 24 + "x", True),
+        ("é" * 25, False),
+        ("é" * 49, False),
+        ("😀" * 12 + "x", True),
+        ("😀" * 13, False),
+    ],
+)
+async def test_a_message_is_measured_in_bytes(text: str, allowed: bool) -> None:
+    app = make_app(max_payload_size=100)
+    frame = f'{{"event":"item","payload":{{"n":0}},"id":"{text}"}}'
+    rest = 100 - len(frame.encode()) + len(text.encode()) - 49
+    frame += " " * rest  # 100 bytes, where the text has 49
+    async with TestClient(app) as client:
+        conn = await client.connect()
+        await conn.send_raw(frame)
+        if allowed:
+            assert await conn.receive() == {"event": "__ack__", "payload": {}, "id": text}
+        else:
+            error = await error_of(conn)
+            assert (error["code"], error["event"], error["id"]) == ("PAYLOAD_TOO_LARGE", None, None)
+            assert error["details"] == {"max_payload_size": 100}
+            assert "100 bytes" in error["message"]
+
+
+@pytest.mark.parametrize(("length", "allowed"), [(100, True), (101, False)])
+async def test_packed_messages_are_measured_as_they_are(length: int, allowed: bool) -> None:
+    app = make_app(max_payload_size=100)
+    envelope = {"event": "item", "payload": {"n": 0}, "id": "é" * 24}
+    frame: Any = msgpack.packb(envelope)
+    frame = frame if length == len(frame) else msgpack.packb(envelope | {"id": "é" * 24 + "x" * (length - len(frame))})
+    assert len(frame) == length
+    async with TestClient(app) as client:
+        conn = await client.connect(subprotocols=["socketspec.v1.msgpack"])
+        await conn.send_raw(frame)
+        await conn.receive_event("__ack__" if allowed else "__error__", timeout=1)
+
+
+# Limits
+
+
+class Limits(MemoryLimits):
+    """Shared limits with an answer that the test chose."""
+
+    def __init__(self, answer: float) -> None:
+        super().__init__(lambda: 0.0)
+        self.answer = answer
+
+    async def take(self, key: str, *, rate: float, capacity: float) -> float:
+        return self.answer
+
+
+@pytest.mark.parametrize("wait", [0.0004, 0.5, 2.34567])
+async def test_any_wait_is_a_refusal_and_is_told_in_milliseconds(wait: float) -> None:
+    app = make_app(backend=SharedBackend(Limits(wait)), rate_limit=RateLimit(10, 10, scope="ip"))
+    async with TestClient(app) as client:
+        conn = await client.connect()
+        await conn.send("item", {"n": 0}, id=1)
+        error = await error_of(conn)
+        assert (error["code"], error["event"], error["id"]) == ("RATE_LIMIT_ERROR", None, None)
+        assert error["details"] == {"retry_after": round(wait, 3)}
+
+
+async def test_a_wait_of_less_than_a_second_is_a_refusal_here_too() -> None:
+    async with TestClient(make_app(rate_limit=RateLimit(2, 1))) as client:
+        conn = await client.connect()
+        await conn.send("item", {"n": 0})
+        await conn.send("item", {"n": 0})
+        assert 0 < (await error_of(conn))["details"]["retry_after"] <= 0.5
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_who_goes_on_and_on_is_told_why_and_closed(shared: bool) -> None:
+    backend = SharedBackend(Limits(1.0)) if shared else MemoryBackend()
+    limit = RateLimit(0.001, 1, scope="ip", max_violations=2)
+    async with TestClient(make_app(backend=backend, rate_limit=limit)) as client:
+        conn = await client.connect()
+        for _ in range(3 if shared else 4):
+            await conn.send("item", {"n": "no ack"})
+        codes = [(await error_of(conn))["code"] for _ in range(3 if shared else 4)]
+        assert codes == ["VALIDATION_ERROR"] * (not shared) + ["RATE_LIMIT_ERROR"] * 3
+        with pytest.raises(ConnectionClosed) as closed:
+            await conn.receive()
+        assert closed.value.code == 4007
+
+
+@in_virtual_time
+async def test_a_shared_limit_that_answers_late_judges_abuse_by_the_time_then() -> None:
+    class Late(Limits):
+        async def take(self, key: str, *, rate: float, capacity: float) -> float:
+            await asyncio.sleep(10)
+            return 1.0
+
+    limit = RateLimit(0.1, 1, scope="ip", max_violations=1)
+    async with TestClient(make_app(backend=SharedBackend(Late(1.0)), rate_limit=limit)) as client:
+        conn = await client.connect()
+        for _ in range(5):  # one every ten seconds is forgotten when the next one comes
+            await conn.send("item", {"n": 0})
+            assert (await error_of(conn))["code"] == "RATE_LIMIT_ERROR"
+        assert conn.connection.is_open
+
+
+# Activity
+
+
+@in_virtual_time
+async def test_any_message_keeps_the_heartbeat_away() -> None:
+    app = make_app(session=SessionConfig(heartbeat_interval=10, heartbeat_timeout=5))
+    async with TestClient(app) as client:
+        conn = await client.connect()
+        for frame in ['{"event":"item","payload":{"n":0}}', "{", '{"event":"__pong__"}'] * 4:
+            await asyncio.sleep(9)
+            await conn.send_raw(frame)
+        assert conn.connection.is_open
+        with pytest.raises(ConnectionClosed) as closed:
+            await conn.receive_event("what never comes", timeout=100)
+        assert closed.value.code == 4004
+
+
+@in_virtual_time
+@pytest.mark.parametrize(
+    ("frame", "counts"),
+    [
+        ('{"event":"item","payload":{"n":0}}', True),
+        ('{"event":"item","payload":{"n":"x"}}', True),
+        ('{"event":"nobody"}', True),
+        ('{"event":"__ping__"}', False),
+        ('{"event":"__pong__"}', False),
+        ("{", False),
+    ],
+)
+async def test_events_are_activity_and_heartbeats_are_not(frame: str, counts: bool) -> None:
+    app = make_app(session=SessionConfig(idle_timeout=10, idle_warning=0))
+    async with TestClient(app) as client:
+        conn = await client.connect()
+        for _ in range(3):
+            await asyncio.sleep(9)
+            if conn.connection.is_open:
+                await conn.send_raw(frame)
+        assert conn.connection.is_open is counts
+
+
+# What is answered
+
+
+async def test_long_names_are_cut_in_the_answer() -> None:
+    async with TestClient(SocketApp()) as client:
+        conn = await client.connect()
+        await conn.send("n" * 500, id=1)
+        error = await error_of(conn)
+        assert (error["code"], error["id"], error["event"]) == ("UNKNOWN_EVENT", 1, "n" * 200)
+        assert error["message"] == f"There is no event {'n' * 80!r}."
+        await conn.send(f"__{'n' * 500}__", id=2)
+        error = await error_of(conn)
+        assert error["event"] == f"__{'n' * 198}"
+        assert error["message"].startswith(f"{'__' + 'n' * 78!r} is reserved; a client may send __ping__, __pong__, ")
+
+
+@pytest.mark.parametrize("frame", ["{", '{"payload":{}}', '{"event":"item","id":[1]}'])
+async def test_what_is_no_envelope_is_answered_without_event_and_id(frame: str) -> None:
+    async with TestClient(make_app()) as client:
+        conn = await client.connect()
+        await conn.send_raw(frame)
+        error = await error_of(conn)
+        assert (error["code"], error["event"], error["id"]) == ("VALIDATION_ERROR", None, None)
+
+
+async def test_a_closed_connection_is_not_heard_in_any_way() -> None:
+    tokens: list[str | None] = []
+
+    class Auth:
+        async def authenticate(self, handshake: Handshake) -> Identity:
+            tokens.append(handshake.token)
+            return Identity(user_id="ada")
+
+    app = make_app(auth=Auth(), max_payload_size=100)
+    async with TestClient(app) as client:
+        conn = await client.connect()
+        await conn.connection.disconnect()
+        await conn.send("__refresh_auth__", {"token": "newer"})
+        await conn.send("item", {"n": 0, "more": "x" * 100})
+        await conn.send_raw("{")
+        assert await counted(app) == {}
+    assert tokens == [None]
+
+
+async def test_what_comes_before_the_connect_hooks_are_through_is_not_handled() -> None:
+    app, handled = SocketApp(), list[str]()
+
+    @app.on_connect
+    async def early(conn: Connection) -> None:
+        engine = await app.ensure_started()
+        assert engine.receive(conn, '{"event":"act"}', binary=False) is None
+
+    @app.on("act")
+    async def act(conn: Connection) -> None:
+        handled.append(conn.id)
+
+    async with app.lifespan():
+        conn = await opened(app, Carrier())
+        await asyncio.sleep(0)
+        await conn.disconnect()
+    assert handled == []
+
+
+# Failures
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_a_limit_that_fails_is_answered_without_an_event(shared: bool, caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(Limits):
+        async def take(self, key: str, *, rate: float, capacity: float) -> float:
+            raise LookupError("a secret of the limit")
+
+    def scope(conn: Connection) -> str:
+        raise LookupError("a secret of the limit")
+
+    limit = RateLimit(10, 10, scope="ip" if shared else scope)
+    app = make_app(backend=SharedBackend(Failing(0.0)), rate_limit=limit)
+    failures: list[Exception] = []
+
+    @app.on_error
+    async def note(conn: Connection, error: Exception) -> None:
+        failures.append(error)
+
+    async with TestClient(app) as client:
+        conn = await client.connect()
+        await conn.send("item", {"n": 0}, id=1)
+        error = await error_of(conn)
+        assert (error["code"], error["event"], error["id"]) == ("HANDLER_ERROR", None, None)
+        assert "secret" not in json.dumps(error)
+        assert await counted(app) == {}, "it was not handled"
+    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert error["request_id"] in record.getMessage()
+    assert record.exc_info is not None
+    assert [str(failure) for failure in failures] == ["a secret of the limit"]
+
+
+@pytest.mark.parametrize("debug", [False, True])
+async def test_in_debug_mode_a_failure_is_told_in_a_thousand_characters(debug: bool) -> None:
+    app = SocketApp(debug=debug)
+
+    @app.on("fail")
+    async def fail(conn: Connection) -> None:
+        raise ValueError("v" * 2000)
+
+    async with TestClient(app) as client:
+        conn = await client.connect()
+        await conn.send("fail", id=1)
+        error = await error_of(conn)
+        assert error["details"] == ({"exception": "ValueError", "text": "v" * 1000} if debug else {})
+        assert error["message"] == "The server failed to handle this event."
+
+
+async def test_a_text_that_cannot_be_sent_is_shown_escaped() -> None:
+    app = SocketApp(debug=True)
+
+    @app.on("fail")
+    async def fail(conn: Connection) -> None:
+        raise ValueError("half a pair: \ud800")
+
+    async with TestClient(app) as client:
+        conn = await client.connect()
+        await conn.send("fail", id=1)
+        assert (await error_of(conn))["details"]["text"] == "half a pair: \\ud800"
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), BackendError("redis is gone")])
+@pytest.mark.parametrize("where", ["handler", "limit"])
+async def test_the_record_of_a_failure_has_the_ids_that_the_client_and_others_know(
+    error: Exception, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines: list[dict[str, Any]] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(json.loads(JsonFormatter().format(record)))
+
+    def scope(conn: Connection) -> str:
+        if where == "limit":
+            raise error
+        return "all"
+
+    app = SocketApp(namespace="/n", rate_limit=RateLimit(10, 10, scope=scope))
+
+    @app.on("fail")
+    async def fail(conn: Connection) -> None:
+        raise error
+
+    @app.on_error
+    async def note(conn: Connection, error: Exception) -> None:
+        logging.getLogger("the_app").error("noted")
+
+    logging.getLogger().addHandler(handler := Handler())
+    try:
+        async with TestClient(app) as client:
+            conn = await client.connect()
+            await conn.send("fail", id=1)
+            request_id = (await error_of(conn))["request_id"]
+            await asyncio.sleep(0)
+    finally:
+        logging.getLogger().removeHandler(handler)
+    failed, noted = lines
+    for line in (failed, noted):
+        assert (line["request"], line["connection"], line["namespace"]) == (request_id, conn.id, "/n")
+        assert line.get("event") == ("fail" if where == "handler" else None)
+    assert request_id in failed["message"]
+    assert noted["message"] == "noted"
+    record = next(record for record in caplog.records if "failed" in record.getMessage())
+    assert (vars(record)["request"], vars(record)["connection"]) == (request_id, conn.id)
+    assert (record.exc_info is None) is isinstance(error, BackendError)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+async def test_what_a_handler_returns_is_the_answer(strict: bool) -> None:
+    app = SocketApp()
+
+    @app.on("answer")
+    async def answer(conn: Connection) -> dict[str, int]:
+        return {"n": 1}
+
+    async with TestClient(app, strict=strict) as client:
+        conn = await client.connect()
+        await conn.send("answer")
+        assert await conn.receive() == {"event": "__ack__", "payload": {"n": 1}}
+
+
+async def test_the_debug_feed_shows_what_is_handled_as_it_came() -> None:
+    app = make_app(debug=True)
+    async with TestClient(app) as client:
+        conn = await client.connect()
+        frame = '{"event":"item", "payload":{"n":0}}'
+        await conn.send_raw(frame)
+        await conn.send("item", {"n": "x"})
+        engine = await app.ensure_started()
+        assert engine.feed is not None
+        shown = [event for event in engine.feed.since(0) if event["direction"] == "in"]
+        assert [(event["connection_id"], event["event"], event["data"]) for event in shown] == [
+            (conn.id, "item", frame)
+        ]

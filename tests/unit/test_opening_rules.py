@@ -1,0 +1,361 @@
+"""From the handshake to an open connection: who is turned away and how, and what is set up by when."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from socketspec import Connection, Identity, SocketApp
+from socketspec.errors import (
+    AuthError,
+    BackendError,
+    ErrorCode,
+    EventError,
+    PermissionDenied,
+    RoomNotFound,
+)
+from socketspec.handshake import Handshake
+from socketspec.memory import MemoryBackend, MemorySessions
+from socketspec.session import SessionConfig
+from socketspec.testing import ConnectionClosed, HandshakeRefused, TestClient, TestConnection
+from tests.carriers import Carrier, opened
+
+V1 = ["socketspec.v1.json"]
+
+
+class ByName:
+    """Everybody is who they say they are; it may be said by message."""
+
+    first_message = True
+
+    async def authenticate(self, handshake: Handshake) -> Identity | None:
+        token = handshake.token or handshake.query_params.get("user")
+        return None if token is None else Identity(user_id=token.partition("/")[0], claims={"jti": token})
+
+
+class GatedSessions(MemorySessions):
+    """Lookups of revocations that wait for the test, or fail."""
+
+    def __init__(self) -> None:
+        super().__init__(time.monotonic)
+        self.looking = asyncio.Event()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.away = False
+
+    async def is_revoked(self, subjects: Sequence[str]) -> bool:
+        if self.away:
+            raise BackendError("redis is gone")
+        self.looking.set()
+        await self.gate.wait()
+        return await super().is_revoked(subjects)
+
+
+def gated_app(**options: Any) -> tuple[SocketApp, GatedSessions]:
+    backend = MemoryBackend()
+    backend.sessions = sessions = GatedSessions()
+    return SocketApp(backend=backend, auth=ByName(), **options), sessions
+
+
+async def end_of(conn: TestConnection) -> tuple[list[dict[str, Any]], int, str]:
+    messages: list[dict[str, Any]] = []
+    while True:
+        try:
+            messages.append(await conn.receive())
+        except ConnectionClosed as closed:
+            return messages, closed.code, closed.reason
+
+
+# Turned away before the handshake is accepted
+
+
+async def test_a_node_that_stops_refuses_with_503() -> None:
+    app = SocketApp()
+    async with TestClient(app) as client:
+        await app.drain()
+        with pytest.raises(HandshakeRefused) as refused:
+            await client.connect()
+        assert refused.value.status == 503
+        assert "stopping" in str(refused.value)
+        assert app.engine is not None
+        assert app.engine.counters.refused == {503: 1}
+
+
+async def test_another_origin_is_refused_with_403_and_counted() -> None:
+    app = SocketApp(allowed_origins=["https://my.app"])
+    async with TestClient(app) as client:
+        with pytest.raises(HandshakeRefused) as refused:
+            await client.connect(headers={"origin": "https://other.app"})
+        assert refused.value.status == 403
+        assert "origin" in str(refused.value)
+        assert app.engine is not None
+        assert (app.engine.counters.refused, app.engine.counters.opened) == ({403: 1}, 0)
+        await client.connect(headers={"origin": "https://my.app"})
+        assert (app.engine.counters.refused, app.engine.counters.opened) == ({403: 1}, 1)
+
+
+async def test_a_session_that_cannot_be_looked_up_is_refused_with_503(caplog: pytest.LogCaptureFixture) -> None:
+    app, sessions = gated_app()
+    sessions.away = True
+    async with TestClient(app) as client:
+        with pytest.raises(HandshakeRefused) as refused:
+            await client.connect(query_params={"user": "ada"})
+        assert refused.value.status == 503
+        assert "connect again" in str(refused.value)
+    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert "redis is gone" in record.getMessage()
+    assert record.exc_info is None
+
+
+async def test_a_user_id_that_nobody_can_have_is_refused_and_the_log_says_why(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with TestClient(SocketApp(auth=ByName())) as client:
+        messages, code, reason = await end_of(await client.connect(query_params={"user": "x" * 600}))
+        assert [message["payload"]["code"] for message in messages] == ["AUTH_ERROR"]
+        assert "user id" in messages[0]["payload"]["message"]
+        assert (code, reason) == (4001, "auth_error")
+    assert "too long" in caplog.text
+
+
+async def test_where_no_first_message_is_taken_no_credentials_are_an_error_at_once() -> None:
+    class InHeadersOnly(ByName):
+        first_message = False
+
+    async with TestClient(SocketApp(auth=InHeadersOnly())) as client:
+        messages, code, _ = await end_of(await client.connect())
+        assert ([message["payload"]["code"] for message in messages], code) == (["AUTH_ERROR"], 4001)
+
+
+# What is set up
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [
+        ([], None),
+        (["other"], None),
+        (["other", "socketspec.v1.msgpack", "socketspec.v1.json"], "socketspec.v1.msgpack"),
+        (["socketspec.v1.json"], "socketspec.v1.json"),
+    ],
+)
+async def test_the_handshake_is_answered_with_the_clients_first_known_subprotocol(
+    offered: list[str], chosen: str | None
+) -> None:
+    app = SocketApp()
+    async with app.lifespan() as engine:
+        assert (await engine.admit(Handshake(subprotocols=tuple(offered)))).subprotocol == chosen
+
+
+async def test_the_introduction_says_what_a_client_has_to_know() -> None:
+    app, carrier = SocketApp(session=SessionConfig(max_duration=500, heartbeat_timeout=7)), Carrier(can_ping=True)
+    async with app.lifespan():
+        conn = await opened(app, carrier, Handshake(subprotocols=("socketspec.v1.json",)))
+        expires = conn.session.expires_at
+        assert expires is not None
+        assert carrier.messages == [
+            {
+                "event": "__connect__",
+                "payload": {
+                    "connection_id": conn.id,
+                    "session": conn.session.id,
+                    "session_expires_at": expires,
+                    "heartbeat": {"interval": 25.0, "timeout": 7, "frames": True},
+                    "node": app.node,
+                },
+            }
+        ]
+        assert expires == pytest.approx(time.time() + 500, abs=30)
+        await conn.disconnect()
+
+
+async def test_a_connection_has_the_apps_limits_from_the_first_moment() -> None:
+    config = SessionConfig(idle_timeout=77)
+    async with TestClient(SocketApp(auth=ByName(), session=config)) as client:
+        waiting, in_already = await client.connect(), await client.connect(query_params={"user": "ada"})
+        for conn in (waiting, in_already):
+            assert conn.connection.session.config is config
+
+
+async def test_a_client_that_reads_too_slowly_is_closed_with_4006_and_counted() -> None:
+    app, carrier = SocketApp(), Carrier()
+    reasons: list[str] = []
+
+    @app.on_disconnect
+    async def note(conn: Connection, reason: str) -> None:
+        reasons.append(reason)
+
+    async with app.lifespan() as engine:
+        await opened(app, carrier)
+        carrier.on_slow()
+        assert carrier.closed == (4006, "slow_consumer")
+        assert engine.counters.slow_consumers == 1
+    assert reasons == ["slow_consumer"]
+
+
+async def test_what_is_sent_to_everybody_reaches_who_has_been_let_in() -> None:
+    app = SocketApp(auth=ByName())
+
+    @app.on_connect
+    async def greet(conn: Connection) -> None:
+        await app.rooms.broadcast_all("too early")
+        await app.users.send("ada", "too early")
+
+    async with TestClient(app) as client:
+        conn = await client.connect(query_params={"user": "ada"})
+        await app.rooms.broadcast_all("everybody")
+        await app.users.send("ada", "you")
+        assert [(await conn.receive())["event"] for _ in range(2)] == ["everybody", "you"]
+        waiting = await client.connect()
+        await app.rooms.broadcast_all("everybody")
+        await waiting.send("__ping__")
+        assert (await waiting.receive())["event"] == "__pong__", "it is not let in yet"
+
+
+# Hooks that refuse or fail
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "reason"),
+    [
+        (PermissionDenied("No."), 4001, "refused: permission_error"),
+        (AuthError("No."), 4001, "refused: auth_error"),
+        (RoomNotFound("No."), 4000, "refused: room_not_found"),
+        (EventError("No.", code=ErrorCode.VALIDATION_ERROR), 4000, "refused: validation_error"),
+    ],
+)
+@pytest.mark.parametrize("after_one", [False, True])
+async def test_a_hook_that_refuses_gives_the_reason(error: EventError, code: int, reason: str, after_one: bool) -> None:
+    app = SocketApp()
+    ended: list[str] = []
+
+    if after_one:
+
+        @app.on_connect
+        async def first(conn: Connection) -> None: ...
+
+    @app.on_connect
+    async def refuse(conn: Connection) -> None:
+        raise error
+
+    @app.on_connect
+    async def never(conn: Connection) -> None:
+        raise AssertionError("not after one that refused")
+
+    @app.on_disconnect
+    async def note(conn: Connection, reason: str) -> None:
+        ended.append(reason)
+
+    async with TestClient(app) as client:
+        messages, *closed = await end_of(await client.connect())
+        assert [message["payload"]["code"] for message in messages] == [error.code]
+        assert closed == [code, reason]
+    assert ended == [reason] * after_one, "what the first one set up has to be undone"
+
+
+@pytest.mark.parametrize(("error", "code"), [(LookupError("secret"), 1011), (BackendError("redis is gone"), 1013)])
+@pytest.mark.parametrize("after_one", [False, True])
+async def test_a_hook_that_fails_closes_and_is_reported(
+    error: Exception, code: int, after_one: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = SocketApp()
+    ended: list[str] = []
+    failures: list[Exception] = []
+
+    if after_one:
+
+        @app.on_connect
+        async def first(conn: Connection) -> None: ...
+
+    @app.on_connect
+    async def fail(conn: Connection) -> None:
+        raise error
+
+    @app.on_disconnect
+    async def note(conn: Connection, reason: str) -> None:
+        ended.append(reason)
+
+    @app.on_error
+    async def hear(conn: Connection, error: Exception) -> None:
+        failures.append(error)
+
+    async with TestClient(app) as client:
+        conn = await client.connect()
+        messages, closed, _ = await end_of(conn)
+        assert (messages, closed) == ([], code)
+        assert conn.id in caplog.text
+    assert failures == [error]
+    assert len(ended) == after_one
+    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert (record.exc_info is None) is isinstance(error, BackendError)
+
+
+# Closed meanwhile
+
+
+async def test_a_first_message_of_a_connection_that_was_closed_meanwhile_lets_nobody_in() -> None:
+    app, sessions = gated_app()
+    came: list[str] = []
+
+    @app.on_connect
+    async def hook(conn: Connection) -> None:
+        came.append(conn.id)
+
+    async with TestClient(app) as client:
+        conn = await client.connect()
+        sessions.gate.clear()
+        entering = asyncio.create_task(conn.send("__refresh_auth__", {"token": "ada"}))
+        await sessions.looking.wait()
+        await conn.connection.disconnect()
+        sessions.gate.set()
+        await entering
+        assert await app.users.count("ada") == 0
+    assert came == []
+
+
+async def test_a_renewal_of_a_connection_that_was_closed_meanwhile_changes_nothing() -> None:
+    app, sessions = gated_app()
+    async with TestClient(app) as client:
+        conn = await client.connect(query_params={"user": "ada"})
+        before = conn.identity
+        sessions.looking.clear()
+        sessions.gate.clear()
+        renewing = asyncio.create_task(conn.send("__refresh_auth__", {"token": "ada"}))
+        await sessions.looking.wait()
+        await conn.close()
+        sessions.gate.set()
+        await renewing
+        assert conn.identity is before
+        await app.sessions.revoke(user="ada")  # finds no connection that is no more
+
+
+@pytest.mark.parametrize("how", ["first message", "renewal"])
+async def test_a_revocation_while_a_token_is_looked_up_is_not_missed(how: str) -> None:
+    class Slow(GatedSessions):
+        async def is_revoked(self, subjects: Sequence[str]) -> bool:
+            answer = await MemorySessions.is_revoked(self, subjects)
+            self.looking.set()
+            await self.gate.wait()  # the answer is on its way
+            return answer
+
+    backend = MemoryBackend()
+    backend.sessions = sessions = Slow()
+    app = SocketApp(backend=backend, auth=ByName())
+    async with TestClient(app) as client:
+        conn = await client.connect(query_params={"user": "ada/1"} if how == "renewal" else {})
+        sessions.looking.clear()
+        sessions.gate.clear()
+        sending = asyncio.create_task(conn.send("__refresh_auth__", {"token": "ada/2"}))
+        await sessions.looking.wait()
+        await app.sessions.revoke(token_id="ada/2")
+        assert conn.connection.state.value in ("open", "authenticating"), "it does not go by that one yet"
+        sessions.gate.set()
+        await sending
+        messages, *closed = await end_of(conn)
+        assert [message["payload"]["code"] for message in messages] == ["AUTH_ERROR"]
+        assert closed == [4005, "revoked"]
