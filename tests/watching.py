@@ -50,3 +50,12 @@ class WatchedTasks(Tasks):
         error = None if task.cancelled() else task.exception()
         if error is not None:
             self.failures.append(error)
+
+
+async def turns(check: Callable[[], object]) -> None:
+    """Let the event loop turn until `check` is true: for what needs turns, and no time."""
+    for _ in range(1000):
+        if check():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it did not come true in 1000 turns of the event loop")

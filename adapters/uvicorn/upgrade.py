@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 from urllib.parse import unquote
 
 from websockets.http11 import Request, Response
@@ -16,6 +16,9 @@ __all__ = ("Pairs", "ends_head", "read", "refusal", "scope_of")
 # At debug level, websockets logs every header: tokens and cookies among them.
 _silent: logging.Logger = logging.getLogger("socketspec.adapters.upgrade.silent")
 _silent.disabled = True
+
+VERSION: Final = "13"
+"""The version that is spoken; who asked for another one is told (RFC 6455 section 4.4)."""
 
 Pairs = Iterable[tuple[bytes, bytes]]
 """HTTP headers."""
@@ -30,6 +33,8 @@ def read(data: bytes) -> tuple[Request | None, Response]:
         return None, handshake.reject(HTTPStatus.BAD_REQUEST, "This is no request that can be answered.\n")
     response = handshake.accept(request)
     if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
+        if request.headers.get_all("Sec-WebSocket-Version") != [VERSION]:
+            response.headers["Sec-WebSocket-Version"] = VERSION  # so that a client may try again
         return None, response
     del response.headers["Date"]
     return request, response

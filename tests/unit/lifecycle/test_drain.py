@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import selectors
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -20,44 +19,10 @@ from socketspec.pages.responses import Response
 from socketspec.protocol.handshake import Handshake, Headers, QueryParams
 from socketspec.runtime import engines as running
 from socketspec.testing import ConnectionClosed, TestClient, TestConnection
+from tests.virtual_time import in_virtual_time, now
 
 TICK = 0.1
 """Seconds between two waves, at most."""
-
-
-class _Jumping(selectors.DefaultSelector):
-    """Where the loop would wait, time jumps."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        events = super().select(0)
-        if not events:
-            assert timeout is not None, "everything waits for something that never comes"
-            self.now += max(timeout, 0.0)
-        return events
-
-
-class _VirtualLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self._jumping = _Jumping()
-        super().__init__(self._jumping)
-
-    def time(self) -> float:
-        return self._jumping.now
-
-
-def in_virtual_time(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run `main` in a loop whose clock jumps from one timer to the next."""
-    with asyncio.Runner(loop_factory=_VirtualLoop) as runner:
-        runner.run(main())
-
-
-def now() -> float:
-    """Seconds of virtual time."""
-    return asyncio.get_running_loop().time()
 
 
 def peak(times: Iterable[float], width: float) -> int:
@@ -105,7 +70,7 @@ def test_connections_leave_evenly_over_the_window(count: int, window: float) -> 
             width = max(span / bins, 2 * TICK)
             assert peak(left, width) <= 2 * max(count * width / span, 1)
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 def test_what_clients_are_told_spreads_those_that_connect_again() -> None:
@@ -117,7 +82,7 @@ def test_what_clients_are_told_spreads_those_that_connect_again() -> None:
             width = (max(times) - min(times)) / 10
             assert peak(times, width) <= 2 * 1000 / 10
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 def test_who_leaves_first_is_chance() -> None:
@@ -126,7 +91,7 @@ def test_who_leaves_first_is_chance() -> None:
         assert orders[0] != orders[1]
         assert list(range(60)) not in orders
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 def test_a_few_connections_leave_one_after_the_other_and_soon() -> None:
@@ -135,7 +100,7 @@ def test_a_few_connections_leave_one_after_the_other_and_soon() -> None:
         assert len(set(left)) == 3
         assert ended < 1
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 def test_without_a_window_all_leave_at_once_and_come_back_spread_out() -> None:
@@ -145,7 +110,7 @@ def test_without_a_window_all_leave_at_once_and_come_back_spread_out() -> None:
         assert 0 < min(told) < max(told) <= JITTER_AT_ONCE
         assert peak(told, JITTER_AT_ONCE / 10) <= 2 * 400 / 10
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 def test_draining_a_node_without_connections_takes_no_time() -> None:
@@ -156,7 +121,7 @@ def test_draining_a_node_without_connections_takes_no_time() -> None:
             assert await app.drain() == 0
         assert now() == 0
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 def test_the_drain_ends_when_all_have_left_by_themselves() -> None:
@@ -171,7 +136,7 @@ def test_the_drain_ends_when_all_have_left_by_themselves() -> None:
             assert await draining == 300
             assert now() == pytest.approx(1, abs=TICK)
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 def test_a_handler_under_way_finishes_and_its_answer_arrives_before_the_close() -> None:
@@ -196,7 +161,7 @@ def test_a_handler_under_way_finishes_and_its_answer_arrives_before_the_close() 
             assert left == pytest.approx(30)
             assert idle_left <= 1, "nobody waits for others"
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 def add_work(app: SocketApp, *, seconds: float) -> None:
@@ -235,7 +200,7 @@ def test_a_client_that_goes_on_sending_leaves_once_what_it_sent_before_its_turn_
             assert acks == list(range(len(acks)))
             assert len(acks) >= 1
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 def test_a_message_that_waits_for_its_place_is_handled_before_the_connection_leaves() -> None:
@@ -253,7 +218,7 @@ def test_a_message_that_waits_for_its_place_is_handled_before_the_connection_lea
             assert closed.code == 1012
             assert left == pytest.approx(6)
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 def test_a_connection_whose_hooks_are_under_way_leaves_when_they_are_through() -> None:
@@ -280,7 +245,7 @@ def test_a_connection_whose_hooks_are_under_way_leaves_when_they_are_through() -
             assert [what for what, _ in log] == ["connected", "server_shutdown"]
             assert log[0][1] == pytest.approx(5)
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 def test_a_handler_that_does_not_finish_is_left_behind_after_the_grace_and_then_cancelled() -> None:
@@ -306,7 +271,7 @@ def test_a_handler_that_does_not_finish_is_left_behind_after_the_grace_and_then_
             await stopping
             assert cancelled == [pytest.approx(7)]
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 def test_a_connection_works_until_its_own_close() -> None:
@@ -343,7 +308,7 @@ def test_a_connection_works_until_its_own_close() -> None:
         assert sent
         assert handled == sent
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 @pytest.mark.parametrize("window", [0, 0.5])
@@ -361,7 +326,7 @@ def test_what_a_large_room_has_not_been_sent_yet_is_sent_before_the_close(window
                 numbers = [message["payload"]["n"] for message in messages if message["event"] == "number"]
                 assert numbers == list(range(100))
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 def test_a_connection_that_opens_when_the_last_one_has_left_does_not_hold_up_the_loop() -> None:
@@ -383,7 +348,7 @@ def test_a_connection_that_opens_when_the_last_one_has_left_does_not_hold_up_the
                 assert await draining == 300
             await asyncio.gather(*closing)
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 class _Silent:
@@ -426,7 +391,7 @@ def test_every_call_joins_the_same_drain_and_the_stop_finds_it_done() -> None:
                 messages, _, _ = await reader
                 assert len(messages) == 1, "one goodbye"
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 def test_an_engine_whose_loop_ended_without_a_stop_is_forgotten_at_the_next_start() -> None:
@@ -461,7 +426,7 @@ def test_the_drain_path_answers_when_the_last_connection_has_left(method: str) -
             assert health is not None
             assert (health.status, json.loads(health.body)["status"]) == (503, "stopping")
 
-    in_virtual_time(main)
+    in_virtual_time(main)()
 
 
 @pytest.mark.parametrize("authorization", [None, "", "Bearer", "Bearer ", "Bearer S3cret", "Basic s3cret", "s3cret"])

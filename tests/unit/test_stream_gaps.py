@@ -1,0 +1,544 @@
+"""A gap in a running stream: how a node notices that publications of a topic with history are missing, and catches up.
+
+The node is a `RedisBroker`; what Redis would send it comes in as frames, and what Redis keeps is a list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Sequence
+from typing import Any, cast
+
+import pytest
+
+from socketspec.backend import HistoryStore, Position, Publication, Topic
+from socketspec.cluster.broker import RedisBroker
+from socketspec.cluster.envelope import encode
+from socketspec.cluster.keys import Keys
+from socketspec.errors import BackendError
+from socketspec.tasks import Tasks
+from tests.watching import turns
+
+KEYS = Keys("p")
+LOG = Topic("/", "room", "log")
+OTHER = Topic("/", "room", "other")
+CATCH_UPS = 8
+"""Histories read at once after a loss."""
+MAX_HELD = 10_000
+"""Live publications of one topic that wait while its history is read."""
+MAX_HELD_BYTES = 32 * 2**20
+
+
+def at(offset: int, epoch: str = "one") -> Position:
+    return Position(offset, epoch, f"tag{offset}")
+
+
+def kept(offset: int, epoch: str = "one") -> Publication:
+    return Publication(f"{epoch}:{offset}", b"{}", position=at(offset, epoch))
+
+
+def plain(event: str) -> Publication:
+    return Publication(event, b"{}")
+
+
+def kept_range(first: int, last: int, epoch: str = "one") -> list[Publication]:
+    return [kept(offset, epoch) for offset in range(first, last + 1)]
+
+
+def events(first: int, last: int, epoch: str = "one") -> list[str]:
+    return [f"{epoch}:{offset}" for offset in range(first, last + 1)]
+
+
+class Shelf(HistoryStore):
+    """What Redis keeps; a read waits while `gate` is closed, and fails with `error`."""
+
+    def __init__(self) -> None:
+        self.kept: dict[Topic, list[Publication]] = {}
+        self.error: Exception | None = None
+        self.asked: list[tuple[Topic, Position | None]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.under_way = 0
+        self.most_under_way = 0
+
+    async def read(
+        self, topic: Topic, *, since: Position | None = None, limit: int | None = None
+    ) -> Sequence[Publication]:
+        self.asked.append((topic, since))
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        await self.gate.wait()
+        self.under_way -= 1
+        if self.error is not None:
+            raise self.error
+        return [
+            item
+            for item in self.kept.get(topic, ())
+            if since is None or (item.position is not None and item.position.offset > since.offset)
+        ]
+
+    async def position(self, topic: Topic) -> Position | None:
+        raise NotImplementedError
+
+
+class Subscribed:
+    """Subscriptions where everything stands at once."""
+
+    async def subscribe(self, channel: bytes) -> None: ...
+
+    def unsubscribe(self, channel: bytes) -> None: ...
+
+
+class Node:
+    """A broker that is subscribed to `LOG`, what it reads, and what it delivered."""
+
+    def __init__(self) -> None:
+        self.shelf = Shelf()
+        self.tasks = Tasks()
+        self.heard: list[str] = []
+        self.behind: Awaitable[None] | None = None
+        self.broker = RedisBroker(cast("Any", None), KEYS, self.shelf, self.tasks, linger=0)
+        self.broker.connect(cast("Any", Subscribed()))
+        self.broker.listeners.attach("/", self._deliver)
+
+    @classmethod
+    async def hearing(cls, *items: Publication) -> Node:
+        """A node that has heard `items` already."""
+        node = cls()
+        await node.broker.subscribe(LOG)
+        node.hears(*items)
+        assert node.heard == [item.event for item in items]
+        return node
+
+    def _deliver(self, topic: Topic, items: Sequence[Publication]) -> Awaitable[None] | None:
+        self.heard += [item.event for item in items]
+        return self.behind
+
+    def hears(self, *items: Publication, topic: Topic = LOG) -> Awaitable[None] | None:
+        """What one read of the link brings."""
+        channel = KEYS.channel(topic)
+        return self.broker.received([(channel, encode(item)) for item in items])
+
+    async def settled(self) -> None:
+        """Let every catch-up end."""
+        await turns(lambda: len(self.tasks) == 0)
+
+
+# What is no gap
+
+
+async def test_what_follows_is_delivered_at_once_and_costs_no_read() -> None:
+    node = await Node.hearing(kept(7))
+    node.hears(kept(8), kept(9))
+    node.hears(kept(10))
+    assert node.heard == events(7, 10)
+    await node.settled()
+    assert node.shelf.asked == []
+
+
+async def test_the_first_publication_heard_is_where_the_stream_begins_for_this_node() -> None:
+    node = await Node.hearing(kept(1000))
+    await node.settled()
+    assert node.shelf.asked == []
+
+
+async def test_publications_without_a_position_are_no_gap() -> None:
+    node = await Node.hearing(kept(1), plain("a"))
+    node.hears(plain("b"), kept(2), plain("c"), kept(3))
+    assert node.heard == ["one:1", "a", "b", "one:2", "c", "one:3"]
+    await node.settled()
+    assert node.shelf.asked == []
+
+
+# A gap
+
+
+async def test_a_gap_is_filled_from_the_history_before_what_came_after_it() -> None:
+    node = await Node.hearing(kept(1), kept(2))
+    node.shelf.kept[LOG] = kept_range(1, 6)
+    node.hears(kept(6))
+    assert node.heard == events(1, 2)
+    await node.settled()
+    assert node.heard == events(1, 6)
+    assert node.shelf.asked == [(LOG, at(2))]
+
+
+async def test_a_gap_within_one_read_delivers_what_came_before_it_at_once() -> None:
+    node = await Node.hearing(kept(1))
+    node.shelf.kept[LOG] = kept_range(1, 5)
+    node.hears(kept(2), plain("before"), kept(5), plain("after"))
+    assert node.heard == ["one:1", "one:2", "before"]
+    await node.settled()
+    assert node.heard == ["one:1", "one:2", "before", "one:3", "one:4", "one:5", "after"]
+    assert node.shelf.asked == [(LOG, at(2))]
+
+
+async def test_one_missing_publication_is_a_gap() -> None:
+    node = await Node.hearing(kept(1))
+    node.shelf.kept[LOG] = kept_range(1, 3)
+    node.hears(kept(3))
+    await node.settled()
+    assert node.heard == events(1, 3)
+
+
+async def test_what_comes_in_meanwhile_is_delivered_behind_it_and_nothing_twice() -> None:
+    node = await Node.hearing(kept(1))
+    node.shelf.gate.clear()
+    node.hears(kept(4))
+    node.hears(kept(5), plain("x"))
+    node.hears(plain("y"))
+    node.hears(kept(7))
+    node.shelf.kept[LOG] = kept_range(1, 5)  # as it was when Redis read it
+    assert node.heard == ["one:1"]
+    node.shelf.gate.set()
+    await node.settled()
+    assert node.heard == [*events(1, 5), "x", "y", "one:7"]
+    assert len(node.shelf.asked) == 1
+
+
+async def test_the_stream_goes_on_where_the_catch_up_ended() -> None:
+    node = await Node.hearing(kept(1))
+    node.shelf.kept[LOG] = kept_range(1, 4)
+    node.hears(kept(3))
+    await node.settled()
+    assert node.heard == events(1, 4)
+    node.hears(kept(4))  # was read already, and arrives live as well
+    node.hears(kept(5))
+    assert node.heard == events(1, 5)
+    await node.settled()
+    assert len(node.shelf.asked) == 1
+
+
+async def test_a_second_gap_is_filled_as_the_first_was() -> None:
+    node = await Node.hearing(kept(1))
+    for last in (3, 6):
+        node.shelf.kept[LOG] = kept_range(1, last)
+        node.hears(kept(last))
+        await node.settled()
+        assert node.heard == events(1, last)
+    assert [since for _, since in node.shelf.asked] == [at(1), at(3)]
+
+
+async def test_what_was_heard_before_is_not_delivered_again() -> None:
+    node = await Node.hearing(*kept_range(1, 5))
+    node.shelf.kept[LOG] = kept_range(1, 5)
+    node.hears(kept(4), kept(5))
+    await node.settled()
+    assert node.heard == events(1, 5)
+    node.hears(kept(6))
+    assert node.heard == events(1, 6)
+
+
+async def test_gaps_of_other_topics_are_their_own() -> None:
+    node = await Node.hearing(kept(1))
+    await node.broker.subscribe(OTHER)
+    node.hears(kept(8), topic=OTHER)
+    node.shelf.gate.clear()
+    node.hears(kept(5))
+    node.hears(kept(9), topic=OTHER)
+    assert node.heard == ["one:1", "one:8", "one:9"]
+    node.shelf.gate.set()
+    await node.settled()
+    assert [topic for topic, _ in node.shelf.asked] == [LOG]
+
+
+async def test_no_more_than_a_few_histories_are_read_at_once() -> None:
+    node = Node()
+    topics = [Topic("/", "room", f"log{number}") for number in range(3 * CATCH_UPS)]
+    for topic in topics:
+        await node.broker.subscribe(topic)
+        node.hears(kept(1), topic=topic)
+        node.shelf.kept[topic] = kept_range(1, 3)
+    node.shelf.gate.clear()
+    for topic in topics:
+        node.hears(kept(3), topic=topic)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert node.shelf.under_way == CATCH_UPS
+    node.shelf.gate.set()
+    await node.settled()
+    assert node.shelf.most_under_way == CATCH_UPS
+    assert sorted(node.heard) == sorted(events(1, 3) * len(topics))
+
+
+@pytest.mark.parametrize(("more", "lost"), [(0, 0), (2, 2)])
+async def test_so_many_wait_while_the_history_is_read_and_of_more_the_newest(more: int, lost: int) -> None:
+    node = await Node.hearing(kept(1))
+    node.shelf.gate.clear()
+    waiting = kept_range(3, MAX_HELD + 2 + more)
+    half = len(waiting) // 2
+    node.hears(*waiting[:half])
+    node.hears(*waiting[half:])
+    node.shelf.gate.set()
+    await node.settled()
+    assert node.heard == ["one:1", *(item.event for item in waiting[lost:])]
+
+
+@pytest.mark.parametrize(("size", "lost"), [(MAX_HELD_BYTES // 4, 0), (MAX_HELD_BYTES // 4 + 1, 1)])
+async def test_so_many_bytes_wait_while_the_history_is_read_and_of_more_the_newest(size: int, lost: int) -> None:
+    node = await Node.hearing(kept(1))
+    node.shelf.gate.clear()
+    for offset in range(3, 7):
+        node.hears(Publication(f"one:{offset}", bytes(size - 2), exclude=("a", "b"), position=at(offset)))
+    node.shelf.gate.set()
+    await node.settled()
+    assert node.heard == ["one:1", *events(3 + lost, 6)]
+
+
+# What cannot be filled
+
+
+async def test_another_epoch_is_a_gap_that_nothing_fills(caplog: pytest.LogCaptureFixture) -> None:
+    """The history has begun anew: what this node heard last is no measure any more."""
+    node = await Node.hearing(kept(5))
+    node.shelf.error = LookupError("'log' has begun a new history since that position")
+    node.hears(kept(1, "two"), kept(2, "two"))
+    assert node.heard == ["one:5"]
+    await node.settled()
+    assert node.heard == ["one:5", "two:1", "two:2"]
+    assert node.shelf.asked == [(LOG, at(5))]
+    assert "'log' has begun a new history" in caplog.text
+    assert "is lost to clients of this node" in caplog.text
+    node.hears(kept(3, "two"))
+    assert node.heard[-1] == "two:3"
+    assert len(node.shelf.asked) == 1
+
+
+async def test_another_epoch_is_noticed_though_its_offset_would_follow() -> None:
+    node = await Node.hearing(kept(5))
+    node.shelf.error = LookupError("another epoch")
+    node.hears(kept(6, "two"))
+    assert node.heard == ["one:5"]
+    await node.settled()
+    assert node.heard == ["one:5", "two:6"]
+
+
+async def test_an_older_offset_of_another_epoch_is_not_taken_for_known() -> None:
+    node = await Node.hearing(kept(5))
+    node.shelf.kept[LOG] = [kept(6)]  # the new epoch begins while the old one is read
+    node.shelf.gate.clear()
+    node.hears(kept(7))
+    node.hears(kept(1, "two"))
+    node.shelf.gate.set()
+    await node.settled()
+    assert node.heard == ["one:5", "one:6", "one:7", "two:1"]
+
+
+@pytest.mark.parametrize("error", [LookupError("trimmed"), BackendError("Redis does not answer")])
+async def test_where_nothing_can_be_read_what_came_in_is_delivered_and_the_stream_goes_on(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "socketspec.cluster")
+    node = await Node.hearing(kept(1))
+    node.shelf.error = error
+    node.shelf.gate.clear()
+    node.hears(kept(4))
+    node.hears(kept(9), plain("x"))
+    node.shelf.gate.set()
+    await node.settled()
+    assert node.heard == ["one:1", "one:4", "one:9", "x"]
+    assert str(error) in caplog.text
+    assert "'log'" in caplog.text or "lost to clients" in caplog.text
+    node.shelf.error = None
+    node.hears(kept(10))
+    assert node.heard[-1] == "one:10"
+    assert len(node.shelf.asked) == 1
+
+
+async def test_where_nothing_can_be_read_what_comes_next_still_measures_the_stream() -> None:
+    node = await Node.hearing(kept(1))
+    node.shelf.error = BackendError("Redis does not answer")
+    node.hears(kept(4))
+    await node.settled()
+    node.shelf.error = None
+    node.shelf.kept[LOG] = kept_range(1, 6)
+    node.hears(kept(6))
+    await node.settled()
+    assert node.heard == ["one:1", "one:4", "one:5", "one:6"]
+    assert node.shelf.asked[-1] == (LOG, at(4))
+
+
+@pytest.mark.parametrize("error", [LookupError("another publication"), BackendError("Redis does not answer")])
+async def test_where_nothing_can_be_read_an_older_offset_may_be_a_new_publication(error: Exception) -> None:
+    """A server that took over may lack the newest offsets, and gives them out again."""
+    node = await Node.hearing(kept(5))
+    node.shelf.error = error
+    node.hears(kept(4))
+    await node.settled()
+    assert node.heard == ["one:5", "one:4"]
+    node.hears(kept(5))
+    assert node.heard == ["one:5", "one:4", "one:5"]
+
+
+# A link that was lost
+
+
+async def test_a_channel_that_stands_again_is_caught_up_with() -> None:
+    node = await Node.hearing(kept(1))
+    node.shelf.kept[LOG] = kept_range(1, 4)
+    node.broker.restored([KEYS.channel(LOG)])
+    await node.settled()
+    assert node.heard == events(1, 4)
+    assert node.shelf.asked == [(LOG, at(1))]
+
+
+async def test_where_nothing_was_missed_nothing_is_delivered() -> None:
+    node = await Node.hearing(kept(1))
+    calls: list[Sequence[Publication]] = []
+    node.broker.listeners.attach("/", lambda _, items: calls.append(items))
+    node.broker.restored([KEYS.channel(LOG)])
+    await node.settled()
+    assert node.shelf.asked == [(LOG, at(1))]
+    assert calls == []
+
+
+async def test_a_channel_that_stands_again_is_not_read_where_nothing_is_kept_or_nobody_listens() -> None:
+    node = await Node.hearing(plain("x"))
+    await node.broker.subscribe(OTHER)
+    node.broker.restored([KEYS.channel(LOG), KEYS.channel(OTHER), KEYS.channel(Topic("/", "room", "third")), b"?"])
+    node.hears(plain("y"))
+    assert node.heard == ["x", "y"]  # nothing waits
+    await node.settled()
+    assert node.shelf.asked == []
+
+
+async def test_a_channel_that_stands_again_while_it_is_caught_up_with_is_read_once() -> None:
+    node = await Node.hearing(kept(1))
+    node.shelf.gate.clear()
+    node.hears(kept(3))
+    node.broker.restored([KEYS.channel(LOG)])
+    node.hears(kept(4))
+    node.shelf.kept[LOG] = kept_range(1, 3)
+    node.shelf.gate.set()
+    await node.settled()
+    assert node.heard == events(1, 4)
+    assert len(node.shelf.asked) == 1
+
+
+async def test_every_topic_of_a_lost_link_is_caught_up_with() -> None:
+    node = await Node.hearing(kept(1))
+    await node.broker.subscribe(OTHER)
+    node.hears(kept(1, "two"), topic=OTHER)
+    node.shelf.kept = {LOG: kept_range(1, 2), OTHER: kept_range(1, 2, "two")}
+    node.broker.restored([KEYS.channel(OTHER), b"?", KEYS.channel(LOG)])
+    await node.settled()
+    assert sorted(node.heard) == ["one:1", "one:2", "two:1", "two:2"]
+
+
+# Who listens
+
+
+async def test_what_was_read_for_a_topic_that_nobody_wants_any_more_is_not_delivered() -> None:
+    node = await Node.hearing(kept(1))
+    node.shelf.gate.clear()
+    node.shelf.kept[LOG] = kept_range(1, 3)
+    node.hears(kept(3))
+    await node.broker.unsubscribe(LOG)
+    await asyncio.sleep(0.001)  # it lingers for 0 s
+    node.shelf.gate.set()
+    await node.settled()
+    assert node.heard == ["one:1"]
+
+
+async def test_a_topic_that_is_wanted_again_begins_where_it_is_heard_first() -> None:
+    node = await Node.hearing(kept(1))
+    await node.broker.unsubscribe(LOG)
+    await asyncio.sleep(0.001)  # it lingers for 0 s
+    await node.broker.subscribe(LOG)
+    node.hears(kept(9))
+    assert node.heard == ["one:1", "one:9"]
+    assert node.shelf.asked == []
+
+
+async def test_a_catch_up_ends_when_the_fan_out_has_kept_up() -> None:
+    node = await Node.hearing(kept(1))
+    node.shelf.kept[LOG] = kept_range(1, 3)
+    gate = asyncio.Event()
+    node.behind = _open(gate)
+    node.hears(kept(3))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert node.heard == events(1, 3)
+    assert len(node.tasks) == 1
+    gate.set()
+    await node.settled()
+
+
+async def test_reading_on_waits_for_every_fan_out_that_is_behind() -> None:
+    node = await Node.hearing()
+    assert node.hears(plain("a")) is None
+    gates = [asyncio.Event(), asyncio.Event()]
+    node.behind = _open(gates[0])
+    others: list[Publication] = []
+
+    def deliver(topic: Topic, items: Sequence[Publication]) -> Awaitable[None]:
+        others.extend(items)
+        return _open(gates[1])
+
+    node.broker.listeners.attach("/", deliver)
+    waiting = node.hears(plain("b"))
+    assert waiting is not None
+    reading = asyncio.ensure_future(waiting)
+    for gate in gates:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not reading.done()
+        gate.set()
+    await reading
+    assert [item.event for item in others] == ["b"]
+
+
+async def test_reading_on_waits_for_the_one_fan_out_that_is_behind() -> None:
+    node = await Node.hearing()
+    gate = asyncio.Event()
+    node.behind = _open(gate)
+    waiting = node.hears(plain("a"))
+    assert waiting is not None
+    reading = asyncio.ensure_future(waiting)
+    await asyncio.sleep(0)
+    assert not reading.done()
+    gate.set()
+    await reading
+
+
+async def _open(gate: asyncio.Event) -> None:
+    await gate.wait()
+
+
+# What one read brings
+
+
+async def test_what_one_read_brings_is_delivered_by_topic_and_in_order() -> None:
+    node = await Node.hearing()
+    await node.broker.subscribe(OTHER)
+    log, other = KEYS.channel(LOG), KEYS.channel(OTHER)
+    calls: list[tuple[str, list[str]]] = []
+
+    def deliver(topic: Topic, items: Sequence[Publication]) -> None:
+        calls.append((topic.name, [item.event for item in items]))
+
+    node.broker.listeners.attach("/", deliver)
+    order = [(log, "a"), (log, "b"), (other, "c"), (log, "d")]
+    node.broker.received([(channel, encode(plain(event))) for channel, event in order])
+    assert calls == [("log", ["a", "b"]), ("other", ["c"]), ("log", ["d"])]
+
+
+async def test_what_is_not_understood_is_counted_and_stops_nothing() -> None:
+    node = await Node.hearing(kept(1))
+    log = KEYS.channel(LOG)
+    assert node.broker.broken == 0
+    node.broker.received([(log, b"\x63?"), (log, encode(kept(2))), (log, b""), (log, encode(kept(3))), (b"?", b"?")])
+    assert node.heard == events(1, 3)
+    assert node.broker.broken == 3
+    node.broker.received([(log, b"?")])
+    assert node.broker.broken == 4
+    assert node.heard == events(1, 3)
+
+
+async def test_channels_that_are_not_wanted_are_passed_over() -> None:
+    node = await Node.hearing(kept(1))
+    stranger = KEYS.channel(OTHER)
+    log = KEYS.channel(LOG)
+    node.broker.received([(stranger, encode(kept(1))), (log, encode(kept(2))), (stranger, encode(plain("x")))])
+    assert node.heard == events(1, 2)
