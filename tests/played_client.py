@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from socketspec.adapters.handover import EXTENSION, Line
+from socketspec.adapters.handover import EXTENSION, RawConnection
 from socketspec.adapters.uvicorn import WebSocketProtocol
 
 __all__ = ("KEY", "Answer", "Frame", "PlayedClient", "PlayedSink", "Wire", "close_frame", "frame", "upgrade")
@@ -282,7 +282,7 @@ class PlayedSink:
     """Takes a connection over, and keeps what it is told. A test gives the functions that are called with it."""
 
     def __init__(self) -> None:
-        self.line: Line
+        self.line: RawConnection
         self.messages: list[str | bytes] = []
         self.told: list[str] = []
         """What else it was told, by name."""

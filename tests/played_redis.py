@@ -11,10 +11,10 @@ from typing import Any
 import hiredis
 
 from socketspec.cluster.options import Address, RedisOptions
-from socketspec.cluster.subscriptions import Subscriptions
-from socketspec.cluster.topology import LinkOptions
-from socketspec.tasks import Tasks
+from socketspec.cluster.pubsub.subscriptions import Subscriptions
+from socketspec.cluster.servers.shard import LinkOptions
 from tests.virtual_time import listen
+from tests.watching import WatchedTasks
 
 __all__ = ("OPTIONS", "PlayedLink", "PlayedNode", "PlayedServer", "hearing")
 
@@ -198,8 +198,7 @@ class PlayedNode:
     def __init__(self, servers: Sequence[PlayedServer], options: RedisOptions) -> None:
         self.servers = servers
         self.topology = PlayedTopology(servers)
-        self.failures: list[BaseException] = []
-        self.tasks = Tasks(lambda _name, error: self.failures.append(error))
+        self.tasks = WatchedTasks()
         self.heard: list[tuple[bytes, bytes]] = []
         self.restored: list[bytes] = []
         self.on_received: Callable[[Sequence[tuple[bytes, bytes]]], Awaitable[None] | None] = lambda _: None
@@ -244,7 +243,7 @@ async def hearing(servers: int = 1, **options: Any) -> AsyncIterator[PlayedNode]
     try:
         await node.subscriptions.start()
         yield node
-        assert not node.failures
+        assert not node.tasks.failures
     finally:
         await node.subscriptions.stop()
     await asyncio.sleep(0)

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from socketspec import Connection, History, Room, SocketApp
-from socketspec.backend import Deliver, Lost, Position, Publication, Topic
+from socketspec.backend.memory import MemoryBackend, MemoryHistory
+from socketspec.backend.protocols import Deliver, Lost
 from socketspec.errors import BackendError
-from socketspec.memory import MemoryBackend, MemoryHistory
+from socketspec.protocol.publications import Position, Publication, Topic
 from socketspec.testing import TestClient, TestConnection
 
 V1 = ["socketspec.v1.json"]

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from socketspec import Connection, Identity, SocketApp
-from socketspec.backend import Deliver, Lost, Member, Publication, Topic
+from socketspec.backend.memory import MemoryBackend, MemoryBroker, MemoryPresence
+from socketspec.backend.protocols import Deliver, Lost
 from socketspec.errors import BackendError
-from socketspec.handshake import Handshake
 from socketspec.logs import JsonFormatter
-from socketspec.memory import MemoryBackend, MemoryBroker, MemoryPresence
+from socketspec.protocol.handshake import Handshake
+from socketspec.protocol.publications import Member, Publication, Topic
 from socketspec.session import SessionConfig
 from socketspec.testing import ConnectionClosed, TestClient
 from tests.carriers import Carrier, opened

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from socketspec.backend import Member, Topic
-from socketspec.cluster.commands import Command
-from socketspec.cluster.keys import Keys
+from socketspec.cluster.commands.command import Command
+from socketspec.cluster.commands.keys import Keys
 from socketspec.cluster.options import RedisOptions
-from socketspec.cluster.presence import RedisPresence
+from socketspec.cluster.presence.members import RedisPresence
+from socketspec.concurrency.tasks import Tasks
 from socketspec.errors import BackendError
-from socketspec.tasks import Tasks
+from socketspec.protocol.publications import Member, Topic
 from tests.virtual_time import in_virtual_time
 from tests.watching import turns
 

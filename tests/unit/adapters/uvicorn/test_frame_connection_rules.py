@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from socketspec.adapters.handover import EXTENSION
-from socketspec.adapters.uvicorn import DeflateWebSocketProtocol, WebSocketProtocol
+from socketspec.adapters.uvicorn import WebSocketProtocol
+from socketspec.adapters.uvicorn.protocol import DeflateWebSocketProtocol
 from tests.played_client import Frame, PlayedClient, PlayedSink, close_frame, frame, upgrade
 from tests.virtual_time import in_virtual_time, now
 from tests.watching import turns

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from socketspec import Connection, Identity, SocketApp
+from socketspec.backend.memory import MemoryBackend, MemorySessions
 from socketspec.errors import (
     AuthError,
     BackendError,
@@ -19,8 +20,7 @@ from socketspec.errors import (
     PermissionDenied,
     RoomNotFound,
 )
-from socketspec.handshake import Handshake
-from socketspec.memory import MemoryBackend, MemorySessions
+from socketspec.protocol.handshake import Handshake
 from socketspec.session import SessionConfig
 from socketspec.testing import ConnectionClosed, HandshakeRefused, TestClient, TestConnection
 from tests.carriers import Carrier, opened

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from socketspec.cluster.commands import Command
-from socketspec.cluster.keys import Keys
-from socketspec.cluster.limits import RedisLimits
+from socketspec.cluster.commands.command import Command
+from socketspec.cluster.commands.keys import Keys
+from socketspec.cluster.stores.limits import RedisLimits
 from socketspec.errors import BackendError
 from tests.virtual_time import in_virtual_time, now
 from tests.watching import turns

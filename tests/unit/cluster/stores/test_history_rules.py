@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from socketspec.backend import Position, Publication, Topic
-from socketspec.cluster.commands import Command
-from socketspec.cluster.envelope import encode_body
-from socketspec.cluster.history import RedisHistory, parse_position, parse_read, position_command, read_command
-from socketspec.cluster.keys import Keys
+from socketspec.cluster.commands.command import Command
+from socketspec.cluster.commands.envelope import encode_body
+from socketspec.cluster.commands.keys import Keys
+from socketspec.cluster.stores.history import RedisHistory, parse_read, read_command
 from socketspec.errors import BackendError
+from socketspec.protocol.publications import Position, Publication, Topic
 
 KEYS = Keys("p")
 LOG = Topic("/", "room", "log")
@@ -69,12 +69,6 @@ def test_no_offset_that_a_client_makes_up_goes_further_than_one_that_may_be(offs
     assert read_command(KEYS, LOG, since=at(offset)).args[2] == asked
 
 
-def test_a_position_is_asked_for_without_any_entry() -> None:
-    command = position_command(KEYS, LOG)
-    assert command.keys == (KEYS.meta(LOG), KEYS.stream(LOG))
-    assert command.args == ("newest", 0, 0)
-
-
 # The newest
 
 
@@ -87,11 +81,6 @@ def test_the_newest_come_oldest_first_each_with_its_position() -> None:
 def test_where_nothing_is_kept_there_is_nothing_to_read() -> None:
     assert parse_read(None, LOG) == []
     assert parse_read(reply(3, []), LOG, limit=0) == []
-    assert parse_position(None) is None
-
-
-def test_the_newest_position_is_what_the_stream_says() -> None:
-    assert parse_position(reply(9, [])) == at(9)
 
 
 def test_what_another_version_wrote_is_left_out_of_the_newest() -> None:
@@ -199,14 +188,14 @@ def test_a_position_whose_own_entry_cannot_be_read_still_has_its_tag() -> None:
     ],
 )
 def test_what_is_no_answer_of_ours_is_an_error_that_shows_it(broken: Any) -> None:
-    for parse in (parse_position, lambda it: parse_read(it, LOG), lambda it: parse_read(it, LOG, since=at(1))):
+    for parse in (lambda it: parse_read(it, LOG), lambda it: parse_read(it, LOG, since=at(1))):
         with pytest.raises(BackendError, match=r"^Redis answered a history read with .*; is a proxy in between\?$"):
             parse(broken)
 
 
 def test_only_the_beginning_of_what_is_no_answer_is_shown() -> None:
     with pytest.raises(BackendError) as raised:
-        parse_position("x" * 10_000)
+        parse_read("x" * 10_000, LOG)
     assert len(str(raised.value)) < 300
 
 
@@ -265,9 +254,3 @@ async def test_the_store_asks_and_parses_for_the_same_position_and_limit() -> No
     assert runner.commands == [read_command(KEYS, LOG, since=at(2), limit=2)]
     with pytest.raises(LookupError):
         await store.read(LOG, since=at(2, tag="other"))
-
-
-async def test_the_store_knows_the_newest_position() -> None:
-    runner = Answering(reply(6, []))
-    assert await RedisHistory(runner, KEYS).position(LOG) == at(6)
-    assert runner.commands == [position_command(KEYS, LOG)]

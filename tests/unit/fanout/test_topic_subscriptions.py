@@ -8,12 +8,13 @@ from typing import Any, cast
 
 import pytest
 
-from socketspec.backend import HistoryStore, Position, Publication, Topic
+from socketspec.backend.protocols import HistoryStore
 from socketspec.cluster.broker import RedisBroker
-from socketspec.cluster.envelope import encode
-from socketspec.cluster.keys import Keys
+from socketspec.cluster.commands.keys import Keys
+from socketspec.concurrency.tasks import Tasks
 from socketspec.errors import BackendError
-from socketspec.tasks import Tasks
+from socketspec.protocol.publications import Position, Publication, Topic
+from tests.node_frames import frame
 from tests.virtual_time import in_virtual_time
 from tests.watching import turns
 
@@ -73,7 +74,7 @@ class Node:
 
     def hears(self, event: str) -> bool:
         """Whether a publication that comes in is delivered."""
-        self.broker.received([(CHANNEL, encode(Publication(event, b"{}")))])
+        self.broker.received([(CHANNEL, frame(Publication(event, b"{}")))])
         return self.heard[-1:] == [event]
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from socketspec import Connection, Identity, SocketApp
+from socketspec.backend.memory import MemoryBackend, MemorySessions
 from socketspec.errors import AuthError, BackendError
-from socketspec.handshake import Handshake
 from socketspec.logs import JsonFormatter
-from socketspec.memory import MemoryBackend, MemorySessions
+from socketspec.protocol.handshake import Handshake
 from socketspec.testing import ConnectionClosed, TestClient, TestConnection
 
 log = logging.getLogger("an_auth_backend")

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from socketspec.cluster.options import Address
-from socketspec.cluster.reader import Answer, Link
-from socketspec.cluster.topology import LinkOptions
+from socketspec.cluster.pubsub.link import Answer, PubSubLink
+from socketspec.cluster.servers.shard import LinkOptions
 from socketspec.errors import BackendError
 from tests.played_redis import PlayedServer, resp
 from tests.virtual_time import in_virtual_time, listen, now
@@ -51,7 +51,7 @@ class Rig:
         self.server = PlayedServer("a")
         listen(*self.server.address, self.server.accept)
         self.ear = Ear()
-        self.link = Link(self.server.address, self.ear, self.spawn)
+        self.link = PubSubLink(self.server.address, self.ear.received, self.ear.answered, self.spawn)
         self.spawned: list[asyncio.Task[Any]] = []
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
@@ -216,7 +216,7 @@ async def test_answers_are_told_together_in_the_servers_order_and_before_message
     )
     assert rig.ear.told == [
         Answer("ended", b"a"),
-        Answer("stands", b"c"),
+        Answer("confirmed", b"c"),
         Answer("refused", b"d", "NOPERM no"),
         [(b"room", b"hello")],
     ]
@@ -237,7 +237,7 @@ async def test_a_channel_that_the_server_ends_unasked_is_dropped_and_answers_sti
     rig = await Rig.opened()
     rig.asks(b"c", gives_up=(b"a",))
     await rig.says(resp(b"sunsubscribe", b"b", 0), resp(b"sunsubscribe", b"a", 0), resp(b"ssubscribe", b"c", 1))
-    assert rig.ear.told == [Answer("dropped", b"b"), Answer("ended", b"a"), Answer("stands", b"c")]
+    assert rig.ear.told == [Answer("dropped", b"b"), Answer("ended", b"a"), Answer("confirmed", b"c")]
     await rig.says(resp(b"sunsubscribe", b"c", 0))
     assert rig.ear.told[-1] == Answer("dropped", b"c")
 
@@ -316,10 +316,10 @@ async def test_messages_of_one_read_are_one_call_however_reads_cut_them() -> Non
 @in_virtual_time
 async def test_messages_of_the_probes_channel_go_elsewhere() -> None:
     rig = await Rig.opened()
-    rig.link.probe = b"probe"
+    rig.link.hear_probes(b"probe", rig.ear.probed)
     await rig.says(MESSAGE, resp(b"smessage", b"probe", b"nonce"), resp(b"smessage", b"other", b"x"))
     assert rig.ear.told == [b"nonce", [(b"room", b"hello"), (b"other", b"x")]]
-    rig.link.probe = b"other"
+    rig.link.hear_probes(b"other", rig.ear.probed)
     await rig.says(resp(b"smessage", b"probe", b"x"))
     assert rig.ear.told[-1] == [(b"probe", b"x")]
 
@@ -411,7 +411,7 @@ async def test_answers_that_cannot_be_taken_end_the_link(caplog: pytest.LogCaptu
     await rig.says(resp(b"ssubscribe", b"a", 1), MESSAGE)
     assert rig.link.closed.result() == "an error of our own: RuntimeError('a bug')"
     assert "What a:6379 said about channels could not be taken" in caplog.text
-    assert rig.ear.told == [Answer("stands", b"a")]
+    assert rig.ear.told == [Answer("confirmed", b"a")]
 
 
 @in_virtual_time
@@ -467,7 +467,7 @@ async def test_ending_waits_until_the_socket_is_closed() -> None:
 @in_virtual_time
 async def test_what_was_ended_before_it_was_connected_is_closed_as_soon_as_it_is() -> None:
     rig = Rig()
-    link = Link(Address("a", 6379), rig.ear, rig.spawn)
+    link = PubSubLink(Address("a", 6379), rig.ear.received, rig.ear.answered, rig.spawn)
     await link.end("not wanted")
     transport = rig.server.accept(link)
     link.connection_made(transport)

@@ -12,10 +12,10 @@ import pytest
 from pydantic import BaseModel, field_validator
 
 from socketspec import Connection, Identity, SocketApp
+from socketspec.backend.memory import MemoryBackend, MemoryLimits
 from socketspec.errors import BackendError, PermissionDenied
-from socketspec.handshake import Handshake
 from socketspec.logs import JsonFormatter
-from socketspec.memory import MemoryBackend, MemoryLimits
+from socketspec.protocol.handshake import Handshake
 from socketspec.security.ratelimit import RateLimit
 from socketspec.session import SessionConfig
 from socketspec.testing import ConnectionClosed, TestClient, TestConnection

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from socketspec import Identity, SocketApp
-from socketspec.handshake import Handshake
+from socketspec.protocol.handshake import Handshake
 from socketspec.session import SessionConfig
 from socketspec.testing import ConnectionClosed, TestClient, TestConnection
 from tests.carriers import Carrier, opened

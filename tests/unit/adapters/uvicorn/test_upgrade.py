@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from socketspec.adapters.uvicorn import DeflateWebSocketProtocol
+from socketspec.adapters.uvicorn.protocol import DeflateWebSocketProtocol
 from tests.played_client import KEY, PlayedClient, PlayedSink, frame, upgrade
 from tests.virtual_time import in_virtual_time
 from tests.watching import turns

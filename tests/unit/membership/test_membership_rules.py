@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from socketspec import Broadcasts, Connection, History, Identity, Room, SocketApp
-from socketspec.backend import Member, Position, Publication, Topic
+from socketspec.backend.memory import MemoryBackend, MemoryBroker, MemoryPresence
 from socketspec.errors import BackendError, PermissionDenied, RoomNotFound, ValidationFailed
-from socketspec.handshake import Handshake
 from socketspec.logs import JsonFormatter
-from socketspec.memory import MemoryBackend, MemoryBroker, MemoryPresence
+from socketspec.protocol.handshake import Handshake
+from socketspec.protocol.publications import Member, Position, Publication, Topic
 from socketspec.testing import ConnectionClosed, TestClient, TestConnection
 
 log = logging.getLogger("the_app")
