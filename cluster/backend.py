@@ -1,4 +1,4 @@
-"""`RedisBackend`: the cluster layer as one `socketspec.backend.protocols.Backend`."""
+"""`RedisBackend`: makes the parts of the cluster, joins them, starts and stops them; the backend of an app's node."""
 
 from __future__ import annotations
 
@@ -43,13 +43,14 @@ class RedisBackend:
     """
 
     shared = True
+    """Limits and presence are those of all nodes."""
     options: RedisOptions
 
     def __init__(self, url: str, **options: Any) -> None:
         self._servers, self.options = configured("A RedisBackend", url, options)
         self._keys = Keys(self.options.prefix)
         self._apps: list[tuple[str, Deliver, Lost]] = []
-        """Those that were started and not stopped, by namespace."""
+        """Apps that were started and not stopped: the namespace, and the two functions given to `start`."""
         self._turn = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._build()
@@ -58,7 +59,7 @@ class RedisBackend:
         return f"<RedisBackend {self._servers!r} prefix={self.options.prefix!r} node={self.node}>"
 
     def _build(self) -> None:
-        """Everything that belongs to one event loop and one life of this node, its name included."""
+        """Make all that lasts from the first start to the last stop, in one event loop, under a new node name."""
         self.node: str = secrets.token_hex(4)
         self._tasks = SeparateTasks()
         self._topology = make_topology(self._servers, self.options)
@@ -85,7 +86,7 @@ class RedisBackend:
         return await self._runner.run(Command("SPUBLISH", None, (channel,), (nonce,)))
 
     def _restored(self, channels: Sequence[bytes]) -> None:
-        """A server that lost its link may have lost its data, too: a room's members are where its channel is."""
+        """Catch up, and check members: the server whose link was lost may have lost data, and holds both."""
         self.broker.restored(channels)
         self.presence.distrust(filter(None, map(self._keys.topic, channels)))
 
@@ -135,7 +136,7 @@ class RedisBackend:
 
     async def stop(self, namespace: str, deliver: Deliver) -> None:
         if self._loop is not asyncio.get_running_loop():
-            return  # that loop is gone, and all that ran in it
+            return  # that event loop is gone, and all that ran in it
         async with self._turn:
             app = next((app for app in self._apps if app[:2] == (namespace, deliver)), None)
             if app is None:

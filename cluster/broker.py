@@ -32,13 +32,13 @@ logger: logging.Logger = logging.getLogger("socketspec.cluster")
 CATCH_UPS: Final = 8
 """Histories read at once after a loss."""
 MAX_HELD: Final = 10_000
-"""Live publications of one topic that wait while its history is read; beyond it the oldest are given up."""
+"""Live publications of one topic that wait while its history is read; of more, the oldest are given up."""
 MAX_HELD_BYTES: Final = 32 * 2**20
-"""Bytes of them, likewise; a single one may have more."""
+"""Bytes of them at most; a single one may have more."""
 
 
 class _Held:
-    """Publications that wait, within bounds."""
+    """Publications of one topic that wait while its history is read, within bounds."""
 
     __slots__ = ("_bytes", "_items")
 
@@ -65,7 +65,7 @@ class _Heard:
 
     def __init__(self) -> None:
         self.wanted = 0
-        """Subscribes less unsubscribes."""
+        """How many more subscribes than unsubscribes there were."""
         self.subscribed = False
         self.lingering: asyncio.TimerHandle | None = None
         self.last: Position | None = None
@@ -73,7 +73,7 @@ class _Heard:
         self.held: _Held | None = None
         """Live publications, while the history is read; None while it is not."""
         self.replayed: frozenset[Position] = frozenset()
-        """What the last catch-up delivered: it may arrive live as well."""
+        """What the last catch-up delivered: the same may still arrive live, and is then passed over."""
 
 
 class RedisBroker(Broker):
@@ -90,11 +90,9 @@ class RedisBroker(Broker):
         self._heard: dict[Topic, _Heard] = {}
         self._topics: dict[bytes, Topic] = {}
         self._reading = asyncio.Semaphore(CATCH_UPS)
-        self.broken: int = 0
-        """Frames that were not understood: from another version, or not from us."""
 
     def connect(self, subscriptions: Subscriptions) -> None:
-        """Use `subscriptions`, which hands on to `received` and `restored`."""
+        """Use `subscriptions`, which call `received` and `restored`."""
         self._subscriptions = subscriptions
 
     def close(self) -> None:
@@ -158,10 +156,13 @@ class RedisBroker(Broker):
         return parse_receipt(await self._runner.run(command))
 
     def received(self, messages: Sequence[tuple[bytes, bytes]]) -> Awaitable[None] | None:
-        """Take what one read brought, in order; what to await before reading on, where a fan-out is behind."""
+        """Deliver what one read brought, in order.
+
+        Returns what to await before the connection is read any further, where a fan-out is behind.
+        """
         behind: list[Awaitable[None]] = []
         index = 0
-        while index < len(messages):  # the hot path of a node
+        while index < len(messages):  # the hot path of a node: no function call for each message that it can do without
             channel = messages[index][0]
             publications: list[Publication] = []
             is_positioned = False
@@ -169,7 +170,7 @@ class RedisBroker(Broker):
                 publication = decode(messages[index][1])
                 index += 1
                 if publication is None:
-                    self.broken += 1
+                    logger.debug("A frame on %r was not understood: from another version, or not from us", channel)
                     continue
                 publications.append(publication)
                 is_positioned = is_positioned or publication.position is not None
@@ -192,7 +193,7 @@ class RedisBroker(Broker):
                 behind.append(waiting)
 
     def _in_order(self, topic: Topic, heard: _Heard, publications: list[Publication]) -> list[Publication]:
-        """What can be delivered now. The rest is held while the history tells what was missed before it."""
+        """The publications that can be delivered now. The rest waits while what was missed before it is read."""
         if heard.held is not None:
             heard.held.add(publications)
             return []
@@ -211,7 +212,7 @@ class RedisBroker(Broker):
         return ready
 
     def restored(self, channels: Sequence[bytes]) -> None:
-        """Channels that stand again after a loss: what was missed on them is read where it was kept."""
+        """Read what was missed on channels that stand again after a loss, where their topics have a history."""
         for channel in channels:
             topic = self._topics.get(channel)
             heard = None if topic is None else self._heard.get(topic)
@@ -231,7 +232,7 @@ class RedisBroker(Broker):
                     missed = await self._history.read(topic, since=since)
         except LookupError as error:
             logger.warning("%s: what was published to it meanwhile is lost to clients of this node", error)
-            since = None  # and what we heard before is no measure any more
+            since = None  # the stream is another one now: positions heard before say nothing about it
         except BackendError as error:
             logger.warning("Catching up with %r failed: %s", topic.name, error)
             since = None
@@ -267,5 +268,6 @@ def _is_known(item: Publication, since: Position | None, replayed: frozenset[Pos
 
 
 async def _all(waiting: Sequence[Awaitable[None]]) -> None:
+    """Await one after the other."""
     for one in waiting:
         await one

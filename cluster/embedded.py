@@ -19,12 +19,12 @@ __all__ = ("EmbeddedServer",)
 
 HOST: Final = "127.0.0.1"
 POLL: Final = 0.003
-"""Seconds between looks at whether it answers yet."""
+"""Seconds between two checks whether it answers yet."""
 STOP_TIMEOUT: Final = 5.0
 ATTEMPTS: Final = 5
-"""Free ports that are tried, as another process may take one between our look and the server's start."""
+"""Free ports that are tried: between our check and the server's start another process may take one."""
 
-# Reads until whoever holds the other end of its input is gone, then ends the server and removes its folder.
+# Its input ends when our process does, however that comes about. Then it ends the server and removes the folder.
 _WATCH: Final = 'read -r _; kill -9 "$1"; rm -rf -- "$2"'
 
 
@@ -101,7 +101,7 @@ class EmbeddedServer:
         """End it and remove what it wrote. Does nothing if it does not run."""
         atexit.unregister(self.stop)
         watcher, self._watcher = self._watcher, None
-        if watcher is not None:  # before the server, whose pid it would otherwise kill once more
+        if watcher is not None:  # first: it would kill the server's pid once more, which may be another process by then
             watcher.kill()
             watcher.wait()
             if watcher.stdin is not None:
@@ -122,7 +122,7 @@ class EmbeddedServer:
         """Start the process; whether it answers."""
         command = [self._binary, "--port", str(self.port), "--bind", HOST, "--dir", str(folder)]
         command += ["--save", "", "--appendonly", "no", *self._options]
-        # In a session of its own: Ctrl-C in a terminal is for us, who then stop it when it is no longer needed.
+        # In a session of its own: Ctrl-C in a terminal must not end it before us.
         with (folder / "server.log").open("wb") as log:
             process = subprocess.Popen(  # noqa: S603 - the binary of a package we depend on
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -151,7 +151,7 @@ class EmbeddedServer:
         )
 
     def _answers(self, pid: int) -> bool:
-        """Whether it is our server that answers there, not one that took the port before it."""
+        """Whether our server answers there, and not another one that had the port before."""
         try:
             with socket.create_connection((HOST, self.port), 1.0) as connection:
                 connection.sendall(b"PING\r\nINFO server\r\n")

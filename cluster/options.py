@@ -1,4 +1,4 @@
-"""Where the Redis or Valkey servers are, and how this node talks to them: URLs and `RedisOptions`."""
+"""Backend URLs and `RedisOptions`: where the Redis or Valkey servers are, and how this node talks to them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from socketspec.errors import ConfigurationError
 
-__all__ = ("Address", "Mode", "RedisOptions", "Servers", "check_seconds", "configured", "parse_url", "tls_context")
+__all__ = (
+    "Address",
+    "Mode",
+    "RedisOptions",
+    "Servers",
+    "check_prefix",
+    "check_seconds",
+    "configured",
+    "parse_url",
+    "tls_context",
+)
 
 Mode = Literal["standalone", "sentinel", "cluster"]
 
@@ -43,7 +53,7 @@ IS_REPLICA: Final = (
 )
 """What is wrong with a server that should be the primary."""
 TLS_HINT: Final = {True: "If it does not speak TLS, use redis://.", False: "If it speaks TLS, use rediss://."}
-"""What may be wrong where a new connection ends in silence, by whether we use TLS."""
+"""A hint for a new connection that ends in silence; the key is whether we use TLS."""
 
 
 class Address(NamedTuple):
@@ -124,8 +134,7 @@ class RedisOptions:
 
     def __post_init__(self) -> None:
         values: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}  # of whatever type
-        if not isinstance(values["prefix"], str) or not _PREFIX.fullmatch(self.prefix):
-            raise ConfigurationError(f"prefix={self.prefix!r} must be 1 to 64 characters of A-Z, a-z, 0-9 and _.:-")
+        check_prefix(self.prefix)
         if not isinstance(values["client_name"], str) or not _CLIENT_NAME.fullmatch(self.client_name):
             raise ConfigurationError(
                 f"client_name={self.client_name!r} must be at most 64 printable ASCII characters without spaces."
@@ -155,8 +164,19 @@ _RANGES: Final = {
 }
 
 
+def check_prefix(prefix: str) -> str:
+    """Return `prefix` if names of keys can begin with it. Raises `ConfigurationError`."""
+    given: object = prefix  # untyped code passes anything
+    if not isinstance(given, str) or not _PREFIX.fullmatch(prefix):
+        raise ConfigurationError(
+            f"prefix={prefix!r} must be 1 to 64 ASCII letters, digits or any of _ . : -, for example 'socketspec' or "
+            "'shop:live'."
+        )
+    return prefix
+
+
 def check_seconds(field_name: str, value: object, shown: str = "") -> None:
-    """Raise `ConfigurationError` for what that field of `RedisOptions` cannot be; `shown` is its name to the user."""
+    """Raise `ConfigurationError` unless `value` may be that field of `RedisOptions`; errors call it `shown`."""
     least, most = _RANGES[field_name]
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         raise ConfigurationError(
@@ -165,7 +185,7 @@ def check_seconds(field_name: str, value: object, shown: str = "") -> None:
 
 
 def configured(owner: str, url: str, options: Mapping[str, Any]) -> tuple[Servers, RedisOptions]:
-    """What a URL says, and `options` on top of it. Raises `ConfigurationError`; `owner` is who was given them."""
+    """What a URL says, with `options` overriding it. Raises `ConfigurationError`, which names `owner`."""
     known = {one.name for one in fields(RedisOptions)}
     for name in options:
         if name not in known:

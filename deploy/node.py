@@ -13,17 +13,17 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import Annotated, Final
 
 from fastapi import FastAPI, Response
 from pydantic import BaseModel, StringConstraints
 
 from node_settings import Settings, announce, read_or_exit
-from socketspec import Broadcasts, Connection, History, Identity, Room, SocketApp
+from socketspec import Connection, Identity, Room, SocketApp
 from socketspec.adapters.fastapi import mount
 from socketspec.adapters.prometheus import mount_metrics
-from socketspec.cli.demo.messages import ChatMessage, Joined, Kept, Presence, Typing
+from socketspec.cli.demo import chat
+from socketspec.cli.demo.messages import MESSAGE, PRESENCE, TYPING, ChatMessage, Joined, Presence, Typing
 from socketspec.errors import AuthError, ConfigurationError, PermissionDenied
 from socketspec.identity import ANONYMOUS
 from socketspec.protocol.handshake import Handshake
@@ -123,10 +123,8 @@ def make_socket(settings: Settings) -> SocketApp:
         max_connections_per_user=settings.max_connections_per_user or None,
         drain_window=settings.drain_window,
         drain_grace=settings.drain_grace,
-        # Two rooms stand behind each: what was said is kept, so that a client whose connection dropped resumes
-        # without a gap; who is there and who is typing is worth nothing a moment later, and is not.
         rooms=[
-            Room("chat:{room}", history=History(size=50, ttl=3600), description="What was said, kept for an hour"),
+            chat.SAID,
             Room("live:{room}", description="Who is there and who is typing"),
         ],
     )
@@ -162,10 +160,6 @@ except ConfigurationError as error:
     sys.exit(2)
 announce(settings, server=False)  # unless it was started by start.py, which has said all
 
-PRESENCE = Broadcasts("presence", room="live:{room}", model=Presence, description="Somebody came or went")
-MESSAGE = Broadcasts("message", room="chat:{room}", model=ChatMessage)
-TYPING = Broadcasts("typing", room="live:{room}", model=Typing)
-
 
 @socket.room_guard("chat:{room}")
 @socket.room_guard("live:{room}")
@@ -177,20 +171,13 @@ async def name_is_fine(conn: Connection, room: str) -> bool:
 @socket.on("join", tags=["rooms"], ordered=True, broadcasts=[PRESENCE])
 async def join(conn: Connection, payload: InRoom) -> Joined:
     """Enter a room and get its history. Entering again changes nothing and returns the history anew."""
-    await socket.rooms.join(conn, f"chat:{payload.room}")
-    await socket.rooms.join(conn, f"live:{payload.room}")
-    history = [
-        Kept(message=ChatMessage(**kept.payload), offset=kept.offset, epoch=kept.epoch, tag=kept.tag)
-        for kept in await socket.rooms.history(f"chat:{payload.room}")
-    ]
-    return Joined(room=payload.room, history=history)
+    return await chat.enter(socket, conn, payload.room)
 
 
 @socket.on("leave", tags=["rooms"], ordered=True, broadcasts=[PRESENCE])
 async def leave(conn: Connection, payload: InRoom) -> None:
     """Leave a room."""
-    await socket.rooms.leave(conn, f"live:{payload.room}")
-    await socket.rooms.leave(conn, f"chat:{payload.room}")
+    await chat.leave(socket, conn, payload.room)
 
 
 @socket.on("say", tags=["chat"], ordered=True, broadcasts=[MESSAGE])
@@ -260,10 +247,4 @@ if settings.anonymous:
     @app.get("/page.{kind}")
     async def page(kind: str = "html") -> Response:
         """The page of ``socketspec demo``. It has no way to log in, so it is here only where nobody has to."""
-        types = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
-        if kind not in types:
-            return Response(status_code=404)
-        policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:"
-        headers = {"content-security-policy": policy, "x-content-type-options": "nosniff"}
-        content = files("socketspec.cli.demo").joinpath(f"page.{kind}").read_bytes()
-        return Response(content, media_type=types[kind], headers=headers)
+        return chat.page(kind)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
+
+from socketspec.concurrency.tasks import Tasks
 
 
 def open_sockets() -> set[str]:
@@ -28,3 +31,22 @@ async def until(check: Callable[[], object], within: float = 10.0) -> float:
         assert time.monotonic() < began + within, f"not within {within:g} s"
         await asyncio.sleep(0.01)
     return time.monotonic() - began
+
+
+class WatchedTasks(Tasks):
+    """Tasks that keep the errors which they ended in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failures: list[BaseException] = []
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
+        """As `Tasks.spawn`."""
+        task = super().spawn(coroutine, name=name)
+        task.add_done_callback(self._note)
+        return task
+
+    def _note(self, task: asyncio.Task[Any]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self.failures.append(error)

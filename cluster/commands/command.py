@@ -12,16 +12,16 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 __all__ = ("PASSING_REFUSALS", "Argument", "Command", "CommandRunner", "Script", "milliseconds")
 
 PASSING_REFUSALS: Final = ("ASK", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MOVED", "READONLY", "TRYAGAIN")
-"""How refusals begin that another server, or the same one later, may not repeat. Nothing was carried out."""
+"""How refusals begin that pass: nothing was carried out, and another server, or the same one later, may accept it."""
 
 Argument: TypeAlias = bytes | str | int | float
-"""What a command may be given."""
+"""What an argument of a command may be."""
 
 _LONGEST_MS = 100 * 365 * 86_400 * 1000
 
 
 class Script:
-    """A Lua script from ``cluster/lua/NAME.lua``. Two of the same name are equal."""
+    """A Lua script from ``cluster/commands/lua/NAME.lua``. Two of the same name are equal."""
 
     __slots__ = ("name", "sha", "source")
 
@@ -29,7 +29,7 @@ class Script:
         self.name: str = name
         self.source: str = _source(name)
         self.sha: str = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
-        """What ``EVALSHA`` knows it by."""
+        """Its name for ``EVALSHA``."""
 
     def __repr__(self) -> str:
         return f"Script({self.name!r})"
@@ -55,7 +55,7 @@ class Command(NamedTuple):
 
     @property
     def slot_key(self) -> bytes | None:
-        """The key or sharded channel that decides which shard runs it; None where any may."""
+        """The key or sharded channel whose slot decides which shard runs it; None where any shard may."""
         return self.keys[0] if self.keys else None
 
     def words(self) -> list[Argument]:
@@ -72,7 +72,7 @@ class Command(NamedTuple):
 
 
 class CommandRunner(Protocol):
-    """Runs commands; what the stores need of `socketspec.cluster.commands.runner.Runner`."""
+    """What stores and presence need of `socketspec.cluster.commands.runner.Runner`."""
 
     async def run(self, command: Command) -> Any:
         """The reply. Raises `BackendError`."""
@@ -84,7 +84,7 @@ class CommandRunner(Protocol):
 
 
 def milliseconds(seconds: float) -> int:
-    """A time to live in whole milliseconds, rounded up; at least 1, at most a hundred years. Not for NaN."""
+    """Seconds as whole milliseconds, rounded up: at least 1, at most a hundred years. Not for NaN."""
     return max(1, math.ceil(min(seconds * 1000, _LONGEST_MS)))
 
 

@@ -1,8 +1,9 @@
 """What a publication looks like between nodes and in a stream.
 
-The body is MessagePack: ``[event, payload]`` or ``[event, payload, [excluded ids]]``, the payload being the JSON text
-as bytes. A frame on a channel is ``01 body``, or ``02 offset:epoch:tag \\n body`` for a publication with a position: a
-Lua script can put that in front without knowing MessagePack. Another first byte is another version.
+The body is MessagePack: ``[event, payload]``, ``[event, payload, excluded ids]`` or ``[event, payload, excluded ids,
+trace]``, where the payload is JSON text as bytes. A frame on a channel is ``01 body``, or for a publication with a
+position ``02 offset:epoch:tag \\n body``: a Lua script can put that in front without knowing MessagePack. Another first
+byte is another version.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import msgpack
 from socketspec.errors import BackendError
 from socketspec.protocol.publications import Position, Publication
 
-__all__ = ("MAX_FRAME_BYTES", "decode", "decode_body", "encode", "encode_body")
+__all__ = ("MAX_FRAME_BYTES", "decode", "decode_body", "encode_body", "plain_frame")
 
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 """The largest body or frame, in bytes."""
@@ -25,7 +26,7 @@ _PLAIN: Final = 1
 _POSITIONED: Final = 2
 _HEADER_BYTES: Final = 256
 _MAX_TRACE: Final = 128
-"""Characters; a traceparent of version 00 has 55."""
+"""Characters of a trace; a traceparent of version 00 has 55."""
 _MAX_OFFSET_DIGITS: Final = 16
 """Lua counts in floats: beyond 2**53 offsets would not be exact."""
 
@@ -51,13 +52,9 @@ def encode_body(publication: Publication) -> bytes:
     return body
 
 
-def encode(publication: Publication) -> bytes:
-    """The frame. Raises `BackendError` for one larger than `MAX_FRAME_BYTES`."""
-    body = encode_body(publication)
-    position = publication.position
-    if position is None:
-        return b"\x01" + body
-    return b"\x02%d:%s:%s\n%s" % (position.offset, position.epoch.encode(), position.tag.encode(), body)
+def plain_frame(body: bytes) -> bytes:
+    """The frame of a publication without a position. Those with one are made by ``publish.lua``."""
+    return b"\x01" + body
 
 
 def decode(data: bytes) -> Publication | None:

@@ -14,17 +14,16 @@ from functools import lru_cache
 from typing import Literal, cast
 from urllib.parse import unquote_to_bytes
 
-from socketspec.errors import ConfigurationError
+from socketspec.cluster.options import check_prefix
 from socketspec.protocol.publications import Topic
 
 __all__ = ("Keys",)
 
-_PREFIX = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _UNSAFE = re.compile(rb"[^A-Za-z0-9_.-]")
 _TAG = re.compile(r"[A-Za-z0-9_.:%-]+")
 _CHANNEL = re.compile(r"\{(room|all|user|control):([A-Za-z0-9_.%-]*):([A-Za-z0-9_.%-]*)\}:channel")
 _READABLE = 100
-"""Encoded parts up to this many characters stay readable in keys that need no inverse."""
+"""Encoded parts of up to this many characters stay readable in keys that are never decoded."""
 
 
 class Keys:
@@ -36,12 +35,7 @@ class Keys:
     __slots__ = ("_start", "prefix")
 
     def __init__(self, prefix: str = "socketspec") -> None:
-        if not _is_prefix(prefix):
-            raise ConfigurationError(
-                f"The key prefix {prefix!r} cannot be used: write 1 to 64 letters, digits or any of _ . : - "
-                "(ASCII only), for example 'socketspec' or 'shop:live'."
-            )
-        self.prefix: str = prefix
+        self.prefix: str = check_prefix(prefix)
         self._start = prefix.encode() + b":"
 
     def channel(self, topic: Topic) -> bytes:
@@ -60,7 +54,9 @@ class Keys:
             topic = Topic(_decode(match[2]), kind, _decode(match[3]))
         except UnicodeDecodeError:
             return None
-        return topic if self.channel(topic) == channel else None  # percent-encoding has more than one spelling
+        return (
+            topic if self.channel(topic) == channel else None
+        )  # only the spelling that we use: percent-encoding has several
 
     def stream(self, topic: Topic) -> bytes:
         """The kept publications of `topic`."""
@@ -83,11 +79,11 @@ class Keys:
         return self._start + _topic_tag(topic) + b":members:" + _encode(node)
 
     def leases(self, namespace: str) -> bytes:
-        """Until when each node of `namespace` counts as alive. In one slot with `node_topics`."""
+        """Until when each node of `namespace` counts as alive. In the same slot as `node_topics`."""
         return self._start + b"{nodes:" + _encode(namespace) + b"}:leases"
 
     def node_topics(self, namespace: str, node: str) -> bytes:
-        """The topics of `namespace` that one node has members in. In one slot with `leases`."""
+        """The topics of `namespace` that one node has members in. In the same slot as `leases`."""
         return self._start + b"{nodes:" + _encode(namespace) + b"}:topics:" + _encode(node)
 
     def bucket(self, key: str) -> bytes:
@@ -103,7 +99,7 @@ class Keys:
         return self._start + b"{revoked:" + _hashed(subject) + b"}"
 
     def probe(self, node: str, tag: str) -> bytes:
-        """The channel on which `node` hears itself; `tag` is the hash tag and so decides the slot.
+        """The channel on which `node` hears itself. `tag` is the hash tag, which decides the slot.
 
         Raises `ValueError` for a tag that is not made of letters, digits and ``_ . : % -``.
         """
@@ -112,17 +108,13 @@ class Keys:
         return self._start + b"{" + tag.encode() + b"}:probe:" + _encode(node)
 
 
-def _is_prefix(prefix: object) -> bool:
-    return isinstance(prefix, str) and _PREFIX.fullmatch(prefix) is not None
-
-
 @lru_cache(maxsize=10_000)
 def _topic_tag(topic: Topic) -> bytes:
     return b"{" + _encode(topic.kind) + b":" + _encode(topic.namespace) + b":" + _encode(topic.name) + b"}"
 
 
 def _encode(text: str) -> bytes:
-    # surrogatepass: whatever str comes in has a name of its own; which ones are allowed is decided elsewhere.
+    # surrogatepass: every str has a name of its own. Which ones are allowed is decided elsewhere.
     return _UNSAFE.sub(_percent, text.encode("utf-8", "surrogatepass"))
 
 
@@ -135,7 +127,7 @@ def _decode(encoded: str) -> str:
 
 
 def _short(text: str) -> bytes:
-    """`_encode`, or where that is long a hash; told apart by "~", which `_encode` never lets through."""
+    """`_encode`, or where that is long a hash after "~", which `_encode` never lets through."""
     if len(text) <= _READABLE and len(encoded := _encode(text)) <= _READABLE:
         return encoded
     return b"~" + _hashed(text)

@@ -1,11 +1,11 @@
-"""How a publication becomes a command, and the reply a receipt. No I/O: nodes and publishers share it."""
+"""How a publication becomes a command, and its reply a receipt. No I/O: nodes and publishers share it."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
 from socketspec.cluster.commands.command import Command, Script, milliseconds
-from socketspec.cluster.commands.envelope import encode_body
+from socketspec.cluster.commands.envelope import encode_body, plain_frame
 from socketspec.cluster.commands.keys import Keys
 from socketspec.errors import BackendError
 from socketspec.protocol.publications import History, Position, Publication, Receipt, Topic
@@ -13,8 +13,8 @@ from socketspec.protocol.publications import History, Position, Publication, Rec
 __all__ = ("ONCE_SECONDS", "parse_receipt", "publish_any_command", "publish_command")
 
 ONCE_SECONDS: Final = 300.0
-"""An idempotency key is remembered for this long, or for the history's `ttl` where that is longer; in either case no
-longer than the history's life."""
+"""Seconds that an idempotency key is remembered, or the history's `ttl` where that is longer; never longer than the
+history lives."""
 
 _ONCE_MS: Final = milliseconds(ONCE_SECONDS)
 _PUBLISH: Final = Script("publish")
@@ -37,7 +37,7 @@ def publish_command(
     """
     body = encode_body(publication)
     if history is None:
-        return Command("SPUBLISH", None, (keys.channel(topic),), (b"\x01" + body,))
+        return Command("SPUBLISH", None, (keys.channel(topic),), (plain_frame(body),))
     args = (history.size, milliseconds(history.ttl), epoch, tag, body, _ONCE_MS)
     return _script(keys, topic, idempotency_key, args)
 
@@ -45,9 +45,9 @@ def publish_command(
 def publish_any_command(
     keys: Keys, topic: Topic, publication: Publication, idempotency_key: str | None = None, *, epoch: str, tag: str
 ) -> Command:
-    """`publish_command` for who does not know the room's declaration: keeps it the way the nodes' last one was kept.
+    """As `publish_command`, without the room's declaration: it is kept the way the nodes kept their last publication.
 
-    Where nothing is kept at present, or no longer, it is only sent, and `idempotency_key` has no effect.
+    Where the room keeps nothing at present it is only sent, and `idempotency_key` has no effect.
     """
     body = encode_body(publication)
     return _script(keys, topic, idempotency_key, (0, 0, epoch, tag, body, _ONCE_MS))

@@ -1,9 +1,9 @@
 """Runs commands: those of one turn of the event loop in one pipeline, each within its deadline, each at most once.
 
-A *lane* is a queue of commands with one pipeline under way: one lane for each primary, so that a slow shard holds up
-nobody else, and a second one for its reads, so that a long history holds up no publish. Within a lane commands reach
-the server in the order they were given. What certainly was not carried out is tried again until its deadline; what
-may have been is never sent twice.
+Each primary has two queues, one for its reads and one for everything else, and each queue has one pipeline under way.
+So a slow shard holds up no other, and a long history holds up no publish. The commands of a queue reach the server in
+the order they were given. A command that was certainly not carried out is tried again until its deadline; one that may
+have been carried out is never sent twice.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any, Final, NamedTuple
 from redis import exceptions as replied
 
 from socketspec.cluster.commands.command import Argument, Command
+from socketspec.cluster.commands.failures import is_connection_lost, is_not_carried_out, refusal, unanswered
 from socketspec.cluster.options import Address, RedisOptions
 from socketspec.cluster.servers.backoff import Backoff
-from socketspec.cluster.servers.shard import NotSentError
 from socketspec.cluster.servers.topology import Topology
 from socketspec.concurrency.tasks import Tasks
 from socketspec.errors import BackendError
@@ -41,26 +41,16 @@ _EARLY_WAKE_RETRY: Final = 0.001
 READS: Final = frozenset({"read", "XRANGE", "XREVRANGE", "HGETALL", "HKEYS", "HVALS", "HMGET", "SMEMBERS", "ZRANGE"})
 """Commands and scripts that only read and whose replies may be long."""
 
-NOT_CARRIED_OUT: Final = (
-    NotSentError,
-    replied.AskError,  # and MovedError, which is one
-    replied.BusyLoadingError,
-    replied.ClusterDownError,  # and MasterDownError
-    replied.ReadOnlyError,
-    replied.TryAgainError,
-)
-"""Errors that pass when the servers have settled, and that say that nothing was done."""
 
-
-class _LaneKey(NamedTuple):
+class _QueueKey(NamedTuple):
     address: Address | None
     reads: bool
 
 
-class _Waiting:
-    """A command somebody waits for."""
+class _Call:
+    """A command, and the caller who waits for its reply."""
 
-    __slots__ = ("as_eval", "command", "deadline", "number", "problem", "reply", "sent")
+    __slots__ = ("as_eval", "command", "deadline", "is_sent", "number", "problem", "reply")
 
     def __init__(self, command: Command, number: int, deadline: float, reply: asyncio.Future[Any]) -> None:
         self.command = command
@@ -68,25 +58,30 @@ class _Waiting:
         self.deadline = deadline
         self.reply = reply
         self.as_eval = False
-        self.sent = False
+        self.is_sent = False
         self.problem = "the servers have not got round to it"
         """Why it was not carried out so far."""
 
     def words(self) -> list[Argument]:
         return self.command.as_eval() if self.as_eval else self.command.words()
 
-    def not_sent(self, problem: str) -> None:
-        self.sent = False
+    def was_not_sent(self, problem: str) -> None:
+        self.is_sent = False
         self.problem = problem
 
+    def unanswered(self, cause: str) -> str:
+        return unanswered(self.command, cause, is_sent=self.is_sent, problem=self.problem)
 
-class _Lane:
-    __slots__ = ("backoff", "key", "queue", "task", "timer", "under_way")
 
-    def __init__(self, key: _LaneKey) -> None:
+class _Queue:
+    """Commands for one primary, and the pipeline that is under way there."""
+
+    __slots__ = ("backoff", "calls", "key", "task", "timer", "under_way")
+
+    def __init__(self, key: _QueueKey) -> None:
         self.key = key
-        self.queue: deque[_Waiting] = deque()
-        self.under_way: Sequence[_Waiting] = ()
+        self.calls: deque[_Call] = deque()
+        self.under_way: Sequence[_Call] = ()
         self.backoff = Backoff()
         """Between tries of what was not carried out; begins anew with the next reply."""
         self.timer: asyncio.TimerHandle | None = None
@@ -101,24 +96,15 @@ class Runner:
         self._timeout = options.command_timeout
         self._max_pending = options.max_pending
         self._tasks = tasks
-        self._lanes: dict[_LaneKey, _Lane] = {}
+        self._queues: dict[_QueueKey, _Queue] = {}
         self._loop: asyncio.AbstractEventLoop | None = None  # while commands are taken
-        self._queued = 0
+        self._pending = 0
+        """Commands that wait to be sent, in all queues."""
         self._number = 0
-        self.sent: int = 0
-        """Commands written to a server, tries included."""
         self.failed: int = 0
         """Commands that ended in a `BackendError`."""
         self.seconds: Histogram = Histogram(SECONDS)
         """How long each pipeline took, from sending it to its last reply."""
-        self.last_error: str | None = None
-        self.last_success: float | None = None
-        """The loop's time of the newest reply; None before the first."""
-
-    @property
-    def pending(self) -> int:
-        """Commands that wait to be sent."""
-        return self._queued
 
     async def start(self) -> None:
         """Take commands from now on."""
@@ -138,7 +124,7 @@ class Runner:
             await asyncio.gather(*running, return_exceptions=True)
 
     def _running(self) -> list[asyncio.Task[None]]:
-        return [lane.task for lane in self._lanes.values() if lane.task is not None]
+        return [queue.task for queue in self._queues.values() if queue.task is not None]
 
     async def run(self, command: Command) -> Any:
         """The reply to `command`, within `command_timeout`.
@@ -158,109 +144,110 @@ class Runner:
         finally:
             for reply in replies:
                 if not reply.cancel() and not reply.cancelled():
-                    reply.exception()  # seen: only the first one is raised
+                    reply.exception()  # asyncio would log the errors that are not raised here
 
     def _submit(self, command: Command) -> asyncio.Future[Any]:
         loop = self._loop
         if loop is None:
             raise BackendError(f"{command.name} was not sent: the Redis backend is not started, or was stopped.")
-        if self._queued >= self._max_pending:
-            self._drop_abandoned()
-        if self._queued >= self._max_pending:
+        if self._pending >= self._max_pending:
+            self._drop_cancelled()
+        if self._pending >= self._max_pending:
             raise self._failure(
-                f"{command.name} was not sent: {self._queued} commands wait for Redis already (max_pending)."
+                f"{command.name} was not sent: {self._pending} commands wait for Redis already (max_pending)."
             )
         self._number += 1
-        waiting = _Waiting(command, self._number, loop.time() + self._timeout, loop.create_future())
-        self._put((waiting,))
-        return waiting.reply
+        call = _Call(command, self._number, loop.time() + self._timeout, loop.create_future())
+        self._put((call,))
+        return call.reply
 
-    def _put(self, commands: Iterable[_Waiting]) -> None:
-        """Queue commands, those that were given earlier before those that were given later."""
-        for waiting in commands:
-            lane = self._lane_for(waiting.command)
-            queue = lane.queue
-            if queue and queue[-1].number > waiting.number:
-                lane.queue = deque(sorted((*queue, waiting), key=lambda item: item.number))
+    def _put(self, calls: Iterable[_Call]) -> None:
+        """Queue calls, those that were made earlier before those that were made later."""
+        for call in calls:
+            queue = self._queue_for(call.command)
+            waiting = queue.calls
+            if waiting and waiting[-1].number > call.number:
+                queue.calls = deque(sorted((*waiting, call), key=lambda item: item.number))
             else:
-                queue.append(waiting)
-            self._queued += 1
-            if lane.timer is None:
-                self._watch(lane)
+                waiting.append(call)
+            self._pending += 1
+            if queue.timer is None:
+                self._fail_overdue(queue)
 
-    def _lane_key(self, command: Command) -> _LaneKey:
+    def _queue_key(self, command: Command) -> _QueueKey:
         slot_key = command.slot_key
         address = None if slot_key is None else self._topology.address_for(slot_key)
-        return _LaneKey(address, command.name in READS)
+        return _QueueKey(address, command.name in READS)
 
-    def _lane_for(self, command: Command) -> _Lane:
-        key = self._lane_key(command)
-        lane = self._lanes.get(key)
-        if lane is None:
-            lane = self._lanes[key] = _Lane(key)
-            lane.task = self._tasks.spawn(self._drain(lane), name=f"redis commands to {key.address}")
-        return lane
+    def _queue_for(self, command: Command) -> _Queue:
+        key = self._queue_key(command)
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = _Queue(key)
+            queue.task = self._tasks.spawn(self._send_all(queue), name=f"redis commands to {key.address}")
+        return queue
 
-    async def _drain(self, lane: _Lane) -> None:
+    async def _send_all(self, queue: _Queue) -> None:
         try:
             await asyncio.sleep(0)  # the other commands of this turn of the loop go along
-            while batch := self._take(lane):
-                await self._send(lane, batch)
+            while batch := self._take(queue):
+                await self._send(queue, batch)
         finally:  # where this task was cancelled, somebody may still wait
-            del self._lanes[lane.key]
-            self._queued -= len(lane.queue)
-            for waiting in (*lane.under_way, *lane.queue):
-                self._fail(waiting, _ended(waiting, "the Redis backend was stopped before it was"))
-            if lane.timer is not None:
-                lane.timer.cancel()
+            del self._queues[queue.key]
+            self._pending -= len(queue.calls)
+            for call in (*queue.under_way, *queue.calls):
+                self._fail(call, call.unanswered("the Redis backend was stopped before it was"))
+            if queue.timer is not None:
+                queue.timer.cancel()
 
-    def _take(self, lane: _Lane) -> list[_Waiting]:
+    def _take(self, queue: _Queue) -> list[_Call]:
         """The next pipeline, without those whose callers were cancelled meanwhile."""
-        batch: list[_Waiting] = []
+        batch: list[_Call] = []
         size = 0
-        while lane.queue and len(batch) < MAX_BATCH and size < MAX_BATCH_BYTES:
-            waiting = lane.queue.popleft()
-            self._queued -= 1
-            if not waiting.reply.done():
-                batch.append(waiting)
-                size += sum(len(word) for word in waiting.command.args if isinstance(word, bytes | str))
+        while queue.calls and len(batch) < MAX_BATCH and size < MAX_BATCH_BYTES:
+            call = queue.calls.popleft()
+            self._pending -= 1
+            if not call.reply.done():
+                batch.append(call)
+                size += sum(len(word) for word in call.command.args if isinstance(word, bytes | str))
         return batch
 
-    async def _send(self, lane: _Lane, batch: Sequence[_Waiting]) -> None:
-        lane.under_way = batch
+    async def _send(self, queue: _Queue, batch: Sequence[_Call]) -> None:
+        queue.under_way = batch
         replies = await self._execute(batch)
-        again: list[_Waiting] = []
+        again: list[_Call] = []
         is_trouble = False
-        for waiting, reply in zip(batch, replies, strict=True):
+        for call, reply in zip(batch, replies, strict=True):
             if not isinstance(reply, Exception):
-                if not waiting.reply.done():
-                    waiting.reply.set_result(reply)
-            elif isinstance(reply, replied.NoScriptError) and not waiting.as_eval:
-                waiting.as_eval = True
-                waiting.not_sent("its script was not loaded there")
-                again.append(waiting)
-            elif _is_not_carried_out(reply):
-                waiting.not_sent(str(reply))
-                again.append(waiting)
+                if not call.reply.done():
+                    call.reply.set_result(reply)
+            elif isinstance(reply, replied.NoScriptError) and not call.as_eval:
+                call.as_eval = True
+                call.was_not_sent("its script was not loaded there")
+                again.append(call)
+            elif is_not_carried_out(reply):
+                call.was_not_sent(str(reply))
+                again.append(call)
                 is_trouble = True
             else:
-                self._fail(waiting, _refusal(waiting.command, reply))
-                is_trouble |= _is_lost(reply)
-        self._count(lane, replies)
+                self._fail(call, refusal(call.command, reply))
+                is_trouble |= is_connection_lost(reply)
+        if not all(isinstance(reply, Exception) for reply in replies):
+            queue.backoff.reset()
         if is_trouble:
-            await self._recover(lane, again)
-        lane.under_way = ()
+            await self._find_servers(queue, again)
+        queue.under_way = ()
         if again or is_trouble:
-            self._reroute(lane, again)
+            self._put_back(queue, again)
 
-    async def _execute(self, batch: Sequence[_Waiting]) -> Sequence[Any]:
-        for waiting in batch:
-            waiting.sent = True
+    async def _execute(self, batch: Sequence[_Call]) -> Sequence[Any]:
+        for call in batch:
+            call.is_sent = True
         problem: Exception
         began = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout_at(batch[-1].deadline):
-                return await self._topology.execute([waiting.words() for waiting in batch])
+                return await self._topology.execute([call.words() for call in batch])
         except TimeoutError:
             problem = replied.TimeoutError("no answer in time")
         except (replied.RedisError, OSError) as error:
@@ -269,100 +256,49 @@ class Runner:
             self.seconds.observe(asyncio.get_running_loop().time() - began)
         return [problem] * len(batch)
 
-    def _count(self, lane: _Lane, replies: Sequence[Any]) -> None:
-        self.sent += sum(not isinstance(reply, NotSentError) for reply in replies)
-        if not all(isinstance(reply, Exception) for reply in replies):
-            lane.backoff.reset()
-            self.last_success = asyncio.get_running_loop().time()
-
-    async def _recover(self, lane: _Lane, again: Sequence[_Waiting]) -> None:
-        """Find the servers anew, and wait a moment where that leads to the same one again."""
+    async def _find_servers(self, queue: _Queue, again: Sequence[_Call]) -> None:
+        """Look the servers up anew. Wait a moment where a command would go to the same one again."""
         try:
             await self._topology.refresh()
         except BackendError as error:
-            self.last_error = str(error)
-            for waiting in again:
-                waiting.problem = str(error)
+            for call in again:
+                call.problem = str(error)
             logger.debug("Finding the servers anew failed: %s", error)
-        if any(self._lane_key(waiting.command) == lane.key for waiting in again):
-            await asyncio.sleep(lane.backoff.next())
+        if any(self._queue_key(call.command) == queue.key for call in again):
+            await asyncio.sleep(queue.backoff.next())
 
-    def _reroute(self, lane: _Lane, again: list[_Waiting]) -> None:
+    def _put_back(self, queue: _Queue, again: list[_Call]) -> None:
         """Queue what is to be sent again before all that waits; some of it may belong to another primary now."""
-        waiting = [*again, *lane.queue]
-        self._queued -= len(lane.queue)
-        lane.queue.clear()
-        self._put(item for item in waiting if not item.reply.done())
+        calls = [*again, *queue.calls]
+        self._pending -= len(queue.calls)
+        queue.calls.clear()
+        self._put(call for call in calls if not call.reply.done())
 
-    def _watch(self, lane: _Lane) -> None:
-        """Fail whoever's time is up, and come back when the next one's is."""
+    def _fail_overdue(self, queue: _Queue) -> None:
+        """Fail the calls whose time is up, and come back when the next one's is."""
         now = asyncio.get_running_loop().time()
-        for waiting in lane.under_way:
-            if waiting.deadline <= now:
-                self._fail(waiting, _ended(waiting, f"{self._timeout:g} s were over before it was"))
-        while lane.queue and lane.queue[0].deadline <= now:
-            self._queued -= 1
-            waiting = lane.queue.popleft()
-            self._fail(waiting, _ended(waiting, f"{self._timeout:g} s were over before it was"))
-        following = [
-            waiting.deadline for waiting in (*lane.under_way, *islice(lane.queue, 1)) if waiting.deadline > now
-        ]
+        overdue = [call for call in queue.under_way if call.deadline <= now]
+        while queue.calls and queue.calls[0].deadline <= now:
+            self._pending -= 1
+            overdue.append(queue.calls.popleft())
+        for call in overdue:
+            self._fail(call, call.unanswered(f"{self._timeout:g} s were over before it was"))
+        following = [call.deadline for call in (*queue.under_way, *islice(queue.calls, 1)) if call.deadline > now]
         # A clock may fire a fraction early: without a pause that would spin.
         when = max(min(following, default=now + self._timeout), now + _EARLY_WAKE_RETRY)
-        lane.timer = asyncio.get_running_loop().call_at(when, self._watch, lane)
+        queue.timer = asyncio.get_running_loop().call_at(when, self._fail_overdue, queue)
 
-    def _drop_abandoned(self) -> None:
+    def _drop_cancelled(self) -> None:
         """Make room: nobody waits any more for commands whose callers were cancelled."""
-        for lane in self._lanes.values():
-            wanted = deque(waiting for waiting in lane.queue if not waiting.reply.done())
-            self._queued -= len(lane.queue) - len(wanted)
-            lane.queue = wanted
+        for queue in self._queues.values():
+            wanted = deque(call for call in queue.calls if not call.reply.done())
+            self._pending -= len(queue.calls) - len(wanted)
+            queue.calls = wanted
 
-    def _fail(self, waiting: _Waiting, text: str) -> None:
-        if not waiting.reply.done():
-            waiting.reply.set_exception(self._failure(text))
+    def _fail(self, call: _Call, text: str) -> None:
+        if not call.reply.done():
+            call.reply.set_exception(self._failure(text))
 
     def _failure(self, text: str) -> BackendError:
         self.failed += 1
-        self.last_error = text
         return BackendError(text)
-
-
-def _is_not_carried_out(reply: Exception) -> bool:
-    return isinstance(reply, NOT_CARRIED_OUT) or str(reply).startswith("BUSY ")
-
-
-def _is_lost(reply: Exception) -> bool:
-    """Whether the connection failed, and so maybe the server."""
-    if isinstance(reply, replied.AuthenticationError | replied.AuthorizationError):
-        return False
-    return isinstance(reply, replied.ConnectionError | replied.TimeoutError | OSError)
-
-
-def _ended(waiting: _Waiting, cause: str) -> str:
-    name = waiting.command.name
-    if waiting.sent:
-        return f"{name} was sent to Redis, but {cause} answered: whether it was carried out is unknown."
-    return f"{name} was not carried out: {cause} accepted, because {waiting.problem.rstrip('.')}."
-
-
-def _refusal(command: Command, reply: Exception) -> str:
-    """The sentence for an error that trying again does not help against."""
-    if _is_lost(reply):
-        return (
-            f"{command.name} was sent to Redis, but its answer did not come ({reply}): "
-            "whether it was carried out is unknown."
-        )
-    for kind, sentence in _REFUSALS:
-        if isinstance(reply, kind):
-            return f"{command.name} was refused: {sentence} ({reply})"
-    return f"{command.name} was refused by Redis: {reply}"
-
-
-_REFUSALS: Final = (
-    (replied.OutOfMemoryError, "Redis has reached its maxmemory; raise it, or let it evict keys"),
-    (replied.NoPermissionError, "the Redis user lacks a permission; grant it with ACL SETUSER"),
-    (replied.AuthenticationError, "the connection is not logged in; check the user and the password"),
-    (replied.NoScriptError, "Redis forgets scripts at once; does something call SCRIPT FLUSH all the time?"),
-    (replied.ClusterCrossSlotError, "its keys are in different hash slots"),
-)

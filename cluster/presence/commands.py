@@ -1,4 +1,4 @@
-"""The commands that presence consists of. No I/O happens here."""
+"""The commands of presence, and how their replies are read. No I/O happens here."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from socketspec.cluster.commands.command import Command, Script, milliseconds
 from socketspec.cluster.commands.keys import Keys
 from socketspec.protocol.publications import Member, Topic
 
-__all__ = ("PresenceCommands", "pack_member", "parse_members")
+__all__ = ("BATCH", "PresenceCommands", "count_command", "pack_member", "parse_count", "parse_members")
 
 logger: logging.Logger = logging.getLogger("socketspec.cluster")
+
+BATCH: Final = 256
+"""Topics or members in one round trip."""
 
 _ENTER: Final = Script("enter")
 _LEAVE: Final = Script("leave")
@@ -24,19 +27,17 @@ _CLAIM: Final = Script("claim")
 
 
 class PresenceCommands:
-    """Commands on the presence keys. `lease` and `ttl`, how long keys outlive who keeps them alive, in seconds.
+    """Commands on the presence keys. A lease lasts `lease` seconds; keys last `ttl` seconds after they were used.
 
     A `node` here is the name that a lease is held under.
     """
 
     def __init__(self, keys: Keys, lease: float, ttl: float) -> None:
+        self.lease: float = lease
+        self.ttl: float = ttl
         self._keys = keys
         self._lease = milliseconds(lease)
         self._ttl = milliseconds(ttl)
-
-    def counts(self, topic: Topic) -> Command:
-        """How many members each node has in `topic`."""
-        return Command("HVALS", None, (self._keys.nodes(topic),))
 
     def nodes(self, topic: Topic) -> Command:
         """Which nodes have members in `topic`."""
@@ -51,7 +52,7 @@ class PresenceCommands:
         return Command("HKEYS", None, (self._keys.members(topic, node),))
 
     def enter(self, topic: Topic, node: str, members: Sequence[str | bytes] = (), limit: int | None = None) -> Command:
-        """Add members (connection id, packed member, and so on); without any, keep the keys alive. 1: all are in."""
+        """Add members (connection id, packed member, and so on), or only keep the keys alive. 1 where all are in."""
         return _ENTER.command(self._of(topic, node), node, -1 if limit is None else limit, self._ttl, *members)
 
     def leave(self, topic: Topic, node: str, ids: Sequence[str]) -> Command:
@@ -63,7 +64,7 @@ class PresenceCommands:
         return _REAP.command(self._of(topic, node), node)
 
     def index(self, namespace: str, node: str, topics: Collection[Topic]) -> list[Command]:
-        """Put `topics` on the list of those that `node` has members in, where a reaper finds them."""
+        """Put `topics` on the node's list of topics, where whoever removes a dead node's members finds them."""
         index = self._keys.node_topics(namespace, node)
         add = Command("SADD", None, (index,), tuple(map(self._keys.channel, topics)))
         return [add, Command("PEXPIRE", None, (index,), (self._ttl,))]
@@ -73,7 +74,7 @@ class PresenceCommands:
         return Command("SREM", None, (self._keys.node_topics(namespace, node),), tuple(map(self._keys.channel, topics)))
 
     def resign(self, namespace: str, node: str) -> list[Command]:
-        """Remove that list, then the lease."""
+        """Remove that list, and then the lease."""
         unlink = Command("UNLINK", None, (self._keys.node_topics(namespace, node),))
         return [unlink, Command("ZREM", None, (self._keys.leases(namespace),), (node,))]
 
@@ -92,14 +93,24 @@ class PresenceCommands:
         return self._keys.leases(namespace), self._keys.node_topics(namespace, node)
 
 
+def count_command(keys: Keys, topic: Topic) -> Command:
+    """How many members each node has in `topic`. Its reply goes to `parse_count`."""
+    return Command("HVALS", None, (keys.nodes(topic),))
+
+
+def parse_count(reply: Sequence[bytes]) -> int:
+    """How many members all nodes have together."""
+    return sum(map(int, reply))
+
+
 def pack_member(member: Member) -> bytes:
-    """What is kept of `member` beside its connection id."""
+    """`member` as it is kept beside its connection id."""
     packed: Any = msgpack.packb([member.user_id, member.joined_at])
     return bytes(packed)
 
 
 def parse_members(reply: Sequence[bytes]) -> list[Member]:
-    """Members in a flat list of connection ids and packed members. What cannot be read is passed over."""
+    """Members, from a flat list of connection ids and packed members. What cannot be read is passed over."""
     found = []
     for id, packed in zip(reply[::2], reply[1::2], strict=True):
         try:

@@ -1,1 +1,1 @@
-"""For code that is no node: publish, count and disconnect from anywhere."""
+"""Publishers: send, count and disconnect from code that is no node, with or without an event loop."""

@@ -13,7 +13,8 @@ from socketspec.cluster.options import RedisOptions, Servers
 from socketspec.cluster.publishers.blocking_link import CHECK_EVERY, SIGN_OF_LIFE
 from socketspec.cluster.publishers.publisher import configuration
 from socketspec.cluster.publishers.requests import Request, Requests
-from socketspec.cluster.servers.topology import ReplicaError, make_topology
+from socketspec.cluster.servers.shard import ReplicaError
+from socketspec.cluster.servers.topology import make_topology
 from socketspec.concurrency.tasks import SeparateTasks
 from socketspec.declaration.contracts import Broadcasts
 from socketspec.declaration.rooms import Room
@@ -41,7 +42,7 @@ class AsyncPublisher:
         **options: Any,
     ) -> None:
         self._servers, self._options = configuration(url, prefix, timeout, options)
-        make_topology(self._servers, self._options)  # what cannot work is to be refused here, not by the first call
+        make_topology(self._servers, self._options)  # refuses what cannot work, here and not with the first call
         self._requests = Requests(Keys(self._options.prefix), namespace=namespace, rooms=rooms, broadcasts=broadcasts)
         self._life: _Life | None = None
         self._is_closed = False
@@ -145,7 +146,7 @@ class AsyncPublisher:
         runner = await self._runner()
         replies: list[Any] = []
         for commands in request.stages:
-            # One alone goes without the wrapping: it is the usual one.
+            # One command alone is the usual case, and `run` costs less.
             replies += [await runner.run(commands[0])] if len(commands) == 1 else await runner.run_all(commands)
         return request.parse(replies)
 
@@ -161,7 +162,7 @@ class AsyncPublisher:
 
 
 class _Life:
-    """What belongs to one event loop."""
+    """The connections of a publisher in one event loop."""
 
     def __init__(self, servers: Servers, options: RedisOptions, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -173,7 +174,7 @@ class _Life:
         self._runner = Runner(self._topology, options, self._tasks)
         self._starting = asyncio.Lock()
         self._is_started = False
-        self._has_roles = servers.mode != "cluster"  # there, a replica sends us on
+        self._has_roles = servers.mode != "cluster"  # the replicas of a cluster answer where the primary is
         self._check_at = 0.0
 
     async def started(self) -> Runner:
@@ -201,7 +202,7 @@ class _Life:
         self._check_at = self.loop.time() + CHECK_EVERY
 
     async def _check_role(self) -> None:
-        """Raise `ReplicaError` where the server is no primary any more. Whoever comes meanwhile waits for it."""
+        """Raise `ReplicaError` where the server is no primary any more. Calls that come meanwhile wait."""
         async with self._starting:
             if self.loop.time() < self._check_at:
                 return
@@ -211,7 +212,7 @@ class _Life:
             except ReplicaError:
                 raise
             except (BackendError, TimeoutError):
-                pass  # what is wrong concerns the command, too, which will say so
+                pass  # the command that follows meets the same trouble, and says so
             self._check_at = self.loop.time() + CHECK_EVERY
 
     async def stop(self) -> None:

@@ -1,7 +1,7 @@
-"""One blocking connection to a server, for code without an event loop. What it does is bounded by a deadline.
+"""One blocking connection to a server, for code without an event loop. Everything it does has a deadline.
 
-It is our own, a socket and hiredis' parser, because a publisher must know after a failure whether a command can have
-reached the server: only then may it be sent again.
+It is a socket and hiredis' parser rather than redis-py's connection: after a failure a publisher must know whether a
+command can have reached the server, because only one that cannot may be sent again.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from socketspec.cluster.commands.command import Argument
 from socketspec.cluster.options import TLS_HINT, Address, RedisOptions
 from socketspec.errors import BackendError
 
-__all__ = ("Credentials", "Link", "LinkBroken", "ServerRefusal", "in_turn")
+__all__ = ("BlockingLink", "Credentials", "LinkBroken", "ServerRefusal", "in_turn")
 
 CHECK_EVERY: float = 5.0
-"""Seconds after which a server is asked for its role anew before it gets a command: a replica accepts what is
-published, and nobody elsewhere hears it."""
+"""Seconds after which a server is asked for its role again before it gets the next command.
+
+A replica would accept a publish that nobody elsewhere hears."""
 SIGN_OF_LIFE: Final = 1.0
-"""Seconds that may take."""
+"""Seconds that the answer may take."""
 
 T = TypeVar("T")
 
@@ -46,7 +47,7 @@ class LinkBroken(Exception):
         self.is_sent = is_sent
 
 
-class Link:
+class BlockingLink:
     """A connection that is logged in. Raises `LinkBroken`, and `BackendError` where trying again cannot help.
 
     `is_known`: we have been connected to this server before, so that nothing is wrong with the URL.
@@ -86,7 +87,7 @@ class Link:
             raise
 
     def __del__(self) -> None:
-        # Whoever dropped it without `close` meant it to end, as with any connection pool.
+        # A publisher that is dropped without `close` leaves no socket open.
         connection: socket.socket | None = getattr(self, "_socket", None)
         if connection is not None:
             connection.close()
@@ -130,7 +131,7 @@ class Link:
             if str(reply).startswith(("LOADING", "MASTERDOWN")):
                 raise LinkBroken(str(reply), is_sent=False)
             if command[0] in ("CLIENT", "HELLO") and not str(reply).startswith("NOAUTH"):
-                continue  # a name is a convenience, which an ACL may not allow; who knows no HELLO is too old anyway
+                continue  # an ACL may not allow a client's name; a server without HELLO is too old and found out later
             raise BackendError(f"{self.address} refused to let us in: {_sentence(str(reply))}")
 
     def _take_role(self, hello: Any) -> None:
@@ -173,7 +174,7 @@ class Link:
         It cannot where the server's role has changed.
         """
         try:
-            # Nothing is expected, so what can be read is the end, or something that we do not understand.
+            # Nothing is expected: if there is something to read, it is the end of the connection, or nonsense.
             if _is_readable(self._socket):
                 return False
             if time.monotonic() - self._checked_at < CHECK_EVERY:
@@ -190,7 +191,7 @@ class Link:
 
 
 def in_turn(choices: Sequence[T], deadline: float) -> Iterator[tuple[T, float]]:
-    """Each with a deadline of its own: one that does not answer must not use up the others' time."""
+    """Each choice with a deadline of its own: one that does not answer must not use up the others' time."""
     for number, choice in enumerate(choices):
         now = time.monotonic()
         if now >= deadline:
@@ -220,7 +221,7 @@ def _open_socket(address: Address, deadline: float) -> socket.socket:
 
 
 def _resolve(address: Address, deadline: float) -> Sequence[tuple[Any, ...]]:
-    """What the name stands for. The system's lookup knows no deadline, so it is left behind where it takes too long."""
+    """The addresses of a host's name. The system's lookup has no deadline: one that takes too long is left behind."""
     found: list[Sequence[tuple[Any, ...]]] = []
     problems: list[OSError] = []
 
@@ -233,7 +234,7 @@ def _resolve(address: Address, deadline: float) -> Sequence[tuple[Any, ...]]:
     thread = threading.Thread(target=look_up, name=f"look up {address.host}", daemon=True)
     try:
         thread.start()
-    except RuntimeError:  # when the interpreter ends there are no new threads, but there may be farewells to send
+    except RuntimeError:  # a publish while the interpreter ends: there are no new threads then
         look_up()
     else:
         thread.join(_left(deadline))
@@ -247,7 +248,7 @@ def _resolve(address: Address, deadline: float) -> Sequence[tuple[Any, ...]]:
 def _is_readable(connection: socket.socket) -> bool:
     if not hasattr(select, "poll"):
         return bool(select.select([connection], [], [], 0)[0])
-    poll = select.poll()  # unlike select, for file descriptors beyond 1024, too
+    poll = select.poll()  # unlike `select`, it takes file descriptors beyond 1024
     poll.register(connection, select.POLLIN)
     return bool(poll.poll(0))
 
@@ -260,7 +261,7 @@ def _left(deadline: float) -> float:
 
 
 def _reason(error: BaseException, hint: str = "") -> str:
-    """What went wrong. `hint` is for what may have another cause than it seems."""
+    """What went wrong, in words. `hint` is added where the cause may be another than it seems."""
     if isinstance(error, TimeoutError):
         return f"no answer in time{hint}"
     if isinstance(error, socket.gaierror):

@@ -1,7 +1,7 @@
-"""`Publisher`: send to the clients of an app from code that is no part of it, such as a Celery worker or a script.
+"""`Publisher`: sends to the clients of an app from code that is no part of it, such as a Celery worker or a script.
 
-It needs neither FastAPI nor a node of the app in its process, only its backend's URL. What it sends is encoded,
-checked and kept as by the nodes themselves. For code with an event loop: `async_publisher`.
+It needs neither FastAPI nor a node of the app in its process, only the URL of its backend. What it sends is encoded,
+checked and kept as if a node had sent it. For code with an event loop: `async_publisher`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 
 from socketspec.cluster.commands.keys import Keys
 from socketspec.cluster.options import RedisOptions, Servers, check_seconds, configured
-from socketspec.cluster.publishers.blocking_executor import Executor
+from socketspec.cluster.publishers.blocking_executor import BlockingExecutor
 from socketspec.cluster.publishers.requests import Request, Requests
 from socketspec.declaration.contracts import Broadcasts
 from socketspec.declaration.rooms import Room
@@ -56,7 +56,7 @@ class Publisher:
     ) -> None:
         self._servers, self._options = configuration(url, prefix, timeout, options)
         self._requests = Requests(Keys(self._options.prefix), namespace=namespace, rooms=rooms, broadcasts=broadcasts)
-        self._executor = Executor(self._servers, self._options)
+        self._executor = BlockingExecutor(self._servers, self._options)
 
     def __enter__(self) -> Self:
         return self
@@ -91,9 +91,9 @@ class Publisher:
     def broadcast_many(
         self, messages: Iterable[tuple[str, str, object]], *, namespace: str | None = None
     ) -> list[Receipt]:
-        """Send many ``(room, event, payload)``, up to 500 in one round trip, and `timeout` for each of those.
+        """Send many ``(room, event, payload)``, up to 500 in one round trip, each of which may take `timeout` seconds.
 
-        Where one of them cannot be sent, those after it in other round trips are not.
+        Where one message cannot be sent, those of later round trips are not sent.
         """
         receipts: list[Receipt] = []
         for request in self._requests.batches(messages, namespace):
@@ -170,7 +170,7 @@ class Publisher:
 def configuration(
     url: str | None, prefix: str | None, timeout: float | None, options: dict[str, Any]
 ) -> tuple[Servers, RedisOptions]:
-    """What a publisher's arguments say. Raises `ConfigurationError`."""
+    """The servers and options of a publisher, by its arguments. Raises `ConfigurationError`."""
     given: Any = url if url is not None else os.environ.get("SOCKETSPEC_BACKEND") or None
     if given is None:
         raise ConfigurationError(

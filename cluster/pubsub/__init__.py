@@ -1,1 +1,1 @@
-"""What this node hears from Redis."""
+"""What this node hears from Redis: channels, the connections that carry them, and proof that they do."""

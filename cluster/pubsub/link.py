@@ -1,10 +1,10 @@
 """One pub/sub connection to one server: an `asyncio.Protocol` over hiredis, for sharded channels.
 
-redis-py's pub/sub reconnects without saying so, and costs fifteen times as much a message. A `Link` says everything: it
-lives until it is lost, says why, and never comes back; `socketspec.cluster.pubsub.subscriptions` makes the next one.
+redis-py's pub/sub reconnects without saying so, and costs fifteen times as much for each message. A `PubSubLink` lives
+until it is lost, says why, and never comes back; `socketspec.cluster.pubsub.subscriber` makes the next one.
 
-Answers come in the order of the commands, so a queue of what is awaited tells an answer from what the server says
-unasked. A link that can no longer match them is of no use and ends itself.
+Answers come in the order of the commands: a queue of what is awaited tells an answer from what the server says unasked.
+A link that can no longer match them is of no use and ends itself.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from typing import Any, Final, Literal, NamedTuple, Protocol, cast
+from typing import Any, Final, Literal, NamedTuple, cast
 
 import hiredis
 
 from socketspec.cluster.options import Address
-from socketspec.cluster.servers.topology import LinkOptions
+from socketspec.cluster.servers.shard import LinkOptions
 from socketspec.concurrency.cancellation import unless_cancelled
 from socketspec.errors import BackendError
 
-__all__ = ("Answer", "Link", "Listener", "Message", "Spawn")
+__all__ = ("Answer", "ChannelMessage", "PubSubLink", "Receive", "Spawn")
 
 logger: logging.Logger = logging.getLogger("socketspec.cluster")
 
@@ -35,55 +35,50 @@ _UNSUBSCRIBE: Final = b"sunsubscribe"
 _PONG: Final = b"pong"
 _LOGIN: Final = b"login"
 
-Message = tuple[bytes, bytes]
+ChannelMessage = tuple[bytes, bytes]
 """A channel and what was published to it."""
 
+Receive = Callable[[Sequence[ChannelMessage]], Awaitable[None] | None]
+"""Takes what one read brought, in order. Must not block or raise.
+
+Returns what to await before the connection is read any further, or None."""
+
 Spawn = Callable[[Coroutine[Any, Any, Any], str], asyncio.Task[Any]]
-"""Starts a named task, which ends with the one who gave this out."""
+"""Starts a named task, which is cancelled when whoever handed this function out stops."""
 
 
 class Answer(NamedTuple):
-    """What became of a channel: it stands, was given up as asked, was refused, or was ended by the server unasked."""
+    """What became of a channel: confirmed, ended as asked, refused, or dropped by the server unasked."""
 
-    what: Literal["stands", "ended", "refused", "dropped"]
+    what: Literal["confirmed", "ended", "refused", "dropped"]
     channel: bytes
     text: str = ""
     """The server's words where it refused."""
 
 
-class Listener(Protocol):
-    """Whom a link tells what it hears. Each call comes from the event loop and must not block or raise."""
+class PubSubLink(asyncio.Protocol):
+    """One connection from `open` to its loss. `closed` is done, with the reason, once nothing more will be heard.
 
-    def received(self, messages: Sequence[Message]) -> Awaitable[None] | None:
-        """Take what one read brought, in order; what to await before the link reads on, if anything."""
-        ...
+    `receive` gets the messages, `answered` what one read said about channels, before the messages of the same read.
+    """
 
-    def probed(self, nonce: bytes) -> None:
-        """Something came on the link's `probe` channel."""
-        ...
-
-    def answered(self, answers: Sequence[Answer]) -> None:
-        """Take what one read said about channels; comes before `received` of the same read."""
-        ...
-
-
-class Link(asyncio.Protocol):
-    """One connection from `open` to its loss. `closed` is done, with the reason, once nothing more will be heard."""
-
-    def __init__(self, address: Address, listener: Listener, spawn: Spawn) -> None:
+    def __init__(
+        self, address: Address, receive: Receive, answered: Callable[[Sequence[Answer]], None], spawn: Spawn
+    ) -> None:
         self.address: Address = address
-        self.probe: bytes | None = None
-        """Messages of this channel go to `Listener.probed`."""
         self.pongs: int = 0
         """Answers to `ping` so far."""
         self.is_paused: bool = False
-        """Whether it waits for the listener before it reads on."""
+        """Whether it waits for deliveries before it reads on."""
         loop = asyncio.get_running_loop()
         self.closed: asyncio.Future[str] = loop.create_future()
         self._gone: asyncio.Future[None] = loop.create_future()
         self._ready: asyncio.Future[str] = loop.create_future()
-        self._listener = listener
+        self._receive = receive
+        self._answered = answered
         self._spawn = spawn
+        self._probe: bytes | None = None
+        self._probed: Callable[[bytes], None] | None = None
         self._transport: asyncio.Transport | None = None
         self._parser = hiredis.Reader()
         self._awaited: deque[tuple[bytes, bytes]] = deque()
@@ -113,11 +108,11 @@ class Link(asyncio.Protocol):
         return len(self._awaited)
 
     def send(self, subscribe: Iterable[bytes], unsubscribe: Iterable[bytes]) -> None:
-        """Ask for channels and give channels up: one command each, in one write. `Listener.answered` tells the rest.
+        """Ask for channels and give channels up: one command each, in one write. `answered` is told what came of it.
 
-        The caller has at most one unanswered command a channel, and minds `outstanding`.
+        The caller has at most one unanswered command for each channel, and keeps `outstanding` low.
         """
-        # One channel a command: in a cluster those of one command must share a slot, and an error is about all of them.
+        # In a cluster the channels of one command must share a slot, and an error is about all of them: so one each.
         words: list[bytes] = []
         for channel in unsubscribe:
             words.append(_pack(b"SUNSUBSCRIBE", channel))
@@ -131,6 +126,10 @@ class Link(asyncio.Protocol):
         """Ask for an answer: `pongs` counts it."""
         self._awaited.append((_PONG, b""))
         self._write(_pack(b"PING"))
+
+    def hear_probes(self, channel: bytes, probed: Callable[[bytes], None]) -> None:
+        """From now on give the messages of `channel`, and of no other, to `probed` instead of `receive`."""
+        self._probe, self._probed = channel, probed
 
     def abort(self, reason: str) -> None:
         """Close the connection at once; nothing is heard from now on. The first reason counts."""
@@ -161,13 +160,13 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed(data)
-        if not self.is_paused:  # with TLS, what was decrypted already may still come
+        if not self.is_paused:  # else it waits: with TLS, data that was decrypted already still comes in
             self._take()
 
-    # The inside
+    # What it makes of that
 
     async def _connect(self, options: LinkOptions) -> str:
-        """Why the server did not take us; empty if it did."""
+        """Connect and log in. Returns the server's refusal; empty where it let us in."""
         loop = asyncio.get_running_loop()
         await loop.create_connection(lambda: self, self.address.host, self.address.port, ssl=options.ssl)
         commands: list[bytes] = []
@@ -176,7 +175,7 @@ class Link(asyncio.Protocol):
             commands.append(_pack(b"AUTH", *(word.encode() for word in login)))
         if options.client_name:
             commands.append(_pack(b"CLIENT", b"SETNAME", options.client_name.encode()))
-        commands.append(_pack(b"PING"))  # at least one answer: a frozen server accepts connections as well
+        commands.append(_pack(b"PING"))  # so that one answer is due: a frozen server accepts connections, too
         self._awaited.extend((_LOGIN, b"") for _ in commands)
         self._write(b"".join(commands))
         return await self._ready
@@ -187,7 +186,7 @@ class Link(asyncio.Protocol):
 
     def _take(self) -> None:
         """Hand on everything that is complete."""
-        messages: list[Message] = []
+        messages: list[ChannelMessage] = []
         try:
             self._parse(messages)
         except (hiredis.HiredisError, LookupError, TypeError, ValueError) as error:
@@ -200,14 +199,14 @@ class Link(asyncio.Protocol):
         if messages and not self.closed.done():
             self._hand_on(messages)
 
-    def _parse(self, messages: list[Message]) -> None:
+    def _parse(self, messages: list[ChannelMessage]) -> None:
         gets = self._parser.gets
         append = messages.append
         while (item := gets()) is not False:
             if type(item) is list and item[0] == _MESSAGE:
                 _, channel, data = item
-                if channel == self.probe:
-                    self._listener.probed(data)
+                if channel == self._probe and self._probed is not None:
+                    self._probed(data)
                 else:
                     append((channel, data))
             elif not self.closed.done():
@@ -235,7 +234,7 @@ class Link(asyncio.Protocol):
             self._awaited.popleft()
         if kind == _SUBSCRIBE:
             self._answers.append(Answer("refused", channel, text))
-        elif kind == _UNSUBSCRIBE:  # it is not there any more
+        elif kind == _UNSUBSCRIBE:  # the server has forgotten it already
             self._answers.append(Answer("ended", channel, text))
         else:
             self.abort(text)
@@ -243,7 +242,7 @@ class Link(asyncio.Protocol):
     def _changed(self, kind: bytes, channel: bytes, *, is_asked: bool) -> None:
         if is_asked:
             self._awaited.popleft()
-            self._answers.append(Answer("stands" if kind == _SUBSCRIBE else "ended", channel))
+            self._answers.append(Answer("confirmed" if kind == _SUBSCRIBE else "ended", channel))
         elif kind == _UNSUBSCRIBE:
             self._answers.append(Answer("dropped", channel))
         else:
@@ -251,14 +250,14 @@ class Link(asyncio.Protocol):
 
     def _tell(self, answers: Sequence[Answer]) -> None:
         try:
-            self._listener.answered(answers)
+            self._answered(answers)
         except Exception as error:
             logger.exception("What %s said about channels could not be taken", self.address)
             self.abort(f"an error of our own: {error!r}")
 
-    def _hand_on(self, messages: Sequence[Message]) -> None:
+    def _hand_on(self, messages: Sequence[ChannelMessage]) -> None:
         try:
-            behind = self._listener.received(messages)
+            behind = self._receive(messages)
         except Exception:
             logger.exception("%d messages from %s could not be delivered", len(messages), self.address)
             return

@@ -1,1 +1,1 @@
-"""Which servers there are, and a connection to each."""
+"""Which servers there are, and connections to each."""

@@ -1,4 +1,4 @@
-"""How long to wait between tries."""
+"""`Backoff`: how long to wait between tries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Backoff:
     def next(self) -> float:
         """The next pause in seconds."""
         pause, self._next = self._next, min(2 * self._next, 1.0)
-        return pause * (1 + random.random() / 4)  # noqa: S311 # spreads nodes out, keeps no secret
+        return pause * (1 + random.random() / 4)  # noqa: S311 # this spreads nodes out and keeps no secret
 
     def reset(self) -> None:
         """Begin anew."""

@@ -19,13 +19,13 @@ __all__ = ("Connector", "Find", "finder_for")
 OLDEST: Final = 7
 """The first version of Redis, and so of Valkey, with sharded pub/sub."""
 MAX_ASKED: Final = 9
-"""Nodes of a cluster that are asked for the slots at once."""
+"""Nodes of a cluster that are asked for the slots at the same time."""
 
 T = TypeVar("T")
 
 
 class Connector:
-    """Makes the shards, with what the URL and the options say about connections."""
+    """Makes connections to servers, with what the URL and the options say about them."""
 
     def __init__(self, servers: Servers, options: RedisOptions) -> None:
         self.servers: Servers = servers
@@ -40,15 +40,15 @@ class Connector:
         )
 
     def shard(self, address: Address) -> Shard:
-        """For the commands of this node."""
+        """One for the commands of this node."""
         return self._make(address, self.link, self.servers.db, self.options.command_timeout)
 
     def finder(self, address: Address) -> Shard:
-        """For questions about the servers, whose answers come at once or not at all."""
+        """One for questions about the servers, which are answered fast or not at all."""
         return self._make(address, self.link, 0, self.options.connect_timeout)
 
     def sentinel(self, address: Address) -> Shard:
-        """As `finder`, with the Sentinels' own login."""
+        """As `finder`, with the login of the Sentinels."""
         link = replace(
             self.link, username=self.options.sentinel_username, password=self.options.sentinel_password, client_name=""
         )
@@ -60,11 +60,11 @@ class Connector:
 
 
 Find = Callable[[Connector, Sequence[Address]], Awaitable[Layout]]
-"""Finds the servers; it is given the primaries that were known so far."""
+"""Finds the servers, given the primaries that were known so far. Raises `BackendError`."""
 
 
 def finder_for(mode: Mode) -> Find:
-    """The way to find servers of this kind. It raises `BackendError`."""
+    """The way to find servers of this kind."""
     finders: dict[Mode, Find] = {
         "standalone": _find_one,
         "sentinel": _find_by_sentinels,
@@ -82,7 +82,7 @@ async def _find_one(connector: Connector, _known: Sequence[Address]) -> Layout:
 async def _find_by_sentinels(connector: Connector, _known: Sequence[Address]) -> Layout:
     name = connector.servers.name
     found = await _ask_most([_ask_sentinel(connector.sentinel(host), name) for host in connector.servers.hosts])
-    # A Sentinel that was cut off knows an older configuration than the others.
+    # The newest configuration counts: a Sentinel that was cut off knows an older one.
     _, address = max(found)
     await _check(connector.finder(address), "standalone")
     return Layout.of_one(address)
@@ -115,7 +115,7 @@ async def _find_cluster(connector: Connector, known: Sequence[Address]) -> Layou
 
 
 async def _ask_node(node: Shard) -> tuple[bool, int, Layout]:
-    """Whether the node calls the cluster well, the newest epoch it has heard of, and who owns what by its account."""
+    """Ask a node whether the cluster is well, for the newest epoch it has heard of, and who owns which slots."""
     try:
         await _check(node, "cluster", close=False)
         info, slots = await node.execute([("CLUSTER", "INFO"), ("CLUSTER", "SLOTS")])
@@ -132,7 +132,7 @@ async def _ask_node(node: Shard) -> tuple[bool, int, Layout]:
 
 
 async def _check(shard: Shard, mode: str, *, close: bool = True) -> None:
-    """Raise `RefusedError` unless the server is of a kind that can be used as `mode`; `ReplicaError` for a replica."""
+    """Raise `RefusedError` for a server that cannot be used as `mode`, `ReplicaError` for a replica."""
     try:
         hello = await shard.hello()
     finally:
@@ -167,7 +167,7 @@ _MISMATCHES: Final = {
 
 
 async def _ask_most(questions: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """The answers, as soon as more than half have come or nobody is left: one who is silent delays nothing.
+    """The answers, as soon as more than half have come or nobody is left to wait for: one silent server delays nothing.
 
     Raises the first error where there is no answer.
     """

@@ -44,7 +44,7 @@ class Layout(NamedTuple):
 
     @classmethod
     def of_slots(cls, reply: Sequence[Sequence[Any]], told_by: Address) -> Layout:
-        """From a node's reply to ``CLUSTER SLOTS``; a node that does not know its own host is where it was asked."""
+        """From the reply of `told_by` to ``CLUSTER SLOTS``. A node without a host in it is the one that was asked."""
         return cls.of_ranges(
             [(int(first), int(last), _address(primary, told_by)) for first, last, primary, *_ in reply]
         )

@@ -29,7 +29,7 @@ REPLIES: Final = (
     replied.AuthorizationError,
     replied.BusyLoadingError,
 )
-"""Errors that the server answered with: the connection is in order, the command was not carried out."""
+"""Errors that are answers of the server: the connection is in order, the command was not carried out."""
 
 
 class NotSentError(replied.ConnectionError):
@@ -76,11 +76,11 @@ class Hello(NamedTuple):
 
 
 class Shard:
-    """One server. Each call of `execute` has a connection to itself; as many stay open as there were calls at once.
+    """One server. Each call of `execute` has a connection to itself, which stays open for later calls.
 
     Args:
         timeout: seconds that a call of `execute` may take once it is connected.
-        met: servers that have answered, for all shards: nothing is wrong with the URL.
+        met: servers that have answered before, shared by all shards: errors there are not the URL's fault.
     """
 
     def __init__(
@@ -144,11 +144,11 @@ class Shard:
         return Hello(*(fields.get(name, "") for name in Hello._fields))
 
     def explain(self, error: Exception) -> BackendError:
-        """An error of a connection in words. A `RefusedError` where trying again does not help."""
+        """The error to raise for an error of a connection. A `RefusedError` where trying again does not help."""
         return explain(self.address, error, self._link, is_known=self.address in self._met)
 
     def renew(self) -> None:
-        """Connect anew for whatever comes next: the address may have become another server."""
+        """Use new connections from now on: the address may have become another server."""
         self._generation += 1
         self._stale += self._idle
         self._idle = []
@@ -166,7 +166,7 @@ class Shard:
         await self._close_stale()
         while self._idle:
             connection = self._idle.pop()
-            # On a connection that the server has closed, the fate of a command would be unknown for no reason.
+            # On a connection that the server has closed, nobody would know what became of a command.
             if not await connection.can_read():
                 return connection
             await connection.disconnect(nowait=True)
@@ -189,8 +189,8 @@ class Shard:
             "client_name": self._link.client_name or None,
             "socket_timeout": None,  # every use has a timeout around it
             "socket_connect_timeout": self._link.connect_timeout,
-            "driver_info": None,  # saying which library this is takes a permission and a round trip
-            "protocol": 2,  # the replies of scripts and of plain commands have the same shapes, and bytes only
+            "driver_info": None,  # to say which library this is would take a permission and a round trip
+            "protocol": 2,  # replies of scripts and of plain commands have the same shapes, and are bytes only
         }
         if self._tls is None:
             return Connection(**settings)
@@ -204,9 +204,9 @@ class Shard:
 
 
 class _TlsConnection(SSLConnection):
-    """Is gone at once when it is told not to wait.
+    """Ends at once when it is told not to wait.
 
-    A polite end of TLS waits for the server's, for up to 30 s: long after the event loop is closed.
+    The polite end of TLS would wait for the server's for up to 30 s, long after the event loop is closed.
     """
 
     async def disconnect(self, nowait: bool = False, *args: Any, **kwargs: Any) -> None:
@@ -223,15 +223,15 @@ async def _read(connection: Connection) -> Any:
 
 
 def as_dict(flat: Sequence[Any]) -> dict[str, str]:
-    """A reply of alternating names and values, as text; values that are no text are left out."""
+    """A reply of alternating names and values as a dict of text; values that are no text are left out."""
     texts = [item.decode(errors="replace") if isinstance(item, bytes) else item for item in flat]
     return {name: value for name, value in zip(texts[::2], texts[1::2], strict=True) if isinstance(value, str)}
 
 
 def explain(address: Address, error: Exception, link: LinkOptions, *, is_known: bool = False) -> BackendError:
-    """An error of connecting to `address` in words. A `RefusedError` where trying again does not help.
+    """The error to raise for an error of connecting to `address`. A `RefusedError` where trying again does not help.
 
-    `is_known`: it has answered before.
+    `is_known`: the server has answered before.
     """
     if isinstance(error, BackendError):
         return error

@@ -1,6 +1,6 @@
-"""Which servers there are and which of them is asked: one server, whoever the Sentinels call primary, or a cluster.
+"""`Topology`: the servers as one. One server, the primary that the Sentinels name, or the primaries of a cluster.
 
-The three differ in how they find out who owns which hash slot, and in nothing else. Primaries only are talked to.
+The three differ in how they find out who owns which hash slot, and in nothing else. Replicas are never asked.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from socketspec.cluster.options import Address, RedisOptions, Servers
 from socketspec.cluster.servers.backoff import Backoff
 from socketspec.cluster.servers.discovery import Connector, Find, finder_for
 from socketspec.cluster.servers.layout import NOBODY, Layout
-from socketspec.cluster.servers.shard import LinkOptions, NotSentError, RefusedError, ReplicaError, Shard
+from socketspec.cluster.servers.shard import LinkOptions, NotSentError, RefusedError, Shard
 from socketspec.errors import BackendError
 
-__all__ = ("Address", "LinkOptions", "NotSentError", "RefusedError", "ReplicaError", "Topology", "make_topology")
+__all__ = ("Topology", "make_topology")
 
 logger: logging.Logger = logging.getLogger("socketspec.cluster")
 
 
 class Topology(Protocol):
-    """The servers as one thing to send commands to."""
+    """All servers as one thing to send commands to."""
 
     @property
     def link(self) -> LinkOptions:
-        """What it takes to open a connection of one's own to any primary."""
+        """What it takes to open another connection to any of the primaries."""
         ...
 
     async def start(self) -> None:
@@ -42,9 +42,9 @@ class Topology(Protocol):
         ...
 
     async def refresh(self) -> None:
-        """Find out anew who owns what; callers at the same time share one search. Raises `BackendError`.
+        """Find out again who owns what; callers at the same time share one search.
 
-        A `ReplicaError` says that a server has lost its role; any other, that the search failed.
+        Raises `ReplicaError` for a server that has lost its role, another `BackendError` where the search failed.
         """
         ...
 
@@ -53,7 +53,7 @@ class Topology(Protocol):
         ...
 
     def address_for(self, channel: bytes) -> Address | None:
-        """The primary that owns this key's or sharded channel's slot; None where nobody is known to."""
+        """The primary that owns the slot of this key or sharded channel; None where none is known."""
         ...
 
     def tag_for(self, address: Address) -> str:
@@ -63,8 +63,8 @@ class Topology(Protocol):
     async def execute(self, words: Sequence[Sequence[Any]]) -> list[Any]:
         """Run commands, one pipeline for each primary, all at once: a reply or an exception for each, in order.
 
-        A `NotSentError` means that the server was not reached; any other `ConnectionError` or `TimeoutError` of
-        redis-py, that nobody knows whether the command was carried out. Keys come first in a command or a script.
+        A `NotSentError` means that the server was not reached. After any other `ConnectionError` or `TimeoutError` of
+        redis-py nobody knows whether the command was carried out. Keys come first in a command or a script.
         """
         ...
 
@@ -104,7 +104,7 @@ class _Found:
             await asyncio.sleep(pause)
 
     async def _greet(self) -> None:
-        """Log in to every primary: one that is announced by an address that we cannot reach is found here."""
+        """Log in to every primary, so that one whose announced address cannot be reached is found now."""
         greeted = await asyncio.gather(*(shard.hello() for shard in self._shards.values()), return_exceptions=True)
         for outcome in greeted:
             if isinstance(outcome, BaseException):
@@ -179,7 +179,7 @@ class _Found:
         return replies
 
     async def _follow(self, source: Shard, ask: AskError, command: Sequence[Any]) -> Any:
-        """While a slot migrates, keys that are no longer at its owner are asked for where they go."""
+        """Ask the slot's next owner: while a slot migrates, its keys move there one by one."""
         target = self._shards.get(Address(ask.host or source.address.host, ask.port))
         if target is None:
             return ask
@@ -187,7 +187,7 @@ class _Found:
 
 
 def make_topology(servers: Servers, options: RedisOptions) -> Topology:
-    """The topology that a URL speaks of. Nothing is connected yet. Raises `ConfigurationError`."""
+    """The topology for the servers of a URL. Nothing is connected yet. Raises `ConfigurationError`."""
     return _Found(Connector(servers, options), finder_for(servers.mode))
 
 

@@ -1,1 +1,1 @@
-"""What is kept in Redis: histories, limits, sessions."""
+"""What is kept in Redis: histories, limits, sessions. Presence has a folder of its own."""

@@ -1,4 +1,4 @@
-"""Reads what was kept of a topic. The builder and the parser do no I/O: nodes and publishers share them."""
+"""Reads what was kept of a topic. `read_command` and `parse_read` do no I/O: nodes and publishers share them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from socketspec.cluster.commands.keys import Keys
 from socketspec.errors import BackendError
 from socketspec.protocol.publications import Position, Publication, Topic
 
-__all__ = ("RedisHistory", "parse_position", "parse_read", "position_command", "read_command")
+__all__ = ("RedisHistory", "parse_read", "read_command")
 
 _READ: Final = Script("read")
 _NO_LIMIT: Final = -1
@@ -32,29 +32,15 @@ class RedisHistory(HistoryStore):
         reply = await self._runner.run(read_command(self._keys, topic, since=since, limit=limit))
         return parse_read(reply, topic, since=since, limit=limit)
 
-    async def position(self, topic: Topic) -> Position | None:
-        """The newest position; None where nothing is kept. Raises `BackendError`."""
-        return parse_position(await self._runner.run(position_command(self._keys, topic)))
-
 
 def read_command(keys: Keys, topic: Topic, *, since: Position | None = None, limit: int | None = None) -> Command:
     """Read the newest `limit` publications, or those after `since`. Its reply goes to `parse_read`."""
     names = (keys.meta(topic), keys.stream(topic))
     if since is None:
         return _READ.command(names, "newest", _NO_LIMIT if limit is None else max(limit, 0), 0)
-    # From the one at `since` on, to compare its tag. Offsets come from clients: no other than possible ones go further.
+    # Begins with the one at `since`, to compare its tag. Offsets come from clients: only possible ones are let through.
     offset = min(max(since.offset, 0), 2**53)
     return _READ.command(names, "since", _NO_LIMIT if limit is None else max(limit, 0) + 1, offset)
-
-
-def position_command(keys: Keys, topic: Topic) -> Command:
-    """Ask for the newest position. Its reply goes to `parse_position`."""
-    return _READ.command((keys.meta(topic), keys.stream(topic)), "newest", 0, 0)
-
-
-def parse_position(reply: Any) -> Position | None:
-    """The newest position in the reply to `position_command`. Raises `BackendError` for a reply that is none."""
-    return None if reply is None else _header(reply)[0]
 
 
 def parse_read(
@@ -77,7 +63,7 @@ def parse_read(
 
 
 def _check_since(topic: Topic, since: Position, newest: Position, size: int) -> None:
-    """Refuse what the newest position alone rules out."""
+    """Raise `LookupError` where the newest position alone says that `since` cannot be honoured."""
     if since.epoch != newest.epoch or not 0 <= since.offset <= newest.offset:
         raise LookupError(f"{topic.name!r} has begun a new history since that position")
     if since.offset < newest.offset - size:
@@ -87,7 +73,7 @@ def _check_since(topic: Topic, since: Position, newest: Position, size: int) -> 
 def _following(
     topic: Topic, since: Position, entries: list[tuple[Position, Publication | None]], limit: int | None
 ) -> list[Publication]:
-    """What follows `since`, of which the entry comes first unless it is the very beginning."""
+    """What follows `since`. The first of `entries` is the one at `since`, unless that is the very beginning."""
     if since.offset > 0:
         if not entries or entries[0][0].offset != since.offset:
             raise LookupError(f"{topic.name!r} no longer keeps offset {since.offset}, so it cannot be verified")
@@ -111,7 +97,7 @@ def _header(reply: Any) -> tuple[Position, int, list[Any]]:
 
 
 def _entry(item: Any, epoch: str) -> tuple[Position, Publication | None]:
-    """An entry's position, and what it holds; None for what another version wrote."""
+    """An entry's position, and its publication; None in its place for what another version wrote."""
     try:
         name, fields = item
         values = dict(zip(fields[::2], fields[1::2], strict=True))

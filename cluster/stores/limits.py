@@ -20,13 +20,13 @@ __all__ = ("RedisLimits",)
 logger: logging.Logger = logging.getLogger("socketspec.cluster")
 
 AWAY_SECONDS: Final = 1.0
-"""After a failure Redis is asked again only once in this many seconds, until it answers."""
+"""Seconds between two questions to Redis after a failure, until it answers."""
 
 _TAKE: Final = Script("take")
 
 
 class _Local:
-    """What one node knows of a shared bucket: it holds at most what a bucket of this node's takes alone would."""
+    """What one node knows of a shared bucket. It holds at most what the bucket would if only this node took from it."""
 
     __slots__ = ("bucket", "owed", "until")
 
@@ -35,7 +35,7 @@ class _Local:
         self.owed = 0
         """Tokens that were taken here and then refused by Redis."""
         self.until = now
-        """Until then Redis has no token, as it said itself."""
+        """When Redis will have a token again, as it said itself."""
 
     def take(self, now: float) -> float:
         if now < self.until:
@@ -54,11 +54,10 @@ class _Local:
 
 
 class RedisLimits(Limits):
-    """`take` asks Redis only for what this node alone would allow and Redis has not refused a moment ago.
+    """Token buckets in Redis. What this node's own bucket refuses, or Redis did a moment ago, Redis is not asked.
 
-    While Redis is away, or does not answer within `patience` seconds, the local bucket alone decides: a limit then
-    holds for each node by itself, it never opens. Remembers at most `max_keys` buckets. `clock` is monotonic, in
-    seconds.
+    While Redis is away, or does not answer within `patience` seconds, the node's own bucket decides: a limit then holds
+    for each node by itself, and is never lifted. Remembers at most `max_keys` buckets. `clock` is monotonic, seconds.
     """
 
     def __init__(
@@ -84,14 +83,14 @@ class RedisLimits(Limits):
         return len(self._locals)
 
     async def take(self, key: str, *, rate: float, capacity: float) -> float:
-        """Take one token; 0.0, or the seconds until there will be one. Raises nothing where Redis is away."""
+        """Take one token; 0.0, or the seconds until there will be one. Does not raise while Redis is away."""
         now = self._clock()
-        name = f"{float(rate)!r}/{float(capacity)!r}/{key}"  # other limits are other buckets
+        name = f"{float(rate)!r}/{float(capacity)!r}/{key}"  # another limit of the same key is another bucket
         local = self._local(name, rate, capacity, now)
         wait = local.take(now)
         if wait > 0 or (self._is_away and now < self._ask_again_at):
             return wait
-        self._ask_again_at = now + AWAY_SECONDS  # while it is away, this call alone finds out whether it is back
+        self._ask_again_at = now + AWAY_SECONDS  # others do not ask meanwhile: this call finds out whether it is back
         wait = await self._ask(_TAKE.command((self._keys.bucket(name),), rate, capacity))
         if wait > 0:
             local.refused(self._clock() + wait)
@@ -125,7 +124,7 @@ class RedisLimits(Limits):
         return local
 
     def _drop_old(self, now: float) -> None:
-        # Two a call against one that may be added: the table shrinks faster than it can grow.
+        # A call adds one at most and drops up to two: the table shrinks faster than it can grow.
         for _ in range(2):
             name = next(iter(self._locals), None)
             if name is None or not self._locals[name].is_as_new(now):

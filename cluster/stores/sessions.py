@@ -1,4 +1,4 @@
-"""What outlives a connection, kept in Redis by the time of Redis."""
+"""When sessions began, and what is revoked, in Redis and by the clock of Redis."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _REVOKE: Final = Script("revoke")
 
 
 class RedisSessions(Sessions):
-    """Every method raises `BackendError` where Redis cannot be asked: the caller refuses rather than guesses."""
+    """Sessions and revocations in Redis. Every method raises `BackendError` where Redis cannot be asked."""
 
     def __init__(self, runner: CommandRunner, keys: Keys) -> None:
         self._runner = runner
@@ -27,7 +27,7 @@ class RedisSessions(Sessions):
         return float(await self._runner.run(_BEGIN.command((self._keys.session(session),), milliseconds(ttl))))
 
     async def revoke(self, subject: str, *, ttl: float) -> None:
-        """Refuse `subject` for `ttl` seconds; never for less than was said before."""
+        """Refuse `subject` for `ttl` seconds; a revocation that lasts longer is not shortened."""
         await self._runner.run(revoke_command(self._keys, subject, ttl=ttl))
 
     async def is_revoked(self, subjects: Sequence[str]) -> bool:
@@ -39,5 +39,5 @@ class RedisSessions(Sessions):
 
 
 def revoke_command(keys: Keys, subject: str, *, ttl: float) -> Command:
-    """Refuse `subject` for `ttl` seconds; never for less than was said before."""
+    """Refuse `subject` for `ttl` seconds; a revocation that lasts longer is not shortened."""
     return _REVOKE.command((keys.revoked(subject),), milliseconds(ttl))

@@ -27,7 +27,7 @@ from socketspec.pages.pages import Health, Pages
 from socketspec.pages.schema import build_schema
 from socketspec.protocol.names import check_event_name, is_reserved
 from socketspec.runtime.engine import Engine
-from socketspec.runtime.settings import Settings, auth_backends, checked, drain_seconds, path, rooms_of
+from socketspec.runtime.settings import Settings, auth_backends, checked, drain_seconds, path
 from socketspec.security.auth import AuthBackend
 from socketspec.security.origins import OriginPolicy
 from socketspec.security.ratelimit import RateLimit
@@ -144,7 +144,7 @@ class SocketApp:
             debug=debug,
         )
         self.registry: Registry = Registry(Connection)
-        self._declared = DeclaredRooms(rooms_of(rooms))
+        self._declared = DeclaredRooms.of("SocketApp", rooms)
         self.rooms: Rooms = Rooms(self._declared, self.ensure_started)
         self.users: Users = Users(self.ensure_started)
         self.sessions: Sessions = Sessions(self.ensure_started)
@@ -205,7 +205,7 @@ class SocketApp:
                 description=inspect.getdoc(function) or "" if description is None else description,
                 tags=tuple(tags),
                 contract=Contract(
-                    event,
+                    f"The handler of {event!r}",
                     None if emits is None else tuple(emits),
                     None if broadcasts is None else tuple(broadcasts),
                 ),

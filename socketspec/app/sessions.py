@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from socketspec.runtime.engine import Engine
-from socketspec.session.revocation import MAX_TTL, REVOKED_FOR, revocation_subjects
+from socketspec.session.revocation import REVOKED_FOR, check_ttl, revocation_subjects
 
 __all__ = ("Sessions",)
 
@@ -36,8 +36,7 @@ class Sessions:
 
         Raises `ValueError` if nothing is named, and `BackendError`: then call it again, which is safe.
         """
-        if isinstance(ttl, bool) or not 0 < ttl <= MAX_TTL:
-            raise ValueError(f"revoke(ttl={ttl!r}) must be more than 0 seconds and at most 10 years")
+        check_ttl(ttl)
         engine = await self._engine()
         subjects = revocation_subjects(engine.settings.namespace, session=session, user=user, token_id=token_id)
         for subject in subjects:

@@ -138,10 +138,6 @@ class MemoryHistory(HistoryStore):
                 raise LookupError(f"offset {since.offset} of {topic.name!r} is another publication")
         return following if limit is None else following[:limit]
 
-    async def position(self, topic: Topic) -> Position | None:
-        stream = self._streams.live(topic)
-        return stream.entries[-1].position if stream is not None and stream.entries else None
-
 
 class MemoryPresence(Presence):
     """Members by topic, in a dict each."""

@@ -107,10 +107,6 @@ class HistoryStore(Protocol):
         """
         ...
 
-    async def position(self, topic: Topic) -> Position | None:
-        """The newest position; None if nothing was kept yet."""
-        ...
-
 
 class Presence(Protocol):
     """Who is in a room, on whichever node."""

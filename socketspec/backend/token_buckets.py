@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 
 from socketspec.errors import ConfigurationError
@@ -25,25 +24,20 @@ class TokenBucket:
         self._tokens: float = capacity
         self._updated = now
 
-    def take(self, now: float, cost: float = 1.0) -> float:
-        """Take `cost` tokens and return 0.0; else take nothing and return the seconds until there are enough.
+    def take(self, now: float) -> float:
+        """Take a token and return 0.0; else take nothing and return the seconds until there is one.
 
-        Returns `math.inf` where `cost` is more than `capacity`. A `now` that lies before an earlier one refills
-        nothing. Raises `ValueError` for a negative `cost`.
+        A `now` that lies before an earlier one refills nothing.
         """
-        if cost < 0:
-            raise ValueError(f"cost is {cost!r}; taking less than nothing would fill the bucket")
         tokens = self._tokens
         if now > self._updated:
             tokens = min(self.capacity, tokens + (now - self._updated) * self.rate)
             self._tokens = tokens
             self._updated = now
-        if tokens + _ROUNDING >= cost:
-            self._tokens = tokens - cost  # may fall below 0 by the rounding: as a debt, so that it does not add up
+        if tokens + _ROUNDING >= 1:
+            self._tokens = tokens - 1  # may fall below 0 by the rounding: as a debt, so that it does not add up
             return 0.0
-        if cost > self.capacity:
-            return math.inf
-        return self._updated - now + (cost - tokens) / self.rate
+        return self._updated - now + (1 - tokens) / self.rate
 
     def is_full(self, now: float) -> bool:
         """Whether it holds `capacity` tokens at `now`, as a new bucket would."""
@@ -74,7 +68,7 @@ class BucketTable:
     def __contains__(self, key: str) -> bool:
         return key in self._buckets
 
-    def take(self, key: str, now: float, cost: float = 1.0) -> float:
+    def take(self, key: str, now: float) -> float:
         """`TokenBucket.take` on the bucket of `key`."""
         bucket = self._buckets.get(key)
         if bucket is not None:
@@ -83,7 +77,7 @@ class BucketTable:
             if len(self._buckets) >= self.max_keys:
                 self._buckets.popitem(last=False)
             bucket = self._buckets[key] = TokenBucket(self.rate, self.capacity, now)
-        wait = bucket.take(now, cost)
+        wait = bucket.take(now)
         self._drop_full(now)  # after the take: before it, the bucket in use may itself be full
         return wait
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextvars import Context
 from typing import Any, Final
 
@@ -21,9 +21,8 @@ STUBBORN: Final = 1.0
 class Tasks:
     """The tasks of one owner. `close` waits for them, then cancels the rest."""
 
-    def __init__(self, on_failure: Callable[[str, BaseException], None] | None = None) -> None:
+    def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._on_failure = on_failure
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -50,8 +49,6 @@ class Tasks:
         error = task.exception()
         if error is not None:
             logger.error("Task %r failed", task.get_name(), exc_info=error)
-            if self._on_failure is not None:
-                self._on_failure(task.get_name(), error)
 
     async def close(self, grace: float) -> None:
         """Give the tasks `grace` seconds to finish, then cancel and await the rest."""

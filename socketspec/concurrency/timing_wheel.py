@@ -90,11 +90,6 @@ class TimingWheel(Generic[Owner]):
         self._floor: float = -math.inf  # the first tick that was not yet over when the wheel last turned
         self._closed = False
 
-    @property
-    def pending(self) -> int:
-        """How many owners are scheduled."""
-        return len(self._ticks)
-
     def schedule(self, owner: Owner, deadline: float) -> None:
         """Have `due` called for `owner` at `deadline` (loop clock), instead of at any deadline given for it before.
 

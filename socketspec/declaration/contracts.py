@@ -1,4 +1,4 @@
-"""What a handler says it sends: `Emits` and `Broadcasts`. Shown in the schema, and checked in strict mode."""
+"""What a handler, or a publisher, says it sends: `Emits` and `Broadcasts`. Shown in the schema, and checked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from socketspec.declaration.payloads import PayloadType
 from socketspec.errors import ConfigurationError, ContractError
 from socketspec.protocol.names import check_event_name, is_reserved
 
-__all__ = ("Broadcasts", "Contract", "Contracts", "Emits", "check_declarations")
+__all__ = ("Broadcasts", "Contract", "Contracts", "Emits", "check_declarations", "check_declared")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,36 @@ class Broadcasts:
 
 
 class Contract(NamedTuple):
-    """What the handler of the event `name` declares; None: it may send anything."""
+    """What somebody says they send; with None for either, anything. `who` is how errors name them."""
 
-    name: str
-    emits: tuple[Emits, ...] | None
-    broadcasts: tuple[Broadcasts, ...] | None
+    who: str
+    emits: Sequence[Emits] | None
+    broadcasts: Sequence[Broadcasts] | None
+
+    def check_emit(self, event: str, payload: object) -> None:
+        """Raises `ContractError` where this is not declared."""
+        if self.emits is None:
+            return
+        declared = [item for item in self.emits if item.event == event]
+        if not declared:
+            raise ContractError(
+                f"{self.who} emits {event!r}, which it does not declare "
+                f"({_listed(item.event for item in self.emits)}); add Emits({event!r}, …) to emits=[…]."
+            )
+        _check_model(f"{self.who} emits {event!r}", declared, payload)
+
+    def check_broadcast(self, room: str | None, event: str, payload: object, *, whom: str = "everybody") -> None:
+        """Raises `ContractError` where this is not declared. `room` is None for `whom`."""
+        if self.broadcasts is None:
+            return
+        what = f"{self.who} broadcasts {event!r} to " + (f"room {room!r}" if room else whom)
+        declared = [item for item in self.broadcasts if item.event == event and _room_fits(item.room, room)]
+        if not declared:
+            known = _listed(f"{item.event} → {item.room or 'everybody'}" for item in self.broadcasts)
+            raise ContractError(
+                f"{what}, which it does not declare ({known}); add Broadcasts({event!r}, …) to broadcasts=[…]."
+            )
+        _check_model(what, declared, payload)
 
 
 @lru_cache(maxsize=1024)
@@ -81,44 +106,37 @@ class Contracts:
     def check_emit(self, event: str, payload: object) -> None:
         """Raises `ContractError` when the current handler does not declare this."""
         contract = _handling.get() if self.strict else None
-        if contract is None or contract.emits is None:
-            return
-        declared = [item for item in contract.emits if item.event == event]
-        if not declared:
-            raise ContractError(
-                f"The handler of {contract.name!r} emits {event!r}, which it does not declare "
-                f"({_listed(item.event for item in contract.emits)}); add Emits({event!r}, …) to emits=[…]."
-            )
-        _check_model(f"The handler of {contract.name!r} emits {event!r}", declared, payload)
+        if contract is not None:
+            contract.check_emit(event, payload)
 
     def check_broadcast(self, room: str | None, event: str, payload: object, *, whom: str = "everybody") -> None:
         """Raises `ContractError` when the current handler does not declare this. `room` is None for `whom`."""
         contract = _handling.get() if self.strict else None
-        if contract is None or contract.broadcasts is None:
-            return
-        what = f"The handler of {contract.name!r} broadcasts {event!r} to " + (f"room {room!r}" if room else whom)
-        declared = [item for item in contract.broadcasts if item.event == event and _room_fits(item.room, room)]
-        if not declared:
-            known = _listed(f"{item.event} → {item.room or 'everybody'}" for item in contract.broadcasts)
-            raise ContractError(
-                f"{what}, which it does not declare ({known}); add Broadcasts({event!r}, …) to broadcasts=[…]."
-            )
-        _check_model(what, declared, payload)
+        if contract is not None:
+            contract.check_broadcast(room, event, payload, whom=whom)
 
 
 def check_declarations(event: str, tags: object, emits: object, broadcasts: object) -> None:
     """Raises `ConfigurationError` where what ``on(event, …)`` declares cannot be what was meant."""
     if isinstance(tags, str) or not isinstance(tags, Sequence):
         raise ConfigurationError(f"on({event!r}, tags={tags!r}): tags must be a list, such as tags=['chat'].")
-    for option, declared, kind in (("emits", emits, Emits), ("broadcasts", broadcasts, Broadcasts)):
-        if declared is None:
-            continue
-        if isinstance(declared, str) or not isinstance(declared, Sequence):
-            raise ConfigurationError(f"on({event!r}, {option}={declared!r}): must be a list of {kind.__name__}(…).")
-        for item in cast("Sequence[object]", declared):
-            if not isinstance(item, kind):
-                raise ConfigurationError(f"on({event!r}, {option}=[{item!r}]): write {kind.__name__}({item!r}).")
-            _check_declaration(f"on({event!r}, {option}=[{kind.__name__}({item.event!r}, …)])", item)
+    check_declared(f"on({event!r}, emits", emits, Emits)
+    check_declared(f"on({event!r}, broadcasts", broadcasts, Broadcasts)
+
+
+def check_declared(option: str, declared: object, kind: type[Emits | Broadcasts]) -> None:
+    """Raises `ConfigurationError` where `declared` cannot be what was meant by a list of `kind`.
+
+    `option` is what was given it, as far as the equals sign: ``"Publisher(broadcasts"``.
+    """
+    if declared is None:
+        return
+    if isinstance(declared, str) or not isinstance(declared, Sequence):
+        raise ConfigurationError(f"{option}={declared!r}): must be a list of {kind.__name__}(…).")
+    for item in cast("Sequence[object]", declared):
+        if not isinstance(item, kind):
+            raise ConfigurationError(f"{option}=[{item!r}]): write {kind.__name__}({item!r}).")
+        _check_declaration(f"{option}=[{kind.__name__}({item.event!r}, …)])", item)
 
 
 def _check_declaration(where: str, item: Emits | Broadcasts) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import keyword
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from socketspec.errors import ConfigurationError
@@ -84,37 +83,6 @@ class RoomPattern:
         if any(not value or ":" in value for value in values):
             return None
         return dict(zip(self.variables, values, strict=True))
-
-    def format(self, /, **variables: str) -> str:
-        """The room's name for these variables; `match` gives them back.
-
-        Raises `ValueError` for missing or unknown variables, for a value that is not a str, is empty or contains
-        ``:``, and for values that `match` would read differently (``{a}-{b}`` with ``-`` in `a`). Does not replace
-        `check_room_name`.
-        """
-        self._check_values(variables)
-        parts = [self._literals[0]]
-        for variable, literal in zip(self.variables, self._literals[1:], strict=True):
-            parts += (variables[variable], literal)
-        name = "".join(parts)
-        if self.match(name) != variables:
-            raise ValueError(
-                f"{self!r}: the name {shown(name)} would be read as other variables than it was made of; "
-                'separate variables with ":" to allow any value'
-            )
-        return name
-
-    def _check_values(self, variables: Mapping[str, object]) -> None:
-        if set(variables) != set(self.variables):
-            expected = ", ".join(self.variables) or "none"
-            raise ValueError(
-                f"{self!r} needs exactly these variables: {expected}; got: {', '.join(variables) or 'none'}"
-            )
-        for variable, value in variables.items():
-            if not isinstance(value, str):
-                raise ValueError(f"{self!r}: {variable} is of type {type(value).__name__}; pass a str")
-            if not value or ":" in value:
-                raise ValueError(f'{self!r}: {variable}={shown(value)} must have at least one character and no ":"')
 
 
 class _Parser:

@@ -62,8 +62,6 @@ class HandlerPlan:
     """What to validate the payload with; None: the handler takes none."""
     returns: Any
     """The resolved return annotation: `NoneType` for ``-> None``, `Any` where none is written."""
-    is_plain: bool
-    """Whether it is `async` and without dependencies."""
     call: _Call
     """``await plan.call(conn, payload)``: run dependencies, handler and clean-up. `payload` is validated already."""
 
@@ -92,7 +90,6 @@ def compile_handler(
         name=signature.owner,
         payload=payload,
         returns=Any if signature.returns is EMPTY else signature.returns,
-        is_plain=is_async and not steps,
         call=_runner(func, signature, sources, steps, is_async=is_async),
     )
 

@@ -1,10 +1,10 @@
-"""`Room`, and which declaration applies to a room's name."""
+"""`Room`, and which of an app's declarations applies to a room's name."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 from socketspec.declaration.patterns import RoomPattern
 from socketspec.errors import ConfigurationError, RoomNotFound, ValidationFailed
@@ -51,17 +51,27 @@ class DeclaredRooms:
                 raise ConfigurationError(f"Room {item.room.name!r} is declared twice; give it once.")
         self._declared = sorted(declared, key=lambda item: item.pattern.specificity)
 
+    @classmethod
+    def of(cls, owner: str, rooms: Sequence[Room | str]) -> Self:
+        """From what ``rooms=`` of `owner` was given, where a name stands for a room. Raises `ConfigurationError`."""
+        given: Any = rooms  # untyped code passes anything
+        if isinstance(given, str) or not all(isinstance(room, str | Room) for room in given):
+            raise ConfigurationError(f'{owner}(rooms={given!r}) must be a list such as [Room("chat:{{name}}")].')
+        return cls([Room(room) if isinstance(room, str) else room for room in rooms])
+
+    def find(self, room: str) -> Room | None:
+        """The declaration that applies to `room`, the most specific one; None where none matches."""
+        return next((declared for pattern, declared in self._declared if pattern.match(room) is not None), None)
+
     def declaration(self, room: str) -> Room | None:
-        """The declaration that applies to `room`, the most specific one; None where the app declares no rooms.
+        """The declaration that applies to `room`; None where the app declares no rooms.
 
         Raises `RoomNotFound` where it does, and none matches.
         """
-        for pattern, declared in self._declared:
-            if pattern.match(room) is not None:
-                return declared
-        if self._declared:
+        declared = self.find(room)
+        if declared is None and self._declared:
             raise RoomNotFound(f"There is no room {room!r}.", details={"room": room})
-        return None
+        return declared
 
     def check(self, room: str) -> Room | None:
         """As `declaration`. Raises `ValidationFailed` for what cannot be a room's name."""

@@ -9,7 +9,7 @@ from pydantic_core import from_json
 
 from socketspec.errors import ConfigurationError
 
-__all__ = ("History", "Member", "Position", "Publication", "Receipt", "RoomMessage", "Topic")
+__all__ = ("History", "Member", "Position", "Publication", "Receipt", "RoomMessage", "Topic", "room_message")
 
 
 class Topic(NamedTuple):
@@ -85,6 +85,6 @@ class RoomMessage(NamedTuple):
 
 
 def room_message(publication: Publication) -> RoomMessage:
-    """A publication of a history, with its payload parsed."""
+    """A kept publication as a room's history shows it, its payload parsed."""
     position = publication.position or Position(0, "")
     return RoomMessage(publication.event, from_json(publication.payload), *position)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from socketspec.connection.outbox import Backpressure
-from socketspec.declaration.rooms import Room
 from socketspec.errors import ConfigurationError
 from socketspec.protocol.names import check_namespace
 from socketspec.security.auth import AuthBackend
@@ -100,12 +99,6 @@ def drain_seconds(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 86_400:
         raise ConfigurationError(f"{what} must be a number of seconds, 0 or more and less than a day.")
     return float(value)
-
-
-def rooms_of(declared: Sequence[Any]) -> list[Room]:
-    if isinstance(declared, str) or not all(isinstance(room, str | Room) for room in declared):
-        raise ConfigurationError(f'SocketApp(rooms={declared!r}) must be a list such as [Room("chat:{{name}}")].')
-    return [Room(room) if isinstance(room, str) else room for room in declared]
 
 
 def path(name: str, value: Any) -> str:

@@ -32,19 +32,18 @@ class OriginPolicy:
     not matter, everything else does. ``"null"`` (sandboxed frames, local files: anybody can be that) matches only
     where it is listed. More than one ``Origin`` header is refused.
 
-    A handshake without ``Origin`` is allowed unless `allow_missing_origin` is False. Browsers always send one
-    (RFC 6455 section 4.1), so without it there is no page that abuses its visitor; it is a service, a script or a
-    mobile app, which could send any origin it liked. Refusing it would keep out these and no attacker.
+    A handshake without ``Origin`` is allowed. Browsers always send one (RFC 6455 section 4.1), so without it there is
+    no page that abuses its visitor; it is a service, a script or a mobile app, which could send any origin it liked.
+    Refusing it would keep out these and no attacker.
 
     Raises `ConfigurationError` for lists that cannot match what browsers send.
     """
 
-    def __init__(self, allowed_origins: Sequence[str], *, allow_missing_origin: bool = True) -> None:
+    def __init__(self, allowed_origins: Sequence[str]) -> None:
         if isinstance(cast("object", allowed_origins), str):
             raise ConfigurationError(f"allowed_origins is a string. Write allowed_origins=[{allowed_origins!r}].")
         if not allowed_origins:
             raise ConfigurationError('allowed_origins is empty. List your pages\' origins, or ["*"] for all.')
-        self.allow_missing_origin = allow_missing_origin
         self.allows_all: bool = list(allowed_origins) == ["*"]
         self.origins: frozenset[str] = (
             frozenset[str]() if self.allows_all else frozenset(map(_configured, allowed_origins))
@@ -57,7 +56,7 @@ class OriginPolicy:
         """Whether a handshake with these headers may go on."""
         sent = headers.getlist("origin")
         if not sent:
-            return self.allow_missing_origin
+            return True
         if self.allows_all:
             return True
         if len(sent) > 1:

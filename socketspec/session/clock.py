@@ -60,16 +60,8 @@ class SessionClock:
         "last_heard",
     )
 
-    def __init__(
-        self,
-        config: SessionConfig,
-        *,
-        now: float,
-        expires_at: float | None = None,
-        token_expires_at: float | None = None,
-        heartbeat_interval: float | None = None,
-    ) -> None:
-        """`heartbeat_interval` is the resolved one: None means no heartbeat. Raises `ValueError` for NaN or inf."""
+    def __init__(self, config: SessionConfig, *, now: float, heartbeat_interval: float | None = None) -> None:
+        """`heartbeat_interval` is the resolved one: None means no heartbeat."""
         self.config: SessionConfig = config
         self.heartbeat_interval: float | None = heartbeat_interval
         self.last_heard: float = now
@@ -80,9 +72,10 @@ class SessionClock:
         self._pinged_at = -math.inf  # the first ping since the client was last heard
         self._idle_warned_for = -math.inf  # the `last_active` that the last warning was about
         self._ended = False
-        self._expires_at = _finite("expires_at", expires_at)
-        self._expiry_warning_at = self._expiry_warning(now)
-        self.token_refreshed(token_expires_at)
+        self._expires_at: float | None = None
+        self._expiry_warning_at: float | None = None
+        self._token_expires_at: float | None = None
+        self._token_warning_at: float | None = None
 
     @property
     def expires_at(self) -> float | None:
@@ -95,14 +88,17 @@ class SessionClock:
         return self._token_expires_at
 
     def token_refreshed(self, token_expires_at: float | None) -> None:
-        """Go by a new token, of which the client is warned anew. Does not undo an expiry that `due` has reported."""
+        """Go by a new token, of which the client is warned anew. Does not undo an expiry that `due` has reported.
+
+        Raises `ValueError` for NaN or inf, as `session_resumed` does.
+        """
         self._token_expires_at = _finite("token_expires_at", token_expires_at)
         self._token_warning_at = (
             None if token_expires_at is None else token_expires_at - self.config.token_refresh_window
         )
 
     def session_resumed(self, expires_at: float | None, now: float) -> None:
-        """Go by another session's end, of which the client is warned anew."""
+        """Go by the end of a session, of which the client is warned anew."""
         self._expires_at = _finite("expires_at", expires_at)
         self._expiry_warning_at = self._expiry_warning(now)
 

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from socketspec.errors import AuthError
 
-__all__ = ("MAX_TTL", "REVOKED_FOR", "Revoked", "revocation_subjects")
+__all__ = ("REVOKED_FOR", "Revoked", "check_ttl", "revocation_subjects")
 
 
 MAX_TTL: Final = 10 * 365 * 86_400.0
@@ -21,6 +21,13 @@ class Revoked(AuthError):
 
     def __init__(self) -> None:
         super().__init__("These credentials were revoked. Sign in again.", details={"reason": "revoked"})
+
+
+def check_ttl(ttl: float) -> float:
+    """Return `ttl` if a revocation may last that long. Raises `ValueError`."""
+    if isinstance(ttl, bool) or not 0 < ttl <= MAX_TTL:
+        raise ValueError(f"revoke(ttl={ttl!r}) must be more than 0 seconds and at most 10 years")
+    return ttl
 
 
 def revocation_subjects(

@@ -160,7 +160,7 @@ def test_a_forked_child_has_connections_of_its_own(standalone_server: Server, pr
 
 def test_neither_fastapi_nor_an_event_loop_is_needed(standalone_server: Server, prefix: str) -> None:
     source = (
-        "import sys; from socketspec.cluster.publisher import Publisher\n"
+        "import sys; from socketspec.cluster import Publisher\n"
         f"print(Publisher({standalone_server.url!r}, prefix={prefix!r}).broadcast('r', 'e').nodes)\n"
         "print(sorted({'fastapi', 'starlette', 'uvicorn', 'redis.asyncio'} & set(sys.modules) - {'redis.asyncio'}))"
     )

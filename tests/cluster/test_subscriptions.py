@@ -18,10 +18,9 @@ from socketspec.cluster.commands.runner import Runner
 from socketspec.cluster.options import RedisOptions, parse_url
 from socketspec.cluster.pubsub.subscriptions import Subscriptions
 from socketspec.cluster.servers.topology import make_topology
-from socketspec.concurrency.tasks import Tasks
 from socketspec.errors import BackendError
 from tests.servers import Cluster, Proxy, Sentinels, Server
-from tests.watching import open_sockets, until
+from tests.watching import WatchedTasks, open_sockets, until
 
 FOUND_WITHIN = 6.0
 """What the product promises, with default options."""
@@ -34,8 +33,7 @@ class Node:
     def __init__(self, url: str, publish_url: str | None = None, **options: Any) -> None:
         servers, configured = parse_url(url)
         self.options: RedisOptions = replace(configured, **options)
-        self.failures: list[BaseException] = []
-        self.tasks = Tasks(lambda _name, error: self.failures.append(error))
+        self.tasks = WatchedTasks()
         self.topology = make_topology(servers, self.options)
         self.publishing = self.topology
         if publish_url is not None:
@@ -94,7 +92,7 @@ async def running(url: str, publish_url: str | None = None, **options: Any) -> A
     try:
         await node.start()
         yield node
-        assert not node.failures
+        assert not node.tasks.failures
     finally:
         await node.stop()
 

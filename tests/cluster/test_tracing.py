@@ -15,9 +15,10 @@ from opentelemetry.trace import Tracer
 from socketspec import Connection, SocketApp
 from socketspec.adapters.opentelemetry import instrument, uninstrument
 from socketspec.cluster import Publisher, RedisBackend
-from socketspec.cluster.commands.envelope import decode, encode
+from socketspec.cluster.commands.envelope import decode
 from socketspec.protocol.publications import Publication
 from socketspec.testing import TestClient
+from tests.node_frames import frame
 from tests.servers import Server
 from tests.watching import until
 
@@ -119,6 +120,6 @@ async def test_without_a_trace_messages_carry_nothing_and_no_span_is_made(
 def test_a_trace_survives_the_envelope_and_a_long_one_is_refused() -> None:
     carried = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     publication = Publication("e", b"{}", ("x",), trace=carried)
-    assert decode(encode(publication)) == publication
-    assert decode(encode(publication._replace(exclude=()))) == publication._replace(exclude=())
-    assert decode(encode(publication._replace(trace="x" * 200))) is None
+    assert decode(frame(publication)) == publication
+    assert decode(frame(publication._replace(exclude=()))) == publication._replace(exclude=())
+    assert decode(frame(publication._replace(trace="x" * 200))) is None

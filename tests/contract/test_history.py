@@ -34,7 +34,6 @@ async def test_positions_count_up_in_one_epoch_and_every_tag_is_its_own(backend:
     assert [position.offset for position in positions] == [1, 2, 3, 4]
     assert len({position.epoch for position in positions}) == 1
     assert len({position.tag for position in positions}) == 4
-    assert await backend.history.position(ROOM) == positions[-1]
 
 
 async def test_what_is_kept_is_what_was_published_with_its_position(backend: Backend) -> None:
@@ -46,7 +45,6 @@ async def test_what_is_kept_is_what_was_published_with_its_position(backend: Bac
 async def test_publishing_without_history_keeps_nothing(backend: Backend) -> None:
     await backend.broker.publish(ROOM, Publication(event="x", payload=b"{}"))
     assert await read(backend) == []
-    assert await backend.history.position(ROOM) is None
 
 
 async def test_concurrent_publications_get_each_an_offset(backend: Backend) -> None:
@@ -129,7 +127,6 @@ async def test_history_ends_ttl_seconds_after_the_last_publication(subject: Subj
     assert await read(backend) == ["event1", "event2", "event3"]
     await subject.outlive(2)
     assert await read(backend) == []
-    assert await backend.history.position(ROOM) is None
 
 
 async def test_history_ends_as_time_really_goes_by(subject: Subject) -> None:

@@ -1,4 +1,4 @@
-"""A chat with rooms, presence, typing and history, on SocketSpec. Copy from it.
+"""A chat with rooms, presence, typing and history, on SocketSpec. Copy from it, and from `chat` beside it.
 
 Run it with ``socketspec demo``, or as any FastAPI application: ``uvicorn socketspec.cli.demo.app:app``.
 """
@@ -8,15 +8,15 @@ from __future__ import annotations
 import os
 import re
 import time
-from importlib.resources import files
 from typing import Annotated
 
 from fastapi import FastAPI, Response
 from pydantic import BaseModel, StringConstraints
 
-from socketspec import Broadcasts, Connection, History, Identity, Room, SocketApp
+from socketspec import Connection, Identity, Room, SocketApp
 from socketspec.adapters.fastapi import mount
-from socketspec.cli.demo.messages import ChatMessage, Joined, Kept, Presence, Typing
+from socketspec.cli.demo import chat
+from socketspec.cli.demo.messages import MESSAGE, PRESENCE, TYPING, ChatMessage, Joined, Presence, Typing
 from socketspec.errors import AuthError, PermissionDenied
 from socketspec.protocol.handshake import Handshake
 from socketspec.security.ratelimit import RateLimit
@@ -53,8 +53,6 @@ class GuestAuth:
         return Identity(user_id=name)
 
 
-# Two rooms stand behind each chat room: what was said is kept, so that a client whose connection dropped resumes
-# without a gap; who is there and who is typing is worth nothing a moment later, and is not.
 socket: SocketApp = SocketApp(
     title="SocketSpec demo chat",
     description="Rooms with presence, typing and history. Open two tabs.",
@@ -64,14 +62,10 @@ socket: SocketApp = SocketApp(
     max_payload_size=8192,
     max_rooms_per_connection=20,
     rooms=[
-        Room("chat:{room}", history=History(size=50, ttl=3600), description="What was said, kept for an hour"),
+        chat.SAID,
         Room("live:{room}", max_members=500, description="Who is there and who is typing"),
     ],
 )
-
-PRESENCE = Broadcasts("presence", room="live:{room}", model=Presence, description="Somebody came or went")
-MESSAGE = Broadcasts("message", room="chat:{room}", model=ChatMessage)
-TYPING = Broadcasts("typing", room="live:{room}", model=Typing)
 
 
 @socket.room_guard("chat:{room}")
@@ -84,20 +78,13 @@ async def name_is_fine(conn: Connection, room: str) -> bool:
 @socket.on("join", tags=["rooms"], ordered=True, broadcasts=[PRESENCE])
 async def join(conn: Connection, payload: InRoom) -> Joined:
     """Enter a room and get its history. Entering again changes nothing and returns the history anew."""
-    await socket.rooms.join(conn, f"chat:{payload.room}")
-    await socket.rooms.join(conn, f"live:{payload.room}")
-    history = [
-        Kept(message=ChatMessage(**kept.payload), offset=kept.offset, epoch=kept.epoch, tag=kept.tag)
-        for kept in await socket.rooms.history(f"chat:{payload.room}")
-    ]
-    return Joined(room=payload.room, history=history)
+    return await chat.enter(socket, conn, payload.room)
 
 
 @socket.on("leave", tags=["rooms"], ordered=True, broadcasts=[PRESENCE])
 async def leave(conn: Connection, payload: InRoom) -> None:
     """Leave a room."""
-    await socket.rooms.leave(conn, f"live:{payload.room}")
-    await socket.rooms.leave(conn, f"chat:{payload.room}")
+    await chat.leave(socket, conn, payload.room)
 
 
 @socket.on("say", tags=["chat"], ordered=True, broadcasts=[MESSAGE])
@@ -157,11 +144,4 @@ async def nodes() -> dict[str, list[int]]:
 @app.get("/page.{kind}")
 async def page(kind: str = "html") -> Response:
     """The chat's page, its script and its style."""
-    types = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
-    if kind not in types:
-        return Response(status_code=404)
-    policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:"
-    headers = {"content-security-policy": policy, "x-content-type-options": "nosniff"}
-    return Response(
-        files("socketspec.cli.demo").joinpath(f"page.{kind}").read_bytes(), media_type=types[kind], headers=headers
-    )
+    return chat.page(kind)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from pydantic import BaseModel, Field
 
-__all__ = ("ChatMessage", "Joined", "Kept", "Presence", "Typing")
+from socketspec import Broadcasts
+
+__all__ = ("MESSAGE", "PRESENCE", "TYPING", "ChatMessage", "Joined", "Kept", "Presence", "Typing")
 
 
 class ChatMessage(BaseModel):
@@ -47,3 +51,8 @@ class Typing(BaseModel):
 
     room: str
     name: str
+
+
+PRESENCE: Final = Broadcasts("presence", room="live:{room}", model=Presence, description="Somebody came or went")
+MESSAGE: Final = Broadcasts("message", room="chat:{room}", model=ChatMessage)
+TYPING: Final = Broadcasts("typing", room="live:{room}", model=Typing)

@@ -21,10 +21,9 @@ async def test_no_more_idempotency_keys_are_remembered_than_publications() -> No
     topic, keep = Topic("/", "room", "a"), History(size=2)
     item = Publication(event="x", payload=b"{}")
     for key in ("a", "b", "c", "a"):
-        await backend.broker.publish(topic, item, history=keep, idempotency_key=key)
-    position = await backend.history.position(topic)
-    assert position is not None
-    assert position.offset == 4, "the first key had been forgotten"
+        receipt = await backend.broker.publish(topic, item, history=keep, idempotency_key=key)
+    assert receipt.position is not None
+    assert receipt.position.offset == 4, "the first key had been forgotten"
 
 
 async def test_every_url_makes_a_backend_of_its_own_that_is_not_shared() -> None:

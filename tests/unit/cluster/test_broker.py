@@ -10,10 +10,10 @@ import pytest
 
 from socketspec.backend.protocols import HistoryStore
 from socketspec.cluster.broker import RedisBroker
-from socketspec.cluster.commands.envelope import encode_body
 from socketspec.cluster.commands.keys import Keys
 from socketspec.concurrency.tasks import Tasks
 from socketspec.protocol.publications import Position, Publication, Topic
+from tests import node_frames
 
 KEYS = Keys("p")
 LOG = Topic("/", "room", "log")
@@ -31,9 +31,6 @@ class SlowHistory(HistoryStore):
         await self.may_answer.wait()
         return ()
 
-    async def position(self, topic: Topic) -> Position | None:
-        raise NotImplementedError
-
 
 class Subscribed:
     """Subscriptions where everything stands at once."""
@@ -45,8 +42,8 @@ class Subscribed:
 
 def frame(offset: int, size: int, *exclude: str) -> tuple[bytes, bytes]:
     """What comes from Redis for a publication to the log."""
-    body = encode_body(Publication("e", b"x" * size, exclude=exclude))
-    return KEYS.channel(LOG), b"\x02%d:epoch:tag\n" % offset + body
+    publication = Publication("e", b"x" * size, exclude=exclude, position=Position(offset, "epoch", "tag"))
+    return KEYS.channel(LOG), node_frames.frame(publication)
 
 
 async def heard_after_a_catch_up(*frames: tuple[bytes, bytes]) -> list[int]:

@@ -63,7 +63,6 @@ async def test_an_async_handler_without_dependencies_is_called_directly() -> Non
     plan = compiled(handler)
 
     assert plan.call is handler
-    assert plan.is_plain
     assert plan.name.endswith("test_an_async_handler_without_dependencies_is_called_directly.<locals>.handler")
     assert plan.payload is not None
     assert plan.payload.annotation is Message
@@ -78,7 +77,6 @@ async def test_a_handler_may_do_without_a_payload() -> None:
     plan, conn = compiled(handler), Conn()
 
     assert plan.payload is None
-    assert plan.is_plain
     assert await plan.call(conn, {"ignored": 1}) is conn
 
 
@@ -155,9 +153,7 @@ async def with_option(option: int, conn: Conn, payload: Message, *, extra: int) 
     ids=["bound method", "callable instance", "partial"],
 )
 async def test_handlers_may_be_methods_objects_and_partials(handler: Any, expected: str) -> None:
-    plan = compiled(handler)
-    assert plan.is_plain
-    assert await plan.call(Conn(), Message(text="x")) == expected
+    assert await compiled(handler).call(Conn(), Message(text="x")) == expected
 
 
 async def test_a_sync_handler_runs_in_a_thread() -> None:
@@ -166,7 +162,6 @@ async def test_a_sync_handler_runs_in_a_thread() -> None:
 
     plan = compiled(handler)
 
-    assert not plan.is_plain
     assert await plan.call(Conn(), Message(text="x")) != threading.current_thread().name
 
 
@@ -308,7 +303,6 @@ async def test_dependencies_of_every_form_are_provided() -> None:
 
     plan = compiled(handler)
 
-    assert not plan.is_plain
     assert await plan.call(Conn(), Message(text="x")) == (True, "admin", "method", 6, 7)
 
 

@@ -41,8 +41,17 @@ def run(
     return log
 
 
-def make(config: SessionConfig | None = None, **times: float | None) -> SessionClock:
-    return SessionClock(config or SessionConfig(), now=0.0, **times)
+def make(
+    config: SessionConfig | None = None,
+    *,
+    expires_at: float | None = None,
+    token_expires_at: float | None = None,
+    heartbeat_interval: float | None = None,
+) -> SessionClock:
+    clock = SessionClock(config or SessionConfig(), now=0.0, heartbeat_interval=heartbeat_interval)
+    clock.session_resumed(expires_at, 0.0)
+    clock.token_refreshed(token_expires_at)
+    return clock
 
 
 def test_the_defaults_limit_nothing_and_leave_the_heartbeat_to_the_engine() -> None:

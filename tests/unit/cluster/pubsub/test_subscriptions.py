@@ -13,12 +13,10 @@ import hiredis
 import pytest
 
 from socketspec.cluster.options import Address, RedisOptions
-from socketspec.cluster.pubsub.link import Answer, Link
 from socketspec.cluster.pubsub.subscriptions import Subscriptions
-from socketspec.cluster.servers.backoff import Backoff
-from socketspec.cluster.servers.topology import LinkOptions, ReplicaError
-from socketspec.concurrency.tasks import Tasks
+from socketspec.cluster.servers.shard import LinkOptions, ReplicaError
 from socketspec.errors import BackendError
+from tests.watching import WatchedTasks
 
 QUICK = RedisOptions(
     probe_interval=0.05, probe_timeout=0.4, connect_timeout=0.4, command_timeout=0.8, client_name="test"
@@ -157,8 +155,7 @@ class Node:
     def __init__(self, *servers: FakeServer, options: RedisOptions = QUICK) -> None:
         self.servers = servers
         self.topology = FakeTopology(servers)
-        self.failures: list[BaseException] = []
-        self.tasks = Tasks(lambda _name, error: self.failures.append(error))
+        self.tasks = WatchedTasks()
         self.heard: list[tuple[bytes, bytes]] = []
         self.restored: list[bytes] = []
         self.behind: Awaitable[None] | None = None
@@ -195,7 +192,7 @@ async def running(servers: int = 1, *, options: RedisOptions = QUICK) -> AsyncIt
     try:
         await node.subscriptions.start()
         yield node
-        assert not node.failures
+        assert not node.tasks.failures
     finally:
         await node.subscriptions.stop()
         for fake in fakes:
@@ -415,7 +412,7 @@ async def test_channels_of_a_server_that_is_no_primary_any_more_move_to_the_new_
 
 
 async def test_a_primary_that_was_replaced_without_a_sign_is_left_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("socketspec.cluster.pubsub.subscriptions.LOOK_EVERY", 0.1)
+    monkeypatch.setattr("socketspec.cluster.pubsub.subscriptions.REFRESH_EVERY", 0.1)
     async with running(2) as node:
         old, new = node.servers
         await node.subscriptions.subscribe(b"room")
@@ -457,7 +454,7 @@ async def test_a_lookup_that_fails_or_hangs_stops_nothing() -> None:
 async def test_a_replica_is_trouble_though_probes_come_back_and_a_failed_lookup_alone_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("socketspec.cluster.pubsub.subscriptions.LOOK_EVERY", 0.05)
+    monkeypatch.setattr("socketspec.cluster.pubsub.subscriptions.REFRESH_EVERY", 0.05)
     async with running() as node:
         trouble: BackendError | None = BackendError("The Sentinels do not answer.")
 
@@ -676,53 +673,3 @@ async def test_stop_ends_tasks_sockets_and_whoever_waits() -> None:
     await server.stop()
     assert asyncio.all_tasks() <= before
     await node.subscriptions.stop()
-
-
-# The link alone
-
-
-class Ear:
-    def __init__(self) -> None:
-        self.batches: list[list[tuple[bytes, bytes]]] = []
-        self.answers: list[Answer] = []
-
-    def received(self, messages: Sequence[tuple[bytes, bytes]]) -> None:
-        self.batches.append(list(messages))
-
-    def probed(self, nonce: bytes) -> None: ...
-
-    def answered(self, answers: Sequence[Answer]) -> None:
-        self.answers.extend(answers)
-
-
-def _spawn(coroutine: Any, name: str) -> asyncio.Task[Any]:
-    return asyncio.get_running_loop().create_task(coroutine, name=name)
-
-
-async def test_messages_of_one_read_are_handed_on_in_one_call_however_they_are_cut() -> None:
-    ear = Ear()
-    link = Link(Address("127.0.0.1", 1), ear, _spawn)
-    message = b"*3\r\n$8\r\nsmessage\r\n$4\r\nroom\r\n$5\r\nhello\r\n"
-    link.data_received(message * 3 + message[:20])
-    link.data_received(message[20:])
-    assert ear.batches == [[(b"room", b"hello")] * 3, [(b"room", b"hello")]]
-
-
-async def test_an_endless_message_ends_the_link() -> None:
-    link = Link(Address("127.0.0.1", 1), Ear(), _spawn)
-    link.data_received(b"*3\r\n$8\r\nsmessage\r\n$4\r\nroom\r\n$500000000\r\n")
-    sent = 0
-    while not link.closed.done():
-        link.data_received(bytes(2**20))
-        sent += 1
-        assert sent <= 65
-    assert "64 MiB" in link.closed.result()
-
-
-def test_pauses_grow_from_50_ms_to_about_a_second() -> None:
-    backoff = Backoff()
-    pauses = [backoff.next() for _ in range(10)]
-    for pause, least in zip(pauses, [0.05, 0.1, 0.2, 0.4, 0.8, 1, 1, 1, 1, 1], strict=True):
-        assert least <= pause <= least * 1.25
-    backoff.reset()
-    assert backoff.next() <= 0.0625

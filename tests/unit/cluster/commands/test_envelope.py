@@ -9,9 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from socketspec.cluster.commands.envelope import MAX_FRAME_BYTES, decode, decode_body, encode, encode_body
+from socketspec.cluster.commands.envelope import MAX_FRAME_BYTES, decode, decode_body, encode_body
 from socketspec.errors import BackendError
 from socketspec.protocol.publications import Position, Publication
+from tests.node_frames import frame
 
 names = st.text(max_size=20)
 hexes = st.text("0123456789abcdef", max_size=16)
@@ -27,7 +28,7 @@ publications = st.builds(
 @given(publication=publications)
 @example(publication=Publication(event="e", payload=b"\n:\n", position=Position(1, "a", "b")))
 def test_what_is_encoded_is_decoded(publication: Publication) -> None:
-    assert decode(encode(publication)) == publication
+    assert decode(frame(publication)) == publication
 
 
 @given(publication=publications)
@@ -37,9 +38,9 @@ def test_a_body_leaves_the_position_to_the_reader(publication: Publication) -> N
 
 def test_the_frames_are_these_bytes() -> None:
     body = b"\x92\xa1e\xc4\x02{}"
-    assert encode(Publication(event="e", payload=b"{}")) == b"\x01" + body
-    assert encode(Publication(event="e", payload=b"{}", exclude=("a",))) == b"\x01\x93\xa1e\xc4\x02{}\x91\xa1a"
-    assert encode(Publication(event="e", payload=b"{}", position=Position(7, "ep", "t"))) == b"\x027:ep:t\n" + body
+    assert frame(Publication(event="e", payload=b"{}")) == b"\x01" + body
+    assert frame(Publication(event="e", payload=b"{}", exclude=("a",))) == b"\x01\x93\xa1e\xc4\x02{}\x91\xa1a"
+    assert frame(Publication(event="e", payload=b"{}", position=Position(7, "ep", "t"))) == b"\x027:ep:t\n" + body
 
 
 @given(data=st.one_of(st.binary(max_size=80), st.binary(max_size=60).map(lambda rest: b"\x027:ep:t\n" + rest)))
@@ -49,20 +50,20 @@ def test_the_frames_are_these_bytes() -> None:
 @example(data=b"\x01\xd6\xff\xff\xff\xff\xff")
 def test_any_bytes_are_a_publication_or_nothing(data: bytes) -> None:
     publication = decode(data)
-    assert publication is None or decode(encode(publication)) == publication
+    assert publication is None or decode(frame(publication)) == publication
 
 
 @given(publication=publications, data=st.data())
 def test_a_frame_that_was_cut_is_nothing(publication: Publication, data: st.DataObject) -> None:
-    frame = encode(publication)
-    assert decode(frame[: data.draw(st.integers(0, len(frame) - 1))]) is None
+    whole = frame(publication)
+    assert decode(whole[: data.draw(st.integers(0, len(whole) - 1))]) is None
 
 
 @given(publication=publications, data=st.data())
 def test_a_frame_with_one_byte_changed_never_raises(publication: Publication, data: st.DataObject) -> None:
-    frame = bytearray(encode(publication))
-    frame[data.draw(st.integers(0, len(frame) - 1))] = data.draw(st.integers(0, 255))
-    decoded = decode(bytes(frame))
+    changed = bytearray(frame(publication))
+    changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    decoded = decode(bytes(changed))
     assert decoded is None or isinstance(decoded, Publication)
 
 
@@ -102,5 +103,5 @@ def test_what_is_too_large_is_refused_with_the_event_and_the_limit() -> None:
     with pytest.raises(BackendError, match=r"'big' has \d+ bytes"):
         encode_body(Publication(event="big", payload=bytes(MAX_FRAME_BYTES)))
     largest = Publication(event="big", payload=bytes(MAX_FRAME_BYTES - 1000), position=Position(1, "e" * 16, "t" * 8))
-    assert decode(encode(largest)) == largest
-    assert decode(encode(largest) + bytes(2000)) is None
+    assert decode(frame(largest)) == largest
+    assert decode(frame(largest) + bytes(2000)) is None

@@ -255,9 +255,9 @@ def test_anything_else_is_a_contract_error_that_says_how_it_differs(
 
 def test_an_event_declared_for_rooms_is_for_no_user_and_not_for_everybody() -> None:
     payload = {"symbol": "A", "price": 1}
-    with pytest.raises(ContractError, match="to no room"):
+    with pytest.raises(ContractError, match="'price' to a user, which it does not declare"):
         declared().send_to_user("u", "price", payload, None)
-    with pytest.raises(ContractError, match="to no room"):
+    with pytest.raises(ContractError, match="'price' to everybody, which it does not declare"):
         declared().broadcast_all("price", payload, (), None)
 
 
@@ -268,6 +268,7 @@ def test_an_event_declared_for_rooms_is_for_no_user_and_not_for_everybody() -> N
         ({"rooms": "chat"}, "must be a list"),
         ({"rooms": [1]}, "must be a list"),
         ({"rooms": ["{"]}, "never closed"),
+        ({"rooms": ["chat", Room("chat")]}, "declared twice"),
         ({"broadcasts": ["price"]}, "Broadcasts"),
         ({"broadcasts": [Broadcasts("__x__")]}, "reserved"),
         ({"broadcasts": [Broadcasts("")]}, "is empty"),

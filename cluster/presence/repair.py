@@ -1,0 +1,86 @@
+"""Makes Redis agree with what this node knows of its members, topic by topic."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from itertools import islice
+
+from socketspec.cluster.commands.command import CommandRunner
+from socketspec.cluster.presence.commands import BATCH, PresenceCommands
+from socketspec.cluster.presence.space import Entry, Space
+from socketspec.concurrency.tasks import Tasks
+from socketspec.errors import BackendError
+from socketspec.protocol.publications import Topic
+
+__all__ = ("Repair",)
+
+logger: logging.Logger = logging.getLogger("socketspec.cluster")
+
+
+class Repair:
+    """Compares topics with Redis, puts back members that it lacks, and removes those it has too many."""
+
+    def __init__(self, runner: CommandRunner, commands: PresenceCommands, tasks: Tasks) -> None:
+        self._runner = runner
+        self._commands = commands
+        self._tasks = tasks
+
+    def soon(self, space: Space) -> None:
+        """Begin to repair what is unchecked in `space`, unless that is under way."""
+        if (space.unchecked or space.former) and (space.repairing is None or space.repairing.done()):
+            space.repairing = self._tasks.spawn(self._repair(space), name=f"comparing {space.name!r} with Redis")
+
+    async def _repair(self, space: Space) -> None:
+        """Repair until nothing is unchecked; then nothing is left under the node's former names."""
+        former, node = tuple(space.former), space.node
+        topics: list[Topic] = []
+        try:
+            while space.unchecked:
+                topics = list(islice(space.unchecked, BATCH))
+                space.unchecked.difference_update(topics)
+                await self._repair_topics(space, topics)
+                topics = []
+            if node == space.node and former:
+                await self._runner.run_all([self._commands.resign(space.name, name)[0] for name in former])
+                del space.former[: len(former)]
+        except BackendError as error:
+            logger.debug("Comparing with Redis is tried again: %s", error)
+        finally:
+            space.unchecked.update(topics)
+
+    async def _repair_topics(self, space: Space, topics: Sequence[Topic]) -> None:
+        node = space.node
+        inhabited = [topic for topic in topics if topic in space.members]
+        commands = self._commands.index(space.name, node, inhabited) if inhabited else []
+        for topic in topics:
+            commands += [self._commands.reap(topic, name) for name in space.former]
+            commands.append(self._commands.enter(topic, node))
+        await self._runner.run_all(commands)
+        replies = await self._runner.run_all([self._commands.ids(topic, node) for topic in topics])
+        missing: list[Entry] = []
+        strangers: list[Entry] = []
+        for topic, reply in zip(topics, replies, strict=True):
+            there, ours = {id.decode() for id in reply}, space.members.get(topic, {})
+            missing += [(topic, id) for id in ours if id not in there]
+            strangers += [(topic, id) for id in there if id not in ours]
+        if missing or strangers:
+            logger.info("Redis lacked %d members of this node and had %d too many", len(missing), len(strangers))
+        await self._remove(space, strangers)
+        await self._put_back(space, node, missing)
+
+    async def _remove(self, space: Space, strangers: Sequence[Entry]) -> None:
+        for start in range(0, len(strangers), BATCH):
+            await self._runner.run_all(space.removal(self._commands, strangers[start : start + BATCH]))
+
+    async def _put_back(self, space: Space, node: str, missing: Sequence[Entry]) -> None:
+        for start in range(0, len(missing), BATCH):
+            if node != space.node:
+                return  # the node has begun again under another name, and all of it is unchecked again
+            entering: dict[Topic, list[str | bytes]] = {}
+            for entry in missing[start : start + BATCH]:
+                topic, id = entry
+                packed = space.members.get(topic, {}).get(id)
+                if packed is not None and entry not in space.entering:  # else it has left, or may still be refused
+                    entering.setdefault(topic, []).extend((id, packed))
+            await self._runner.run_all([self._commands.enter(topic, node, who) for topic, who in entering.items()])

@@ -1,0 +1,197 @@
+"""The servers, for code without an event loop: which one a command goes to, and a connection to it.
+
+Safe to use from several threads, and after a fork: the child has connections of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, NamedTuple
+
+from socketspec.cluster.commands.command import Command
+from socketspec.cluster.options import IS_REPLICA, Address, RedisOptions, Servers, tls_context
+from socketspec.cluster.publishers.blocking_link import BlockingLink, Credentials, LinkBroken, ServerRefusal, in_turn
+from socketspec.cluster.servers.layout import Layout
+from socketspec.errors import BackendError
+
+__all__ = ("NEEDS_CLUSTER_URL", "BlockingServers", "Place")
+
+MAX_CONNECTIONS: Final = 64
+"""Connections of one process; a thread that needs one more waits."""
+MAX_IDLE: Final = 16
+"""Connections that are kept open for the next command."""
+NEEDS_CLUSTER_URL: Final = "runs in cluster mode: write redis+cluster:// in the URL."
+
+
+class Place(NamedTuple):
+    """Where a command goes. `is_asking`: the server is only about to own the slot."""
+
+    address: Address
+    is_asking: bool = False
+
+
+class _Process:
+    """What belongs to one process: connections, and where the servers were found."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.lock = threading.Lock()
+        self.free = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self.idle: list[BlockingLink] = []
+        self.primary: Address | None = None
+        self.layout: Layout | None = None
+        self.known: tuple[Address, ...] = ()
+        """Nodes of the cluster, which are asked where those in the URL are gone."""
+        self.met: set[Address] = set()
+        """Servers that we have been connected to."""
+
+
+class BlockingServers:
+    """Finds the servers of a URL, and lends connections to them.
+
+    Raises `LinkBroken` where nothing was sent and a later try may succeed, `BackendError` where it cannot.
+    """
+
+    def __init__(self, servers: Servers, options: RedisOptions) -> None:
+        self.is_closed: bool = False
+        self._servers = servers
+        self._options = options
+        self._context = tls_context(options) if servers.tls else None
+        self._credentials: Credentials = (options.username or servers.username, options.password or servers.password)
+        self._current = _Process()
+
+    def close(self) -> None:
+        """Close the connections. Those in use are closed by whoever uses them."""
+        self.is_closed = True
+        process = self._process()
+        with process.lock:
+            links, process.idle = process.idle, []
+        for link in links:
+            link.close()
+
+    def _process(self) -> _Process:
+        # A fork may have happened while another thread held the lock, so the parent's is not touched here. Nor are its
+        # connections closed: dropping them closes this process's copies.
+        if self._current.pid != os.getpid():
+            self._current = _Process()
+        return self._current
+
+    # Which server
+
+    def place(self, command: Command, deadline: float) -> Place:
+        """Where `command` goes."""
+        process = self._process()
+        if self._servers.mode == "standalone":
+            return Place(self._servers.hosts[0])
+        if self._servers.mode == "sentinel":
+            if process.primary is None:
+                process.primary = self._ask_sentinels(deadline)
+            return Place(process.primary)
+        layout = process.layout
+        if layout is None:
+            layout = process.layout = self._ask_cluster(deadline)
+        owner = None if command.slot_key is None else layout.owner(command.slot_key)
+        # If nobody owns the slot, any server will do: its refusal says what is wrong with the cluster.
+        return Place(owner or next(address for address in layout.owners if address is not None))
+
+    def forget_places(self) -> None:
+        """Have the servers looked up again with the next command."""
+        process = self._process()
+        if process.layout is not None:
+            process.known = tuple(address for address in process.layout.owners if address is not None)
+        process.primary = process.layout = None
+
+    def _ask_sentinels(self, deadline: float) -> Address:
+        credentials = self._options.sentinel_username, self._options.sentinel_password
+        reasons: list[str] = []
+        for asked, until in in_turn(self._servers.hosts, deadline):
+            try:
+                link = self._connect(asked, credentials, 0, until)
+                try:
+                    (said,) = link.exchange([["SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._servers.name]], until)
+                finally:
+                    link.close()
+            except LinkBroken as error:
+                reasons.append(f"{asked}: {error}")
+                continue
+            if isinstance(said, list) and len(said) == 2:
+                return Address(said[0].decode(), int(said[1]))
+            problem = f"it says {said}" if said is not None else f"it knows no primary called {self._servers.name!r}"
+            reasons.append(f"{asked}: {problem}")
+        raise LinkBroken(f"no sentinel named the primary ({'; '.join(reasons)})", is_sent=False)
+
+    def _ask_cluster(self, deadline: float) -> Layout:
+        reasons: list[str] = []
+        known = dict.fromkeys((*self._servers.hosts, *self._process().known))
+        for asked, until in in_turn(tuple(known), deadline):
+            try:
+                with self.link(asked, until) as link:
+                    (said,) = link.exchange([["CLUSTER", "SLOTS"]], until)
+            except LinkBroken as error:
+                reasons.append(f"{asked}: {error}")
+                continue
+            if isinstance(said, ServerRefusal) and "cluster support disabled" in str(said):
+                raise BackendError(f"{asked} does not run in cluster mode: write redis:// in the URL.")
+            if isinstance(said, list) and said:
+                return Layout.of_slots(said, asked)
+            reasons.append(f"{asked}: no slots ({said})")
+        raise LinkBroken(f"no node of the cluster told its slots ({'; '.join(reasons)})", is_sent=False)
+
+    # A connection to it
+
+    @contextmanager
+    def link(self, address: Address, deadline: float) -> Iterator[BlockingLink]:
+        """A connection to `address` for this thread alone; afterwards it is kept if it is still good."""
+        process = self._process()
+        if not process.free.acquire(timeout=max(deadline - time.monotonic(), 0)):
+            raise LinkBroken(f"all {MAX_CONNECTIONS} connections of this process are in use", is_sent=False)
+        try:
+            link = self._take_idle(process, address, deadline) or self._open(address, deadline)
+            try:
+                yield link
+            except BaseException:
+                link.close()
+                raise
+            with process.lock:
+                is_kept = len(process.idle) < MAX_IDLE and not self.is_closed
+                if is_kept:
+                    process.idle.append(link)
+            if not is_kept:
+                link.close()
+        finally:
+            process.free.release()
+
+    def _take_idle(self, process: _Process, address: Address, deadline: float) -> BlockingLink | None:
+        while True:
+            with process.lock:
+                link = next((item for item in reversed(process.idle) if item.address == address), None)
+                if link is None:
+                    return None
+                process.idle.remove(link)
+            if link.is_alive(deadline):
+                return link
+            link.close()
+
+    def _open(self, address: Address, deadline: float) -> BlockingLink:
+        db = 0 if self._servers.mode == "cluster" else self._servers.db
+        link = self._connect(address, self._credentials, db, deadline)
+        if self._servers.mode == "cluster":
+            return link
+        if link.mode == b"cluster":
+            link.close()
+            raise BackendError(f"{address} {NEEDS_CLUSTER_URL}")
+        # A replica would accept a publish that the primary's subscribers never hear: it refuses only what it stores.
+        if link.role == b"replica":
+            link.close()
+            raise LinkBroken(f"it {IS_REPLICA}", is_sent=False)
+        return link
+
+    def _connect(self, address: Address, credentials: Credentials, db: int, deadline: float) -> BlockingLink:
+        met = self._process().met
+        link = BlockingLink(address, credentials, db, self._options, self._context, deadline, is_known=address in met)
+        met.add(address)
+        return link
