@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.account import Account
+from tests.grouping import mark_group, turn
 from tests.in_loop import Entered
 from tests.servers import (
     Cluster,
@@ -25,6 +27,30 @@ from tests.servers import (
 
 # A shell that runs this in the background has it ignore SIGINT, and so would every program that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Have `-n 2` alone mean: by groups, in our order."""
+    if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
+        config.option.dist = "loadgroup"
+        config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(trylast=True)  # when there is a terminal to write to
+def pytest_configure(config: pytest.Config) -> None:
+    """Give an account of the run, except in a worker of pytest-xdist, which has nobody to tell."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Account(config, reporter), "account")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put first what takes longest, and keep together what shares fixtures."""
+    for item in items:
+        mark_group(item)
+    items.sort(key=turn)
 
 
 @pytest.hookimpl(tryfirst=True)

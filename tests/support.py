@@ -26,13 +26,35 @@ from websockets.typing import Origin, Subprotocol
 
 from tests.ports import free_port
 
-__all__ = ("Client", "Reply", "Server", "client", "fetch", "free_port", "jwt", "refused", "serving")
+__all__ = (
+    "Client",
+    "Reply",
+    "Server",
+    "client",
+    "fetch",
+    "free_port",
+    "jwt",
+    "refused",
+    "running_with",
+    "serving",
+    "uvicorn_options",
+)
 
 ROOT = Path(__file__).resolve().parents[1]
-UVICORN_OPTIONS = tuple(os.environ.get("SOCKETSPEC_TEST_UVICORN", "").split())
-"""Further options for every uvicorn that a test starts: how the suite runs on the fast protocol as well."""
+uvicorn_options: list[str] = []
+"""Further options for every uvicorn that a test starts: how tests run on our own protocol as well."""
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 15.0
+
+
+@contextmanager
+def running_with(*options: str) -> Iterator[None]:
+    """Give `options` to every uvicorn that is started meanwhile."""
+    uvicorn_options[:] = options
+    try:
+        yield
+    finally:
+        uvicorn_options.clear()
 
 
 def jwt(secret: str, **claims: Any) -> str:
@@ -94,7 +116,7 @@ class Server:
     ) -> Server:
         """Begin `uvicorn main:app`, with `source` as main.py and `others` as further files; does not wait for it."""
         port = free_port()
-        command = ["uvicorn", "main:app", "--host", "127.0.0.1", "--port", str(port), *UVICORN_OPTIONS, *options]
+        command = ["uvicorn", "main:app", "--host", "127.0.0.1", "--port", str(port), *uvicorn_options, *options]
         return cls(folder, {"main.py": source, **(others or {})}, command, port, environment)
 
     @property

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.support import UVICORN_OPTIONS
+from tests.support import uvicorn_options
 
 __all__ = ("Closed", "Frame", "RawClient", "ServerProcess", "frame", "serve")
 
@@ -52,7 +52,7 @@ def serve(source: str, folder: Path, *options: str) -> Iterator[ServerProcess]:
     (folder / "served.py").write_text(source)
     log = folder / "server.log"
     command = [sys.executable, "-m", "uvicorn", "served:app", "--host", "127.0.0.1", "--port", "0"]
-    command += [*UVICORN_OPTIONS, *options]
+    command += [*uvicorn_options, *options]
     with log.open("wb") as out:
         process = subprocess.Popen(  # it may hang: stopped below
             command, cwd=folder, stdout=out, stderr=out, env={**os.environ, "PYTHONUNBUFFERED": "1"}

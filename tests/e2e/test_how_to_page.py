@@ -185,7 +185,7 @@ PROGRAMS = {
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
+def servers(protocol: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
     folder = tmp_path_factory.mktemp("how-to")
     started = {name: Server.start(folder / name, source) for name, source in PROGRAMS.items()}
     with serving(*started.values(), expected=["RuntimeError: broken on purpose"]):
