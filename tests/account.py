@@ -27,7 +27,7 @@ class Account:
     """The plugin. Under pytest-xdist it works in the process that the workers report to."""
 
     def __init__(self, config: pytest.Config, reporter: pytest.TerminalReporter) -> None:
-        self._config = config
+        self._cache: pytest.Cache | None = getattr(config, "cache", None)  # there is none with -p no:cacheprovider
         self._reporter = reporter
         self._workers = len(config.option.tx or ()) if config.option.dist != "no" else 0
         self._announced = False
@@ -55,9 +55,9 @@ class Account:
     def pytest_sessionfinish(self) -> Generator[None, None, None]:
         """Remember how long it took, and end with what was skipped."""
         yield
-        if self._tests and self._config.cache is not None:
+        if self._tests and self._cache is not None:
             each = {folder: self._seconds[folder] / count for folder, count in self._tests.items()}
-            self._config.cache.set(REMEMBERED, self._remembered() | each)
+            self._cache.set(REMEMBERED, self._remembered() | each)
         reasons = Counter(_reason(report) for report in self._reporter.stats.get("skipped", ()))
         if reasons:
             self._reporter.write_line(skipped(reasons))
@@ -70,15 +70,13 @@ class Account:
         self._reporter.write_line(f"{len(ids):,} tests{workers}: about {duration(alone / max(self._workers, 1))}")
 
     def _remembered(self) -> dict[str, float]:
-        cache = self._config.cache
-        return FIRST_GUESS | (cache.get(REMEMBERED, {}) if cache is not None else {})
+        remembered: dict[str, float] = self._cache.get(REMEMBERED, {}) if self._cache is not None else {}
+        return FIRST_GUESS | remembered
 
 
 def duration(seconds: float) -> str:
     """`seconds` as one says it: "20 seconds", "3 minutes"."""
-    if seconds >= 90:
-        return f"{seconds / 60:.0f} minutes"
-    return f"{max(round(seconds, -1 if seconds > 10 else 0), 1):.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{max(round(seconds, -1), 10):.0f} seconds"
 
 
 def skipped(reasons: Counter[str]) -> str:

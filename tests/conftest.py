@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.account import Account
-from tests.grouping import mark_group, turn
+from tests.grouping import Grouping
 from tests.in_loop import Entered
 from tests.servers import (
     Cluster,
@@ -29,28 +29,13 @@ from tests.servers import (
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Have `-n 2` alone mean: by groups, in our order."""
-    if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
-        config.option.dist = "loadgroup"
-        config.option.loadscopereorder = False
-
-
-@pytest.hookimpl(trylast=True)  # when there is a terminal to write to
+@pytest.hookimpl(trylast=True)  # when there is a terminal to write to, and a folder for temporary files
 def pytest_configure(config: pytest.Config) -> None:
-    """Give an account of the run, except in a worker of pytest-xdist, which has nobody to tell."""
+    """Spread the tests over the workers of pytest-xdist, and give an account of the run where somebody reads it."""
+    config.pluginmanager.register(Grouping(config), "socketspec-grouping")
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Account(config, reporter), "account")
-
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put first what takes longest, and keep together what shares fixtures."""
-    for item in items:
-        mark_group(item)
-    items.sort(key=turn)
+        config.pluginmanager.register(Account(config, reporter), "socketspec-account")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -213,7 +213,7 @@ def proxied(
     try:
         program = deploy_tools.proxy(kind.name)
     except deploy_tools.Missing as error:
-        pytest.skip(f"no {kind.name}: {error}")
+        pytest.skip(f"{kind.name}: make deploy-tools; {error}")
     folder.mkdir(parents=True)
     port = free_port()
     for name in kind.files:

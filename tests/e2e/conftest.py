@@ -13,7 +13,7 @@ PROTOCOLS = {"stock": (), "ours": ("--ws", "socketspec.adapters.uvicorn:WebSocke
 
 
 @pytest.fixture(scope="module", params=PROTOCOLS)
-def protocol(request: pytest.FixtureRequest) -> Iterator[str]:
+def websocket_protocol(request: pytest.FixtureRequest) -> Iterator[str]:
     """Has every uvicorn that is started run each WebSocket protocol in turn; its name.
 
     Fixtures that start servers for a whole module ask for it; tests are `asgi_only` where only "stock" can pass.
@@ -32,4 +32,4 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _protocol(item: pytest.Item) -> str:
-    return str(item.callspec.params.get("protocol")) if hasattr(item, "callspec") else ""
+    return str(item.callspec.params.get("websocket_protocol")) if hasattr(item, "callspec") else ""

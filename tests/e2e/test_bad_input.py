@@ -96,7 +96,7 @@ MEMORY_SLACK = 64 * 1024 * 1024
 
 
 @pytest.fixture(scope="module")
-def server(protocol: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(websocket_protocol: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     with serve(APP, tmp_path_factory.mktemp("bad_input")) as running:
         yield running
 
