@@ -51,7 +51,7 @@ ran: dict[str, None] = {}
 
 
 class Absent(Exception):
-    """A tool that a test needs is not on this machine; the text is a reason for a skip, as tests/account.py reads them."""
+    """A tool that a test needs is not here; the text is a reason to skip it, in the form of `tests.account`."""
 
 
 class Broken(AssertionError):

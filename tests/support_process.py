@@ -21,7 +21,7 @@ from tests.support import uvicorn_options
 
 __all__ = ("Closed", "Frame", "RawClient", "ServerProcess", "frame", "serve")
 
-TEXT, BINARY, CLOSE = 1, 2, 8
+TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 
 
 class ServerProcess:
@@ -155,7 +155,7 @@ class RawClient:
         self.sock.sendall(frame(BINARY, data))
 
     def receive(self, timeout: float = 10) -> Frame:
-        """The next data frame. Raises `Closed`, and `TimeoutError`."""
+        """The next data frame; pings before it are answered. Raises `Closed`, and `TimeoutError`."""
         self.sock.settimeout(timeout)
         while True:
             opcode, data = self._frame()
@@ -164,6 +164,8 @@ class RawClient:
                 raise Closed(code, data[2:].decode())
             if opcode in (TEXT, BINARY):
                 return Frame(opcode, data)
+            if opcode == PING:  # uvicorn closes who leaves them unanswered for 20 s: longer than some tests take
+                self.sock.sendall(frame(PONG, data))
 
     def json(self, timeout: float = 10) -> dict[str, Any]:
         """The next message of a JSON connection."""
