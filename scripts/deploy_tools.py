@@ -185,17 +185,19 @@ def _run(folder: Path, *command: str) -> None:
 
 
 def main() -> None:
-    """Fetch all of them; say what each is."""
+    """Fetch all of them; say what is missing."""
     tools: dict[str, Callable[[], Path]] = {"helm 3": lambda: helm(3), "helm 4": lambda: helm(4)}
     tools |= {"promtool": promtool, "checkov": checkov}
     tools |= {name: functools.partial(proxy, name) for name in PROXIES}
+    here: list[str] = []
     for name, find in tools.items():
         try:
-            print(f"{name}: {find().relative_to(CACHE.parent.parent)}")
+            find()
         except Missing as error:
-            print(f"{name}: missing, its tests are skipped: {error}")
-        except ValueError:
-            print(f"{name}: the installed one")
+            print(f"{name} is missing, its tests are skipped: {error}")
+        else:
+            here.append(name)
+    print(f"Deployment tools that are here: {', '.join(here) or 'none'}.")
 
 
 if __name__ == "__main__":
