@@ -96,6 +96,7 @@ class Server:
             (folder / name).write_text(source, encoding="utf-8")
         self.name = folder.name
         self.port = port
+        self._is_told = False
         self._log = folder / "server.log"
         variables = {**os.environ, "PYTHONPATH": f"{ROOT}", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         variables |= environment or {}
@@ -161,10 +162,15 @@ class Server:
             assert time.monotonic() < deadline, f"{pattern!r} is not in the log:\n{self.log}"
             await asyncio.sleep(0.02)
 
+    def begin_stop(self) -> None:
+        """Send SIGTERM, once: a second one would end it at once. Waits for nothing."""
+        if not self._is_told and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        self._is_told = True
+
     def stop(self) -> int:
         """End it with SIGTERM; its exit status. Fails if it does not end in time."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+        self.begin_stop()
         try:
             return self.process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
@@ -193,6 +199,8 @@ def serving(*servers: Server, expected: Iterable[str] = ()) -> Iterator[None]:
         for server in servers:
             server.wait()
         yield
+        for server in servers:
+            server.begin_stop()  # all at once: each takes a moment
         for server in servers:
             server.stop()
             server.assert_clean(expected)

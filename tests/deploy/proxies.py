@@ -294,6 +294,8 @@ class Fleet:
     def stop(self) -> None:
         """Stop all, and look at their logs."""
         for server in self.servers:
+            server.begin_stop()  # all at once: each drains for a while
+        for server in self.servers:
             server.stop()
             server.assert_clean()
 
