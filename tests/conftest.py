@@ -92,18 +92,20 @@ def any_server(request: pytest.FixtureRequest) -> Iterator[Server | Container]:
 
 @pytest.fixture(scope="session")
 def sentinel_servers() -> Iterator[Sentinels]:
-    """A primary, its replica and three Sentinels for the whole session. Who breaks them heals them."""
+    """A primary, its replica and three Sentinels for the whole session: leave them as they are."""
     with started():
         made = Sentinels()
+    made.be_patient()
     with made:
         yield made
 
 
 @pytest.fixture(scope="session")
 def cluster_servers() -> Iterator[Cluster]:
-    """Three primaries with a replica each for the whole session. Who breaks them heals them."""
+    """Three primaries with a replica each for the whole session: leave them as they are."""
     with started():
         made = Cluster(replicas=True)
+    made.be_patient()
     with made:
         yield made
 

@@ -23,6 +23,8 @@ __all__ = ("Grouping",)
 TESTS: Final = Path(__file__).parent
 SHARED: Final = ("class", "module", "package")
 """Scopes of fixtures that are made once for several tests: all of those run where it is made."""
+COSTLY: Final = ("breakable_sentinels", "breakable_cluster", "sentinel_servers", "cluster_servers")
+"""Fixtures of the session that take seconds: their tests run on one worker each, so that they are made once."""
 QUICK: Final = ("contract", "unit")
 """Folders whose tests take a moment each: given out file by file, and last, so that they fill up what is left."""
 FILE: Final = "groups_file"
@@ -87,11 +89,13 @@ def _group(item: pytest.Item) -> str:
     """The name of the tests that run one after the other on one worker; "" where any worker will do."""
     assert isinstance(item, pytest.Function)
     path = item.path.relative_to(TESTS)
-    shared = sorted(name for name in item.fixturenames if _scope(item, name) in SHARED)
-    if not shared:
-        return path.as_posix() if path.parts[0] in QUICK else ""
-    given = item.callspec.indices if hasattr(item, "callspec") else {}
-    return "-".join([path.as_posix(), *(f"{name}{given[name]}" for name in shared if name in given)])
+    given = item.callspec.params if hasattr(item, "callspec") else {}
+    if shared := sorted(name for name in item.fixturenames if _scope(item, name) in SHARED):
+        return "-".join([path.as_posix(), *(f"{name}={given[name]}" for name in shared if name in given)])
+    for name in COSTLY:
+        if name in item.fixturenames or f"{given.get('subject')}_servers" == name:  # the contract's backend
+            return name
+    return path.as_posix() if path.parts[0] in QUICK else ""
 
 
 def _scope(item: pytest.Function, name: str) -> str:

@@ -17,6 +17,8 @@ __all__ = ("Cluster", "Sentinels")
 SLOTS = 16_384
 AT_ONCE = ("--repl-diskless-sync-delay", "0")
 """A primary's first answer to a replica usually waits five seconds for others."""
+PATIENT = 30.0
+"""Seconds that a server may be silent where nobody kills any: a busy machine can keep one waiting for long."""
 
 
 class _Group:
@@ -80,6 +82,11 @@ class Sentinels(_Group):
         """The other one."""
         primary = self.primary
         return next(server for server in self.servers if server is not primary)
+
+    def be_patient(self) -> None:
+        """From now on, no server that is only slow is called dead."""
+        for sentinel in self.sentinels:
+            sentinel.ask("SENTINEL", "SET", self.name, "down-after-milliseconds", round(PATIENT * 1000))
 
     def failover(self) -> Server:
         """Kill the primary with SIGKILL; the new one, once it is writable and all Sentinels name it."""
@@ -217,6 +224,11 @@ class Cluster(_Group):
         for server in (to, source, *(item for item in self.primaries if item not in (to, source))):
             server.ask("CLUSTER", "SETSLOT", slot, "NODE", ids[to])
         eventually(lambda: self._all_say(slot, to), f"every node knows that slot {slot} has moved")
+
+    def be_patient(self) -> None:
+        """From now on, no server that is only slow is called dead."""
+        for server in self.servers:
+            server.ask("CONFIG", "SET", "cluster-node-timeout", round(PATIENT * 1000))
 
     def kill_primary(self, which: Server | int = 0) -> Server:
         """Kill a primary with SIGKILL; it. Wait with `wait_failover` where it has a replica."""
