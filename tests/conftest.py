@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.account import Account
+from tests.compiled import compile_all, keep_compiled
 from tests.grouping import Grouping
 from tests.in_loop import Entered
 from tests.servers import (
@@ -29,12 +31,22 @@ from tests.servers import (
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means: three workers for two cores, as half of the time a test waits for something."""
+    return max(round((os.cpu_count() or 1) * 1.5), 2)
+
+
 @pytest.hookimpl(trylast=True)  # when there is a terminal to write to, and a folder for temporary files
 def pytest_configure(config: pytest.Config) -> None:
     """Spread the tests over the workers of pytest-xdist, and give an account of the run where somebody reads it."""
     config.pluginmanager.register(Grouping(config), "socketspec-grouping")
+    keep_compiled()
+    if hasattr(config, "workerinput"):
+        return
+    compile_all()
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None and not hasattr(config, "workerinput"):
+    if reporter is not None:
         config.pluginmanager.register(Account(config, reporter), "socketspec-account")
 
 
