@@ -45,6 +45,7 @@ class Sentinels(_Group):
 
     def __init__(self, *options: str, binary: str | None = None, down_after: float = 1.0) -> None:
         super().__init__()
+        self._down_after = down_after
         with ExitStack() as stack:
             first = stack.enter_context(Server(*AT_ONCE, *options, binary=binary))
             replication = ("--replicaof", f"{HOST} {first.port}", *AT_ONCE)
@@ -84,9 +85,8 @@ class Sentinels(_Group):
         return next(server for server in self.servers if server is not primary)
 
     def be_patient(self) -> None:
-        """From now on, no server that is only slow is called dead."""
-        for sentinel in self.sentinels:
-            sentinel.ask("SENTINEL", "SET", self.name, "down-after-milliseconds", round(PATIENT * 1000))
+        """Call no server dead that is only slow, until they are healed."""
+        self._call_dead_after(PATIENT)
 
     def failover(self) -> Server:
         """Kill the primary with SIGKILL; the new one, once it is writable and all Sentinels name it."""
@@ -122,9 +122,14 @@ class Sentinels(_Group):
         self.wait_ok()
 
     def _hurry(self) -> None:
+        self._call_dead_after(self._down_after)
         # how often they look and talk, not when they call a primary dead: healing takes 1 s instead of 20 s
         for sentinel in self.sentinels:
             sentinel.ask("SENTINEL", "DEBUG", "INFO-PERIOD", 300, "PUBLISH-PERIOD", 300)
+
+    def _call_dead_after(self, seconds: float) -> None:
+        for sentinel in self.sentinels:
+            sentinel.ask("SENTINEL", "SET", self.name, "down-after-milliseconds", round(seconds * 1000))
 
     def _named(self) -> Iterator[int]:
         for sentinel in self.sentinels:
