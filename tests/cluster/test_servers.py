@@ -128,7 +128,9 @@ class TestSentinels:
         assert healthy_sentinels.primary is new
         assert new.ask("SET", "a", "2") == "OK"
         assert new.ask("GET", "kept") == "1"
-        healthy_sentinels.heal()
+        healthy_sentinels.be_patient()
+        old.revive()
+        healthy_sentinels.wait_ok()
         assert healthy_sentinels.replica is old
         assert old.info("replication")["role"] == "slave"
 

@@ -34,7 +34,7 @@ def promtool() -> Path:
     try:
         return deploy_tools.promtool()
     except deploy_tools.Missing as error:
-        pytest.skip(f"no promtool: {error}")
+        pytest.skip(f"promtool: make deploy-tools; {error}")
 
 
 _helms: dict[int, Helm] = {}
@@ -45,5 +45,5 @@ def _helm(major: int) -> Helm:
         try:
             _helms[major] = Helm(deploy_tools.helm(major), major)
         except deploy_tools.Missing as error:
-            pytest.skip(f"no Helm {major}: {error}")
+            pytest.skip(f"Helm {major}: make deploy-tools; {error}")
     return _helms[major]

@@ -213,7 +213,7 @@ def proxied(
     try:
         program = deploy_tools.proxy(kind.name)
     except deploy_tools.Missing as error:
-        pytest.skip(f"no {kind.name}: {error}")
+        pytest.skip(f"{kind.name}: make deploy-tools; {error}")
     folder.mkdir(parents=True)
     port = free_port()
     for name in kind.files:
@@ -293,6 +293,8 @@ class Fleet:
 
     def stop(self) -> None:
         """Stop all, and look at their logs."""
+        for server in self.servers:
+            server.begin_stop()  # all at once: each drains for a while
         for server in self.servers:
             server.stop()
             server.assert_clean()

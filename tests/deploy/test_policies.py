@@ -112,7 +112,7 @@ def checkov(folder: Path) -> list[dict[str, Any]]:
     try:
         program = deploy_tools.checkov()
     except deploy_tools.Missing as error:
-        pytest.skip(f"no checkov: {error}")
+        pytest.skip(f"checkov: make deploy-tools; {error}")
     options = ("--framework", "kubernetes", "dockerfile", "--skip-download", "--compact", "--output", "json")
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "CKV_SKIP_PACKAGE_UPDATE_CHECK": "true"}
     done = subprocess.run(

@@ -16,6 +16,7 @@ from tests.e2e.hostile_peer import (
     HANDSHAKE_TIMEOUT,
     LIMITS,
     MIB,
+    PATIENCE,
     PING,
     PONG,
     TEXT,
@@ -131,7 +132,7 @@ def many_silent(count: int, *, is_scarce: bool = False) -> Attack:
         if is_scarce:
             for peer in peers:
                 peer.sock.close()
-            target.dropped(5)
+            target.dropped(PATIENCE)
         else:
             for peer in peers:
                 peer.ended(end - time.monotonic())
@@ -218,7 +219,7 @@ def unread_flood(data: bytes, size: int) -> Callable[[str], Attack]:
         def attack(target: Target) -> None:
             peer = target.open(path, receive_buffer=4096)
             peer.flood(data, size)
-            target.dropped(5)
+            target.dropped(10)
 
         return attack
 
@@ -234,7 +235,7 @@ def zero_window(path: str, *said: bytes) -> Attack:
 
     def attack(target: Target) -> None:
         target.open(path, receive_buffer=4096).send(*said)
-        target.dropped(5)
+        target.dropped(10)
 
     return attack
 
@@ -245,7 +246,7 @@ def slow_reader(path: str, *said: bytes) -> Attack:
     def attack(target: Target) -> None:
         peer = target.open(path, receive_buffer=4096)
         peer.send(*said)
-        end = time.monotonic() + 6
+        end = time.monotonic() + 12
         while target.sockets > target.idle:
             assert time.monotonic() < end
             peer.read_a_byte()
@@ -293,7 +294,7 @@ def no_pong(path: str, code: int) -> Attack:
     def attack(target: Target) -> None:
         peer = target.open(path)
         assert peer.close_code(3) == code
-        target.dropped(2)
+        target.dropped(5)
 
     return attack
 
@@ -308,7 +309,7 @@ def silent_after(path: str, *said: bytes, code: int) -> Attack:
         peer = target.open(path)
         peer.send(*said)
         assert peer.close_code(1) == code
-        target.dropped(2)
+        target.dropped(5)
 
     return attack
 

@@ -138,7 +138,7 @@ async def test_some_cases_with_large_and_with_compressed_messages_pass(server: S
     assert await run(server, some, None) == len(some)
 
 
-@pytest.mark.skipif(not ALL, reason="takes minutes; set SOCKETSPEC_ALL_CASES=1 to run all 517 cases")
+@pytest.mark.skipif(not ALL, reason="all 517 cases, which take minutes: SOCKETSPEC_ALL_CASES=1")
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("protocol", [DEFLATE], ids=["deflate"], indirect=True)
 async def test_all_517_cases_pass(server: ServerProcess) -> None:

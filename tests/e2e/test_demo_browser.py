@@ -20,9 +20,7 @@ from tests.support_demo import Demo, running_demo
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium on PATH; on Debian: apt-get install --no-install-recommends chromium"
-)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium: scripts/tools")
 
 # It starts as root, without a GPU, and asks nobody outside this machine for anything.
 ARGUMENTS = [

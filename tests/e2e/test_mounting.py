@@ -114,7 +114,7 @@ mount(make("/one"), app, path="/ws")
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
+def servers(websocket_protocol: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
     folder = tmp_path_factory.mktemp("mounting")
     others = {"sockets.py": SOCKETS}
     started = {
@@ -207,6 +207,7 @@ async def nothing_but_goodbyes(connected: Client) -> None:
         assert (await connected.receive())["event"] == "__server_shutdown__"
 
 
+@pytest.mark.usefixtures("websocket_protocol")
 async def test_sigterm_closes_connections_with_1012_and_runs_the_hooks(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

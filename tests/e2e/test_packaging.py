@@ -8,7 +8,6 @@ import importlib.util
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
@@ -27,6 +26,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Origin
 
 import socketspec
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "super-secret"  # the one of the how-to's complete example
@@ -93,12 +93,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 def make_environment(folder: Path, *requirements: str) -> Path:
     """A clean virtual environment with `requirements`; its interpreter."""
     folder = folder.resolve()
-    run(sys.executable, "-m", "venv", folder, cwd=folder.parent)
+    # Without a pip of its own, and nothing compiled ahead: that would take longer than all the rest.
+    run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if importlib.util.find_spec("uv") is not None:
         run(sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", python, *requirements, cwd=folder)
     else:
-        run(python, "-m", "pip", "install", "--quiet", *requirements, cwd=folder)
+        pip = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile")
+        run(*pip, *requirements, cwd=folder)
     return python
 
 
@@ -174,13 +176,6 @@ def test_the_fastapi_adapter_without_its_extra_says_what_to_install(bare: Path, 
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(("ImportError", "ModuleNotFoundError"))
     assert "pip install 'socketspec[fastapi]'" in last
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")

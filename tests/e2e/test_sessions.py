@@ -53,7 +53,7 @@ for name, socket in APPS.items():
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(websocket_protocol: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     started = Server.start(tmp_path_factory.mktemp("sessions"), APP)
     with serving(started, expected=["RuntimeError: the ticket office burned down"]):
         yield started

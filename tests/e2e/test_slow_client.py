@@ -61,7 +61,7 @@ COUNT, SIZE = 400, 20_000  # 8 MB for each client: more than the sockets' own bu
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(websocket_protocol: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     with serve(APP, tmp_path_factory.mktemp("slow_client")) as running:
         yield running
 

@@ -241,7 +241,8 @@ GOOD = sign(CLAIMS)
 HEAD, BODY, SIGNATURE = GOOD.split(".")
 HS = {"alg": "HS256", "typ": "JWT"}
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-DEEP = '{"alg":"HS256","x":' + "[" * 5000 + "]" * 5000 + "}"
+DEEP = '{"alg":"HS256","x":' + "[" * 10_000
+"""Too deep for older versions of Python; where it is not, it still lacks its end."""
 
 MALFORMED = [
     *(GOOD[:-1] + ALPHABET[ALPHABET.index(GOOD[-1]) + unused_bits] for unused_bits in (1, 2, 3)),
