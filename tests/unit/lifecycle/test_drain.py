@@ -22,6 +22,8 @@ from socketspec.testing import ConnectionClosed, TestClient, TestConnection
 from tests.virtual_time import in_virtual_time, now
 
 TICK = 0.1
+INSTANT = 1e-4
+"""Virtual seconds that turns of the loop may take, without any wait."""
 """Seconds between two waves, at most."""
 
 
@@ -106,7 +108,7 @@ def test_a_few_connections_leave_one_after_the_other_and_soon() -> None:
 def test_without_a_window_all_leave_at_once_and_come_back_spread_out() -> None:
     async def main() -> None:
         left, told, _, ended = await drained(400, 0)
-        assert max(left) == ended == 0
+        assert max(left) <= ended < INSTANT
         assert 0 < min(told) < max(told) <= JITTER_AT_ONCE
         assert peak(told, JITTER_AT_ONCE / 10) <= 2 * 400 / 10
 
@@ -119,7 +121,7 @@ def test_draining_a_node_without_connections_takes_no_time() -> None:
         assert await app.drain() == 0  # not started
         async with TestClient(app):
             assert await app.drain() == 0
-        assert now() == 0
+        assert now() < INSTANT
 
     in_virtual_time(main)()
 
@@ -385,7 +387,8 @@ def test_every_call_joins_the_same_drain_and_the_stop_finds_it_done() -> None:
             assert set(await asyncio.gather(app.drain(), app.drain(window=0), running.drain())) == {20}
             ended = now()
             await asyncio.gather(app.stop(), app.stop())
-            assert now() == ended == pytest.approx(1, abs=TICK)
+            assert now() - ended < INSTANT
+            assert ended == pytest.approx(1, abs=TICK)
             assert engine not in running.engines()
             for reader in readers:
                 messages, _, _ = await reader
