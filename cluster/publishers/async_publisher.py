@@ -43,7 +43,8 @@ class AsyncPublisher:
     ) -> None:
         self._servers, self._options = configuration(url, prefix, timeout, options)
         make_topology(self._servers, self._options)  # refuses what cannot work, here and not with the first call
-        self._requests = Requests(Keys(self._options.prefix), namespace=namespace, rooms=rooms, broadcasts=broadcasts)
+        keys = Keys(self._options.prefix, self._servers.db)
+        self._requests = Requests(keys, namespace=namespace, rooms=rooms, broadcasts=broadcasts)
         self._life: _Life | None = None
         self._is_closed = False
 

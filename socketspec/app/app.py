@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import difflib
 import inspect
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from socketspec.app.rooms import Rooms
 from socketspec.app.sessions import Sessions
@@ -36,6 +37,15 @@ from socketspec.session.config import SessionConfig
 __all__ = ("SocketApp",)
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+ELSEWHERE: Final = (
+    "This SocketApp runs in another event loop. Call it there, with asyncio.run_coroutine_threadsafe(coroutine, loop), "
+    "where loop is asyncio.get_running_loop() in a handler or the lifespan; or send with a Publisher."
+)
+FORKED: Final = (
+    "This process was forked while the SocketApp was running, and cannot go on as a second node. Fork before the app "
+    "starts, start the process with the method 'spawn', or send with a Publisher."
+)
 
 
 class SocketApp:
@@ -288,25 +298,43 @@ class SocketApp:
         return self._backend.node
 
     async def ensure_started(self) -> Engine:
-        """The running engine, started now if it is not. Raises `BackendError`."""
+        """The running engine, started now if it is not. Raises `BackendError`.
+
+        An app runs in one event loop at a time. From another one meanwhile, this raises `RuntimeError`; once that event
+        loop has ended, with or without `stop`, the app starts anew.
+        """
+        engine = self._engine_here()
+        if engine is not None:
+            return engine
         loop = asyncio.get_running_loop()
-        if self._engine is not None and self._engine.loop is loop:
-            return self._engine
         if self._starting is None or self._starting[0] is not loop:
+            if self._starting is not None and self._starting[1].locked() and self._starting[0].is_running():
+                raise RuntimeError(ELSEWHERE)
             self._starting = loop, asyncio.Lock()
         async with self._starting[1]:
-            if self._engine is None or self._engine.loop is not loop:
-                await self._abandon()
+            engine = self._engine_here()
+            if engine is None:
                 engine = Engine(self.settings, self.registry, self._declared, self._backend)
                 await engine.start()
                 self._engine = engine
-        return self._engine
+        return engine
 
-    async def _abandon(self) -> None:
-        """Detach an engine whose event loop ended without `stop`: nothing must be delivered to it any more."""
-        engine, self._engine = self._engine, None
-        if engine is not None and engine.loop.is_closed():
-            await self._backend.stop(self.settings.namespace, engine.deliver)
+    def _engine_here(self) -> Engine | None:
+        """The engine; None while the app is not started, and where the engine's event loop has ended without `stop`.
+
+        Raises `RuntimeError` while another event loop runs it.
+        """
+        engine = self._engine
+        if engine is None:
+            return None
+        if engine.pid != os.getpid() and engine.loop.is_running():
+            raise RuntimeError(FORKED)
+        if engine.loop is asyncio.get_running_loop():
+            return engine
+        if engine.loop.is_running():
+            raise RuntimeError(ELSEWHERE)
+        self._engine = None
+        return None
 
     async def drain(self, *, window: float | None = None, grace: float | None = None) -> int:
         """Let every connection go, announced and evenly over `window` seconds, without cutting a handler off.
@@ -315,12 +343,12 @@ class SocketApp:
         were, once the last has left, or `grace` seconds after the window at the latest. None: as the app's options
         say. Calls after the first wait for the same drain. `stop` drains by itself.
         """
-        engine = self._engine
+        engine = self._engine_here()
         return 0 if engine is None else await asyncio.shield(engine.begin_drain(window, grace))
 
     async def stop(self, *, grace: float | None = None, window: float | None = None) -> None:
         """Drain (see `drain`), then cancel what does not finish within `grace` seconds, and close everything."""
-        engine = self._engine
+        engine = self._engine_here()
         if engine is None:
             return
         try:
