@@ -53,7 +53,7 @@ async def test_an_async_error_comes_in_time_where_nobody_listens() -> None:
 async def test_an_async_publisher_sends_nothing_to_a_replica(
     new_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("socketspec.cluster.publishers.async_publisher.CHECK_EVERY", 0.0)
+    monkeypatch.setattr("socketspec.cluster.publishers.lives.CHECK_EVERY", 0.0)
     server, primary = new_server(), new_server()
     async with AsyncPublisher(server.url) as publisher:
         assert (await publisher.broadcast("r", "e")).nodes == 0
