@@ -33,6 +33,9 @@ class Lives:
     def __init__(self, servers: Servers, options: RedisOptions) -> None:
         self._servers = servers
         self._options = options
+        self._of_parents: list[object] = []
+        """Lives of the processes that we were forked from. Never dropped: with its last reference a connection would
+        be taken off its event loop, whose selector the parent still uses."""
         self._start_anew()
 
     def _start_anew(self) -> None:
@@ -44,13 +47,15 @@ class Lives:
     async def runner(self) -> Runner:
         """The runner of this event loop, started by whoever comes first. Raises `BackendError`."""
         if self._pid != os.getpid():
+            self._of_parents.append(self._lives)
             self._start_anew()  # the lock may have been held at the fork, and the connections are the parent's
         loop = asyncio.get_running_loop()
         life = self._lives.get(loop)
         if life is None or life.is_over:
-            self._forget_ended()
             with self._lock:
                 life = self._lives[loop] = _Life(self._servers, self._options, loop, self._places)
+        if not life.is_started:
+            self._forget_ended()
         return await life.started()
 
     def _forget_ended(self) -> None:
@@ -95,6 +100,11 @@ class _Life:
         self._ending: AsyncGenerator[None, None] | None = None
         self._has_roles = servers.mode != "cluster"  # the replicas of a cluster answer where the primary is
         self._check_at = 0.0
+
+    @property
+    def is_started(self) -> bool:
+        """Whether it has connections."""
+        return self._ending is not None
 
     async def started(self) -> Runner:
         """The runner, started by whoever comes first."""
