@@ -356,6 +356,25 @@ async def test_a_handler_has_the_grace_and_a_hook_another_one() -> None:
 
 
 @in_virtual_time
+async def test_a_connection_that_is_being_opened_leaves_as_soon_as_its_hooks_are_through() -> None:
+    app = SocketApp(drain_window=0, drain_grace=1000)
+
+    @app.on_connect
+    async def slow(conn: Connection) -> None:
+        await asyncio.sleep(3)
+
+    async with app.lifespan():
+        carrier = Carrier()
+        opening = asyncio.create_task(opened(app, carrier))
+        await asyncio.sleep(1)
+        began = asyncio.get_running_loop().time()
+        assert await app.drain() == 1
+        assert asyncio.get_running_loop().time() - began == pytest.approx(2, abs=0.1)
+        assert carrier.closed == (1012, "server_shutdown")
+        await opening
+
+
+@in_virtual_time
 async def test_a_stop_may_be_given_other_times() -> None:
     app = SocketApp(drain_window=100, drain_grace=100)
 

@@ -217,6 +217,41 @@ async def test_what_is_sent_to_everybody_reaches_who_has_been_let_in() -> None:
         assert (await waiting.receive())["event"] == "__pong__", "it is not let in yet"
 
 
+@pytest.mark.parametrize("first_message", [True, False])
+async def test_the_session_of_the_url_is_gone_on_with(first_message: bool) -> None:
+    class Anonymous:
+        async def authenticate(self, handshake: Handshake) -> Identity | None:
+            return None if first_message and handshake.token is None else Identity(user_id="ada")
+
+        first_message = True
+
+    token = "returning-client-0001"
+    async with TestClient(SocketApp(auth=Anonymous())) as client:
+        conn = await client.connect(query_params={"session": token})
+        if first_message:
+            await conn.send("__refresh_auth__", {"token": "ada"})
+            await conn.receive()
+        assert conn.connection.session.id == token
+
+
+async def test_an_opening_that_the_server_cancels_counts_as_a_lost_connection() -> None:
+    app = SocketApp()
+    entered = asyncio.Event()
+
+    @app.on_connect
+    async def slow(conn: Connection) -> None:
+        entered.set()
+        await asyncio.get_running_loop().create_future()
+
+    async with TestClient(app) as client:
+        connecting = asyncio.create_task(client.connect())
+        await entered.wait()
+        connecting.cancel()
+        await asyncio.wait([connecting])
+        assert app.engine is not None
+        assert app.engine.counters.closed == {"connection_lost": 1}
+
+
 # Hooks that refuse or fail
 
 
@@ -359,3 +394,44 @@ async def test_a_revocation_while_a_token_is_looked_up_is_not_missed(how: str) -
         messages, *closed = await end_of(conn)
         assert [message["payload"]["code"] for message in messages] == ["AUTH_ERROR"]
         assert closed == [4005, "revoked"]
+
+
+async def test_a_session_of_a_connection_that_was_closed_meanwhile_is_not_gone_on_with() -> None:
+    backend = MemoryBackend()
+    backend.sessions = sessions = GatedSessions()
+    async with TestClient(SocketApp(backend=backend)) as client:
+        conn = await client.connect()
+        before = conn.connection.session
+        sessions.looking.clear()
+        sessions.gate.clear()
+        resuming = asyncio.create_task(conn.send("__resume__", {"session": "returning-client-0001"}))
+        await sessions.looking.wait()
+        await conn.close()
+        sessions.gate.set()
+        await resuming
+        assert conn.connection.session is before
+
+
+async def test_a_session_that_began_later_neither_moves_the_end_nor_the_begin() -> None:
+    class Aged(GatedSessions):
+        aged = 0.0
+
+        async def begin(self, session: str, *, ttl: float) -> float:
+            return await super().begin(session, ttl=ttl) - self.aged
+
+    backend = MemoryBackend()
+    backend.sessions = sessions = Aged()
+    app = SocketApp(backend=backend, session=SessionConfig(max_duration=100))
+    async with TestClient(app) as client:
+        conn = await client.connect()
+        sessions.aged = 50.0
+        await conn.send("__resume__", {"session": "a-session-of-long-ago"})
+        await conn.receive_event("__resume__")
+        early = conn.connection.session
+        sessions.aged = 0.0
+        await conn.send("__resume__", {"session": "a-session-that-begins-now"})
+        answer = (await conn.receive_event("__resume__"))["payload"]
+        late = conn.connection.session
+        assert late.id == "a-session-that-begins-now"
+        assert (late.started_at, late.expires_at) == (early.started_at, early.expires_at)
+        assert answer["session_expires_at"] == early.expires_at

@@ -13,7 +13,7 @@ import pytest
 
 from socketspec import Broadcasts, Connection, History, Identity, Room, SocketApp
 from socketspec.backend.memory import MemoryBackend, MemoryBroker, MemoryPresence
-from socketspec.errors import BackendError, PermissionDenied, RoomNotFound, ValidationFailed
+from socketspec.errors import BackendError, ConfigurationError, PermissionDenied, RoomNotFound, ValidationFailed
 from socketspec.logs import JsonFormatter
 from socketspec.protocol.handshake import Handshake
 from socketspec.protocol.publications import Member, Position, Publication, Topic
@@ -325,7 +325,39 @@ async def test_a_join_of_a_connection_that_is_gone_is_none() -> None:
     assert hooked == []
 
 
+@pytest.mark.parametrize("name", ["chat:{", "chat:{}", "", "a\nb"])
+def test_a_room_whose_name_cannot_be_is_refused_where_it_is_declared(name: str) -> None:
+    with pytest.raises(ConfigurationError):
+        Room(name)
+
+
 # Rooms: broadcasts
+
+
+@pytest.mark.parametrize("how", ["room", "all", "user"])
+async def test_who_broadcasts_without_end_lets_others_run(how: str) -> None:
+    app = SocketApp(auth=ByName())
+    turns = 0
+
+    async def another() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with TestClient(app) as client:
+        (conn,) = await users(client, "ada")
+        await app.rooms.join(conn.connection, "hall")
+        counting = asyncio.create_task(another())
+        for _ in range(200):
+            if how == "room":
+                await app.rooms.broadcast("hall", "x")
+            elif how == "all":
+                await app.rooms.broadcast_all("x")
+            else:
+                await app.users.send("ada", "x")
+        counting.cancel()
+        assert turns >= 3
 
 
 async def test_broadcasts_are_counted_and_shown_in_the_debug_feed() -> None:
