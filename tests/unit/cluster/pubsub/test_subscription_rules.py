@@ -65,6 +65,23 @@ async def test_a_start_that_hears_too_little_raises_in_time_says_why_and_leaves_
 
 
 @in_virtual_time
+async def test_a_start_returns_as_soon_as_a_server_that_is_not_heard_is_found_to_be_none() -> None:
+    node = PlayedNode([PlayedServer("a"), PlayedServer("b")], OPTIONS)
+    node.servers[1].is_down = True
+    starting = asyncio.create_task(node.subscriptions.start())
+    await asyncio.sleep(0.5)
+    assert not starting.done()
+    node.topology.servers = node.topology.servers[:1]
+    node.subscriptions.look()
+    looks = len(node.topology.looks)
+    while len(node.topology.looks) == looks:  # noqa: ASYNC110 # a look has no event
+        await asyncio.sleep(BRIEF)
+    await asyncio.sleep(BRIEF)
+    assert starting.done()
+    await node.subscriptions.stop()
+
+
+@in_virtual_time
 async def test_a_start_without_any_server_says_so() -> None:
     node = PlayedNode([], OPTIONS)
     with pytest.raises(BackendError, match=r"^Cannot hear what is published: no server is known$"):
@@ -98,6 +115,16 @@ async def test_a_stop_fails_who_waits_and_forgets_what_stood() -> None:
     assert node.subscriptions.health() == (True, "hears 0 channels on 1 connections")
     assert node.subscriptions.losses == 0
     await node.subscriptions.stop()
+
+
+@in_virtual_time
+async def test_a_stop_delivers_nothing_more() -> None:
+    node = PlayedNode([PlayedServer("a")], OPTIONS)
+    await node.subscriptions.start()
+    await node.subscriptions.subscribe(ROOM)
+    await node.publish(ROOM, b"on its way")
+    await node.subscriptions.stop()
+    assert node.heard == []
 
 
 # Subscribing
@@ -218,16 +245,19 @@ async def test_a_channel_that_no_server_owns_waits_until_one_does() -> None:
 
 
 @in_virtual_time
-async def test_a_channel_of_a_server_that_is_not_known_yet_is_placed_when_it_is() -> None:
-    async with hearing() as node:
+async def test_a_channel_of_a_server_that_is_not_known_yet_is_placed_when_it_is(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with hearing(2) as node:
         late = PlayedServer("late")
         listen(*late.address, late.accept)
         node.topology.places[ROOM] = late
         subscribing = asyncio.create_task(node.subscriptions.subscribe(ROOM))
-        await asyncio.sleep(BRIEF)
+        await asyncio.sleep(2)
+        assert levels(caplog, "Placing subscriptions") == []
 
         async def learn() -> None:
-            node.topology.servers = [node.servers[0], late]
+            node.topology.servers = [*node.servers, late]
 
         node.topology.on_refresh = learn
         await subscribing
@@ -408,7 +438,29 @@ async def test_thousands_of_channels_move_and_the_loop_has_its_turn_meanwhile() 
             await asyncio.sleep(0)
         assert len(node.servers[1].link.channels) == 3501
         assert len(node.restored) == 3500
-        assert longest <= 2 * 1000  # each is looked up, and placed
+        assert longest == 2 * 1000  # each is looked up, and placed
+
+
+@in_virtual_time
+async def test_what_is_given_up_while_thousands_move_moves_nowhere() -> None:
+    async with hearing(2) as node:
+        channels = [b"%d" % number for number in range(2500)]
+        await asyncio.gather(*map(node.subscriptions.subscribe, channels))
+        asked = 0
+
+        def place(channel: bytes) -> Address:
+            nonlocal asked
+            asked += 1
+            return node.servers[1].address
+
+        node.topology.address_for = place  # type: ignore[method-assign] # as a topology that has learned it
+        node.subscriptions.look()
+        await turns(lambda: asked)
+        assert asked < 2500
+        node.subscriptions.unsubscribe(channels[-1])
+        await asyncio.sleep(2)
+        assert node.servers[1].count(b"SSUBSCRIBE", channels[-1]) == 0
+        assert node.subscriptions.health() == (True, "hears 2499 channels on 2 connections")
 
 
 @in_virtual_time
@@ -427,6 +479,22 @@ async def test_a_server_that_is_no_primary_any_more_is_left_at_once(caplog: pyte
         assert node.subscriptions.health() == (True, "hears 1 channels on 1 connections")
         await asyncio.sleep(60)
         assert old.accepted == 1
+
+
+@in_virtual_time
+async def test_a_server_that_is_no_primary_any_more_is_not_heard_from_that_moment_on() -> None:
+    async with hearing(2) as node:
+        old, new = node.servers
+        await node.subscriptions.subscribe(ROOM)
+
+        def addresses() -> Sequence[Address]:
+            old.publish(ROOM, b"on its way")
+            return [new.address]
+
+        node.topology.addresses = addresses  # type: ignore[method-assign] # as a topology that has learned it
+        node.subscriptions.look()
+        await asyncio.sleep(1)
+        assert node.heard == []
 
 
 @in_virtual_time
@@ -573,6 +641,7 @@ async def test_a_lookup_may_fail_in_any_way(error: Exception, words: str, caplog
         node.servers[0].cut()
         await asyncio.sleep(BRIEF)
         assert "looking up" not in node.trouble
+        assert levels(caplog, "Looking up the servers failed") == ["WARNING"]
 
 
 @in_virtual_time
