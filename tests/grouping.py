@@ -26,7 +26,9 @@ SHARED: Final = ("class", "module", "package")
 COSTLY: Final = ("breakable_sentinels", "breakable_cluster", "sentinel_servers", "cluster_servers")
 """Fixtures of the session that take seconds: their tests run on one worker each, so that they are made once."""
 QUICK: Final = ("contract", "unit")
-"""Folders whose tests take a moment each: given out file by file, and last, so that they fill up what is left."""
+"""Folders whose tests take a moment each: they come last, and fill up what is left."""
+BY_FILE: Final = (*QUICK, "deploy")
+"""Folders whose files are given out whole: their tests are quick, or share what a process keeps once it was made."""
 FILE: Final = "groups_file"
 """What a worker is told the path of the groups as."""
 
@@ -95,7 +97,7 @@ def _group(item: pytest.Item) -> str:
     for name in COSTLY:
         if name in item.fixturenames or f"{given.get('subject')}_servers" == name:  # the contract's backend
             return name
-    return path.as_posix() if path.parts[0] in QUICK else ""
+    return path.as_posix() if path.parts[0] in BY_FILE else ""
 
 
 def _scope(item: pytest.Function, name: str) -> str:
