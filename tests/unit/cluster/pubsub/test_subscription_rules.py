@@ -72,7 +72,7 @@ async def test_a_start_returns_as_soon_as_a_server_that_is_not_heard_is_found_to
     await asyncio.sleep(0.5)
     assert not starting.done()
     node.topology.servers = node.topology.servers[:1]
-    node.subscriptions.look()
+    node.subscriptions.refresh_soon()
     looks = len(node.topology.looks)
     while len(node.topology.looks) == looks:  # noqa: ASYNC110 # a look has no event
         await asyncio.sleep(BRIEF)
@@ -454,7 +454,7 @@ async def test_what_is_given_up_while_thousands_move_moves_nowhere() -> None:
             return node.servers[1].address
 
         node.topology.address_for = place  # type: ignore[method-assign] # as a topology that has learned it
-        node.subscriptions.look()
+        node.subscriptions.refresh_soon()
         await turns(lambda: asked)
         assert asked < 2500
         node.subscriptions.unsubscribe(channels[-1])
@@ -492,7 +492,7 @@ async def test_a_server_that_is_no_primary_any_more_is_not_heard_from_that_momen
             return [new.address]
 
         node.topology.addresses = addresses  # type: ignore[method-assign] # as a topology that has learned it
-        node.subscriptions.look()
+        node.subscriptions.refresh_soon()
         await asyncio.sleep(1)
         assert node.heard == []
 
