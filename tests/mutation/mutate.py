@@ -95,7 +95,7 @@ class Campaign:
         if self._options.all or len(wanted) <= self._options.draw:
             return wanted
         drawn = random.Random(self._options.seed).sample(wanted, self._options.draw)  # noqa: S311 - no secret
-        return sorted(drawn, key=lambda item: item[0].line)
+        return sorted(drawn, key=lambda item: item[0].lines.start)
 
     def _show(self, file: Path, source: str, change: Change, name: str, verdict: Verdict) -> None:
         where = str(file.relative_to(ROOT))

@@ -177,11 +177,20 @@ async def test_a_newer_token_that_ends_sooner_is_gone_by_too() -> None:
 
 
 @in_virtual_time
-async def test_warnings_that_come_late_count_no_seconds_below_zero() -> None:
+@pytest.mark.parametrize("seconds", [5.25, 0.75])
+async def test_a_warning_that_comes_late_says_what_is_left(seconds: float) -> None:
     async with TestClient(SocketApp(auth=ByToken(), session=SessionConfig(token_refresh_window=60))) as client:
-        conn = await client.connect(query_params={"token": "5.25"})
+        conn = await client.connect(query_params={"token": str(seconds)})
         (_, first), *_ = await all_of(conn)
-        assert first == ("__auth_expiring__", pytest.approx(5.25, abs=0.49))
+        assert first == ("__auth_expiring__", pytest.approx(seconds, abs=0.24))
+
+
+@in_virtual_time
+async def test_a_warning_tells_milliseconds() -> None:
+    async with TestClient(SocketApp(session=SessionConfig(idle_timeout=10 / 3, idle_warning=1 / 3))) as client:
+        conn = await client.connect()
+        payload = (await conn.receive())["payload"]
+        assert payload["expires_in"] == round(payload["expires_in"], 3) == pytest.approx(1 / 3, abs=0.15)
 
 
 @in_virtual_time

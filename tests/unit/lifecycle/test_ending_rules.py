@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from typing import Any
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, cast
 
 import pytest
 
 from socketspec import Connection, Identity, SocketApp
 from socketspec.backend.memory import MemoryBackend, MemoryBroker, MemoryPresence
 from socketspec.backend.protocols import Deliver, Lost
+from socketspec.membership.directory import Directory
+from socketspec.protocol.orders import revoke_order
 from socketspec.errors import BackendError
 from socketspec.logs import JsonFormatter
 from socketspec.protocol.handshake import Handshake
@@ -343,14 +347,15 @@ async def test_a_handler_has_the_grace_and_a_hook_another_one() -> None:
             ended["hook"] = now()
 
     async with app.lifespan():
-        conn, carrier = await opened(app, Carrier()), Carrier()
+        hangs, carrier = Carrier(), Carrier()
+        conn = await opened(app, hangs)
         await opened(app, carrier)
         engine = await app.ensure_started()
         engine.receive(conn, '{"event":"hang"}', binary=False)
         await asyncio.sleep(0)
         began = now()
         await asyncio.gather(app.stop(), app.stop())
-        assert carrier.closed == (1012, "server_shutdown")
+        assert carrier.closed == hangs.closed == (1012, "server_shutdown")
     assert ended["handler"] - began == pytest.approx(5, abs=0.1)
     assert ended["hook"] - began == pytest.approx(10, abs=0.2)
 
@@ -372,6 +377,79 @@ async def test_a_connection_that_is_being_opened_leaves_as_soon_as_its_hooks_are
         assert asyncio.get_running_loop().time() - began == pytest.approx(2, abs=0.1)
         assert carrier.closed == (1012, "server_shutdown")
         await opening
+
+
+@in_virtual_time
+@pytest.mark.parametrize("others", [0, 200])
+async def test_a_handler_whose_client_has_left_has_the_grace_too(others: int) -> None:
+    app = SocketApp(drain_window=10, drain_grace=5)
+    done: list[str] = []
+    takes = 12 if others else 4
+
+    @app.on("work")
+    async def work(conn: Connection) -> None:
+        await asyncio.sleep(takes)
+        done.append(conn.id)
+
+    async with app.lifespan() as engine:
+        for _ in range(others):
+            await opened(app, Carrier())
+        conn = await opened(app, Carrier())
+        engine.receive(conn, '{"event":"work"}', binary=False)
+        await asyncio.sleep(0)
+        await engine.closed(conn, 1000)
+        began = asyncio.get_running_loop().time()
+        await app.stop()
+        assert asyncio.get_running_loop().time() - began == pytest.approx(takes, abs=0.1)
+    assert done == [conn.id]
+
+
+@in_virtual_time
+@pytest.mark.parametrize(
+    ("bound", "window", "count", "expected"),
+    [
+        (min, 1 / 3, 100, [round((number + 1) / 300 + 0.1, 3) for number in range(100)]),
+        (max, 1 / 3, 100, [round((number + 1) / 300 + 0.5, 3) for number in range(100)]),
+        (min, 10, 2, [0.15, 0.2]),
+        (min, 0, 3, [0.1] * 3),
+        (max, 0, 3, [5.0] * 3),
+    ],
+)
+async def test_a_goodbye_says_when_to_come_back(
+    bound: Callable[[float, float], float], window: float, count: int, expected: list[float]
+) -> None:
+    app = SocketApp(drain_window=window)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("random.uniform", bound)
+        async with app.lifespan():
+            carriers = [Carrier() for _ in range(count)]
+            for carrier in carriers:
+                await opened(app, carrier)
+            await app.drain()
+    goodbyes = [message for carrier in carriers for message in carrier.messages]
+    assert {message["event"] for message in goodbyes} == {"__server_shutdown__"}
+    assert sorted(message["payload"]["reconnect_in"] for message in goodbyes) == sorted(expected)
+
+
+async def test_very_many_goodbyes_let_the_loop_turn_between_a_few_hundred() -> None:
+    app = SocketApp(drain_window=1000)
+    async with app.lifespan():
+        carriers = [Carrier() for _ in range(1100)]
+        for carrier in carriers:
+            await opened(app, carrier)
+        draining = asyncio.create_task(app.drain())
+        told = [0]
+        for _ in range(10):
+            await asyncio.sleep(0)
+            told.append(sum(bool(carrier.written) for carrier in carriers))
+        assert max(after - before for before, after in pairwise(told)) <= 500
+        assert told[-1] == 1100
+        for carrier in carriers:
+            carrier.abort()
+        engine = await app.ensure_started()
+        for conn in list(engine.connections.values()):
+            engine.lost(conn, 1006)
+        assert await draining == 1100
 
 
 @in_virtual_time
@@ -469,16 +547,20 @@ async def test_a_users_connections_come_and_go_and_an_order_finds_those_that_are
             await other.close()
 
 
-async def test_an_order_to_close_very_many_lets_the_loop_turn_and_closes_all() -> None:
+async def test_an_order_to_close_very_many_lets_the_loop_turn_between_a_few_hundred() -> None:
     app = SocketApp(auth=ByName())
     async with app.lifespan():
         carriers = [Carrier() for _ in range(600)]
         for carrier in carriers:
             await opened(app, carrier)
         await app.users.disconnect("ada")
-        at_once = sum(carrier.closed is not None for carrier in carriers)
-        assert 0 < at_once < 600
-        await until(lambda: all(carrier.closed == (4000, "disconnected") for carrier in carriers))
+        closed = [sum(carrier.closed is not None for carrier in carriers)]
+        for _ in range(20):
+            await asyncio.sleep(0)
+            closed.append(sum(carrier.closed == (4000, "disconnected") for carrier in carriers))
+        assert closed[0] <= 256
+        assert max(after - before for before, after in pairwise(closed)) <= 256
+        assert closed[-1] == 600
 
 
 async def test_a_revocation_closes_each_kind_with_its_reason() -> None:
@@ -495,3 +577,35 @@ async def test_a_revocation_closes_each_kind_with_its_reason() -> None:
                 await conn.receive()
             assert (closed.value.code, closed.value.reason) == (4005, "stolen")
             await conn.close()
+
+
+class Listed:
+    """What a directory lists."""
+
+    subjects: tuple[str, ...] = ()
+
+
+def test_a_directory_lists_each_under_its_subjects_and_nothing_for_who_has_gone() -> None:
+    directory, listed = Directory(), [cast("Connection", Listed()) for _ in range(3)]
+    for conn in listed:
+        directory.set(conn, ("all", str(listed.index(conn))))
+    assert (directory.find("all"), directory.find("1"), directory.find("9")) == (listed, [listed[1]], [])
+    directory.set(listed[0], ("other",))
+    assert (directory.find("all"), directory.find("0"), directory.find("other")) == (listed[1:], [], [listed[0]])
+    for conn in listed:
+        directory.discard(conn)
+        directory.discard(conn)
+        assert conn.subjects == ()
+    assert len(directory) == 0
+
+
+async def test_a_subject_that_is_revoked_again_is_remembered_as_the_newest() -> None:
+    app = SocketApp()
+    async with TestClient(app):
+        orders = (await app.ensure_started()).control
+        orders.receive([revoke_order(["a"], "x")])
+        orders.receive([revoke_order([str(number) for number in range(9_999)], "x")])
+        orders.receive([revoke_order(["a"], "x"), revoke_order(["one more"], "x")])
+        assert orders.has_revoked(["a"], since=0.0)
+        assert not orders.has_revoked(["0"], since=0.0), "the oldest is forgotten"
+        assert orders.has_revoked(["1"], since=0.0)

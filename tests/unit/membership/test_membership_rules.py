@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import time
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,9 +17,10 @@ from socketspec import Broadcasts, Connection, History, Identity, Room, SocketAp
 from socketspec.backend.memory import MemoryBackend, MemoryBroker, MemoryPresence
 from socketspec.errors import BackendError, ConfigurationError, PermissionDenied, RoomNotFound, ValidationFailed
 from socketspec.logs import JsonFormatter
-from socketspec.protocol.handshake import Handshake
-from socketspec.protocol.publications import Member, Position, Publication, Topic
+from socketspec.protocol.handshake import Handshake, QueryParams
+from socketspec.protocol.publications import Member, Position, Publication, Receipt, Topic
 from socketspec.testing import ConnectionClosed, TestClient, TestConnection
+from tests.carriers import Carrier, opened
 
 log = logging.getLogger("the_app")
 
@@ -38,6 +41,11 @@ class Presence(MemoryPresence):
         self.failing: set[str] = set()
         self.entered: list[tuple[Topic, Member, int | None]] = []
         self.left: list[tuple[Topic, str]] = []
+        self.listed = 0
+
+    async def members(self, topic: Topic) -> Sequence[Member]:
+        self.listed += 1
+        return await super().members(topic)
 
     async def enter(self, topic: Topic, member: Member, *, limit: int | None = None) -> bool:
         self.entered.append((topic, member, limit))
@@ -475,6 +483,96 @@ async def test_of_two_that_joined_at_once_every_node_picks_the_same_one() -> Non
         await backend.presence.enter(ADA, Member("~ comes later in the alphabet", "ada", member.joined_at))
         await users(client, "ada")
         assert not mine.connection.is_open, "of the same age, the one whose id comes first"
+
+
+async def test_who_is_authenticated_without_a_name_belongs_to_no_user() -> None:
+    async with TestClient(SocketApp(auth=ByName(), max_connections_per_user=1)) as client:
+        conns = [await client.connect() for _ in range(2)]
+        assert all(conn.connection.is_open and conn.identity.is_authenticated for conn in conns)
+
+
+@pytest.mark.parametrize(
+    ("options", "lists"),
+    [
+        ({}, 0),
+        ({"connection_limit_policy": "evict_oldest"}, 0),
+        ({"max_connections_per_user": 3}, 0),
+        ({"max_connections_per_user": 3, "connection_limit_policy": "evict_oldest"}, 2),
+    ],
+)
+async def test_a_users_connections_are_listed_only_where_the_oldest_may_have_to_go(
+    options: dict[str, Any], lists: int
+) -> None:
+    backend = Backend()
+    async with TestClient(SocketApp(backend=backend, auth=ByName(), **options)) as client:
+        await users(client, "ada")
+        assert backend.watched.listed == lists
+
+
+async def test_a_newcomer_is_a_moment_newer_than_one_whose_nodes_clock_is_ahead() -> None:
+    backend = Backend()
+    app = SocketApp(backend=backend, auth=ByName(), max_connections_per_user=5, connection_limit_policy="evict_oldest")
+    ahead = time.time() + 1000
+    async with TestClient(app) as client:
+        await backend.presence.enter(ADA, Member("on another node", "ada", ahead))
+        (conn,) = await users(client, "ada")
+        joined = {member.connection_id: member.joined_at for member in await backend.presence.members(ADA)}
+        assert 0 < joined[conn.id] - ahead < 0.001
+
+
+async def test_very_many_that_have_to_go_are_named_in_orders_of_a_thousand() -> None:
+    orders: list[list[str]] = []
+
+    class Recording(Broker):
+        async def publish(self, topic: Topic, publication: Publication, **options: Any) -> Receipt:
+            if topic.kind == "control":
+                orders.append(json.loads(publication.payload)["connections"])
+            return await super().publish(topic, publication, **options)
+
+    backend = Backend()
+    backend.broker.__class__ = Recording
+    app = SocketApp(backend=backend, auth=ByName(), max_connections_per_user=1, connection_limit_policy="evict_oldest")
+    async with TestClient(app) as client:
+        old = [f"c{number}" for number in range(2500)]
+        for number, name in enumerate(old):
+            await backend.presence.enter(ADA, Member(name, "ada", float(number)))
+        await users(client, "ada")
+        assert [len(order) for order in orders] == [1000, 1000, 500]
+        assert [name for order in orders for name in order] == old
+
+
+async def test_what_is_sent_to_a_user_is_not_written_to_connections_that_have_left() -> None:
+    app = SocketApp(auth=ByName())
+    handshake = Handshake(query_params=QueryParams([("user", "ada")]))
+    async with app.lifespan() as engine:
+        left, stays = Carrier(), Carrier()
+        leaving, staying = await opened(app, left, handshake), await opened(app, stays, handshake)
+        await engine.closed(leaving, 1000)
+        await app.users.send("ada", "you")
+        await app.rooms.broadcast_all("everybody")
+        await staying.emit("end")
+        await asyncio.sleep(0)  # written in the loop's next turn
+        assert (left.events, stays.events) == ([], ["you", "everybody", "end"])
+        await staying.disconnect()
+
+
+@pytest.mark.parametrize("user", ["ada", None])
+async def test_a_connection_that_has_ended_is_forgotten(user: str | None) -> None:
+    app = SocketApp(auth=ByName())
+    async with TestClient(app) as client:
+        query = {} if user is None else {"user": user}
+        stays = [await client.connect(query_params=query) for _ in range(2)]
+        handshake = Handshake(query_params=QueryParams(query.items()))
+        engine = await app.ensure_started()
+        conn = await opened(app, Carrier(), handshake)
+        await app.rooms.join(conn, "hall")
+        gone = weakref.ref(conn)
+        await engine.closed(conn, 1000)
+        del conn
+        await asyncio.sleep(0)
+        gc.collect()
+        assert gone() is None
+        assert all(conn.connection.is_open for conn in stays)
 
 
 async def test_a_guest_with_a_users_name_is_not_the_user() -> None:
