@@ -14,11 +14,11 @@ import pytest
 from socketspec import Connection, Identity, SocketApp
 from socketspec.backend.memory import MemoryBackend, MemoryBroker, MemoryPresence
 from socketspec.backend.protocols import Deliver, Lost
-from socketspec.membership.directory import Directory
-from socketspec.protocol.orders import revoke_order
 from socketspec.errors import BackendError
 from socketspec.logs import JsonFormatter
+from socketspec.membership.directory import Directory
 from socketspec.protocol.handshake import Handshake
+from socketspec.protocol.orders import revoke_order
 from socketspec.protocol.publications import Member, Publication, Topic
 from socketspec.session import SessionConfig
 from socketspec.testing import ConnectionClosed, TestClient
