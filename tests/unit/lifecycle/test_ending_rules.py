@@ -588,21 +588,21 @@ class Listed:
 def test_a_directory_lists_each_under_its_subjects_and_nothing_for_who_has_gone() -> None:
     directory, listed = Directory(), [cast("Connection", Listed()) for _ in range(3)]
     for conn in listed:
-        directory.set(conn, ("all", str(listed.index(conn))))
+        directory.set_subjects(conn, ("all", str(listed.index(conn))))
     assert (directory.find("all"), directory.find("1"), directory.find("9")) == (listed, [listed[1]], [])
-    directory.set(listed[0], ("other",))
+    directory.set_subjects(listed[0], ("other",))
     assert (directory.find("all"), directory.find("0"), directory.find("other")) == (listed[1:], [], [listed[0]])
     for conn in listed:
-        directory.discard(conn)
-        directory.discard(conn)
+        directory.drop_subjects(conn)
+        directory.drop_subjects(conn)
         assert conn.subjects == ()
-    assert len(directory) == 0
+    assert directory.subjects == 0
 
 
 async def test_a_subject_that_is_revoked_again_is_remembered_as_the_newest() -> None:
     app = SocketApp()
     async with TestClient(app):
-        orders = (await app.ensure_started()).control
+        orders = (await app.ensure_started()).orders
         orders.receive([revoke_order(["a"], "x")])
         orders.receive([revoke_order([str(number) for number in range(9_999)], "x")])
         orders.receive([revoke_order(["a"], "x"), revoke_order(["one more"], "x")])

@@ -65,7 +65,7 @@ async def test_a_start_returns_as_soon_as_a_server_that_is_not_heard_is_found_to
     await asyncio.sleep(0.5)
     assert not starting.done()
     node.topology.servers = node.topology.servers[:1]
-    node.subscriptions.look()
+    node.subscriptions.refresh_soon()
     looks = len(node.topology.looks)
     while len(node.topology.looks) == looks:  # noqa: ASYNC110 # a look has no event
         await asyncio.sleep(BRIEF)

@@ -359,7 +359,7 @@ async def test_a_lane_that_is_not_needed_any_more_hears_nothing() -> None:
         link = old.link
         node.topology.servers = [node.servers[1]]
         node.topology.places[ROOM] = node.servers[1]
-        node.subscriptions.look()
+        node.subscriptions.refresh_soon()
         await asyncio.sleep(1)
         assert not link.is_open
         link.say(resp(b"smessage", ROOM, b"from the old one"))

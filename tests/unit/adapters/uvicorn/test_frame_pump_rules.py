@@ -11,7 +11,7 @@ import zlib
 
 import pytest
 
-from socketspec.adapters.uvicorn import DeflateWebSocketProtocol
+from socketspec.adapters.uvicorn.protocol import DeflateWebSocketProtocol
 from tests.played_client import (
     A_WHILE,
     SLICE,

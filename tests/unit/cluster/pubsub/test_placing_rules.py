@@ -13,7 +13,7 @@ from itertools import pairwise
 import pytest
 
 from socketspec.cluster.options import Address
-from socketspec.cluster.topology import ReplicaError
+from socketspec.cluster.servers.shard import ReplicaError
 from tests.played_redis import BRIEF, OPTIONS, ROOM, PlayedNode, PlayedServer, hearing
 from tests.virtual_time import in_virtual_time, listen, now
 from tests.watching import levels, turns
@@ -79,7 +79,7 @@ async def test_thousands_of_channels_move_and_the_loop_has_its_turn_meanwhile() 
             return node.servers[1].address
 
         node.topology.address_for = place  # type: ignore[method-assign] # as a topology that has learned it
-        node.subscriptions.look()
+        node.subscriptions.refresh_soon()
         for _ in range(2000):
             asked = 0
             await asyncio.sleep(0)
@@ -101,7 +101,7 @@ async def test_what_is_given_up_while_thousands_move_moves_nowhere() -> None:
             return node.servers[1].address
 
         node.topology.address_for = place  # type: ignore[method-assign] # as a topology that has learned it
-        node.subscriptions.look()
+        node.subscriptions.refresh_soon()
         await turns(lambda: asked)
         assert asked < 2500
         node.subscriptions.unsubscribe(channels[-1])
@@ -117,7 +117,7 @@ async def test_a_server_that_is_no_primary_any_more_is_left_at_once(caplog: pyte
         old, new = node.servers
         await node.subscriptions.subscribe(ROOM)
         node.topology.servers = [new]
-        node.subscriptions.look()
+        node.subscriptions.refresh_soon()
         await asyncio.sleep(1)
         assert not old.links
         assert on(node, ROOM) == ["b"]
@@ -139,7 +139,7 @@ async def test_a_server_that_is_no_primary_any_more_is_not_heard_from_that_momen
             return [new.address]
 
         node.topology.addresses = addresses  # type: ignore[method-assign] # as a topology that has learned it
-        node.subscriptions.look()
+        node.subscriptions.refresh_soon()
         await asyncio.sleep(1)
         assert node.heard == []
 
@@ -188,7 +188,7 @@ async def test_a_channel_that_moved_away_is_no_loss_of_the_server_it_left() -> N
         await node.subscriptions.subscribe(ROOM)
         first.mute.add(b"SUNSUBSCRIBE")  # so that the link goes while it still has the channel
         node.topology.places[ROOM] = second
-        node.subscriptions.look()
+        node.subscriptions.refresh_soon()
         await asyncio.sleep(1)
         assert second.has(ROOM)
         assert node.subscriptions.losses == 1
