@@ -40,12 +40,14 @@ class Grouping:
         self._told: dict[str, Any] = getattr(config, "workerinput", {})
         self._folder = Path()
 
+    @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: WorkerController) -> None:
         """Tell a worker where to write."""
         if not self._folder.name:
             self._folder = Path(tempfile.mkdtemp(prefix="socketspec-groups-"))
         node.workerinput[FILE] = str(self._folder / FILE)
 
+    @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Producer) -> LoadScopeScheduling | None:
         """What `-n 2` means here."""
         return _ByGroup(config, log, self._folder / FILE) if config.option.dist == "load" else None
