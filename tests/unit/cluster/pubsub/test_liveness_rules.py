@@ -77,6 +77,39 @@ async def test_a_nonce_of_an_earlier_probe_or_of_somebody_else_proves_nothing() 
 
 
 @in_virtual_time
+async def test_what_is_heard_is_proof_enough_though_publishing_it_has_not_returned() -> None:
+    async def slow_to_return(channel: bytes, nonce: bytes) -> None:
+        await node.publish(channel, nonce)
+        await asyncio.sleep(1000)
+
+    node = PlayedNode([PlayedServer("a")], OPTIONS)
+    node.publishing = slow_to_return
+    await node.subscriptions.start()
+    assert now() < BRIEF
+    await asyncio.sleep(10 * INTERVAL)
+    assert sum(node.subscriptions.lag.counts) >= 10
+    await node.subscriptions.stop()
+
+
+@in_virtual_time
+async def test_what_is_heard_when_its_probe_is_over_proves_nothing() -> None:
+    async with hearing() as node:
+
+        async def late(channel: bytes, nonce: bytes) -> None:
+            asyncio.get_running_loop().call_later(TIMEOUT + 0.5, node.servers[0].publish, channel, nonce)
+            await hanging(channel, nonce)
+
+        await node.probed()
+        count = sum(node.subscriptions.lag.counts)
+        node.publishing = late
+        await asyncio.sleep(INTERVAL + TIMEOUT + 1)
+        assert node.trouble == "a:6379: publishing takes more than 3 s"
+        assert sum(node.subscriptions.lag.counts) == count
+        node.publishing = node.publish
+        await asyncio.sleep(INTERVAL + TIMEOUT)
+
+
+@in_virtual_time
 async def test_what_somebody_else_says_before_our_first_probe_proves_nothing_and_does_no_harm() -> None:
     node = PlayedNode([PlayedServer("a")], OPTIONS)
     node.publishing = hanging
@@ -110,6 +143,22 @@ async def test_first_heard_is_logged_with_how_long_it_took(caplog: pytest.LogCap
         await asyncio.sleep(2)
         (record,) = [one for one in caplog.records if "connected and heard" in one.getMessage()]
         assert 4.0 <= float(record.getMessage().split()[-2]) <= 5.5
+
+
+@in_virtual_time
+async def test_a_link_that_answers_and_was_not_heard_yet_is_not_said_to_be_heard(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with hearing() as node:
+        await asyncio.sleep(10)
+        caplog.set_level(logging.INFO, "socketspec.cluster")
+        node.publishing = failing
+        node.servers[0].cut()
+        await asyncio.sleep(10)
+        assert levels(caplog, "connected and heard") == []
+        node.publishing = node.publish
+        await asyncio.sleep(INTERVAL + TIMEOUT)
+        assert levels(caplog, "connected and heard") == ["INFO"]
 
 
 @in_virtual_time
@@ -206,6 +255,20 @@ async def test_while_publishing_fails_a_link_that_answers_is_kept_and_health_say
         node.publishing = node.publish
         await asyncio.sleep(INTERVAL + TIMEOUT)
         assert node.is_healthy
+
+
+@in_virtual_time
+async def test_publishing_that_fails_is_looked_into_as_soon_as_it_is_known() -> None:
+    async with hearing() as node:
+        await asyncio.sleep(10)
+        await node.probed()
+        node.publishing = failing
+        await asyncio.sleep(INTERVAL + TIMEOUT - BRIEF)
+        node.topology.looks.clear()
+        await asyncio.sleep(0.2)
+        assert len(node.topology.looks) == 1
+        node.publishing = node.publish
+        await asyncio.sleep(INTERVAL + TIMEOUT)
 
 
 @in_virtual_time
@@ -360,6 +423,19 @@ async def test_a_probe_channel_that_is_refused_is_trouble_costs_no_link_and_is_a
 
 
 @in_virtual_time
+async def test_a_probe_channel_that_is_taken_back_between_probes_is_looked_into_at_once() -> None:
+    async with hearing() as node:
+        await node.probed()
+        await asyncio.sleep(0.1)
+        looks = len(node.topology.looks)
+        node.servers[0].take_back(PROBE)
+        await asyncio.sleep(BRIEF)
+        assert len(node.topology.looks) == looks + 1
+        await asyncio.sleep(2 * INTERVAL)
+        assert node.is_healthy
+
+
+@in_virtual_time
 async def test_a_probe_channel_that_is_taken_back_during_a_probe_ends_the_wait() -> None:
     async with hearing() as node:
         (server,) = node.servers
@@ -427,11 +503,14 @@ async def test_a_probe_channel_that_is_wanted_again_while_it_is_given_up_was_not
 async def test_a_server_that_owns_nothing_has_no_probe_and_health_says_why(error: Exception) -> None:
     async with hearing() as node:
         (server,) = node.servers
+        await node.probed()
         node.topology.tags[server.address] = error
-        looks = len(node.topology.looks)
-        await asyncio.sleep(INTERVAL + 0.5)
+        await asyncio.sleep(INTERVAL - BRIEF)
+        node.topology.looks.clear()
+        await asyncio.sleep(2 * BRIEF)
+        assert len(node.topology.looks) == 1  # at once
+        await asyncio.sleep(0.5)
         assert node.trouble == f"a:6379: the subscription to the probe's channel was refused: {error}"
-        assert len(node.topology.looks) > looks
         del node.topology.tags[server.address]
         await asyncio.sleep(2 * INTERVAL)
         assert node.is_healthy

@@ -103,10 +103,29 @@ async def test_a_channel_that_comes_back_while_it_is_given_up_is_asked_for_when_
         assert server.count(b"SSUBSCRIBE", ROOM) == 1
         assert not subscribing.done()
         server.mute.clear()
+        looks = len(node.topology.looks)
         server.confirm(server.link, b"SUNSUBSCRIBE", ROOM)
         await subscribing
         assert server.count(b"SSUBSCRIBE", ROOM) == 2
         assert node.restored == []
+        assert len(node.topology.looks) == looks  # that was no surprise
+
+
+@in_virtual_time
+async def test_a_refusal_of_what_was_given_up_meanwhile_is_nobodys_business(caplog: pytest.LogCaptureFixture) -> None:
+    async with hearing() as node:
+        (server,) = node.servers
+        server.mute.add(ROOM)
+        subscribing = asyncio.create_task(node.subscriptions.subscribe(ROOM))
+        await turns(lambda: server.count(b"SSUBSCRIBE", ROOM))
+        node.subscriptions.unsubscribe(ROOM)
+        with pytest.raises(BackendError, match="unsubscribed"):
+            await subscribing
+        server.link.say(b"-NOPERM no permissions\r\n")
+        await asyncio.sleep(1)
+        assert levels(caplog, "refused") == []
+        assert server.accepted == 1
+        assert node.is_healthy
 
 
 @in_virtual_time
