@@ -82,7 +82,7 @@ async def test_a_client_that_answers_pings_stays() -> None:
         for _ in range(5):
             began = now()
             assert (await conn.receive(timeout=100))["event"] == "__ping__"
-            assert now() - began == pytest.approx(20)
+            assert now() - began == pytest.approx(20, abs=0.06)  # the wheel's ticks
             await asyncio.sleep(4)
             await conn.send("__pong__")
 
