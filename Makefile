@@ -20,8 +20,8 @@ endif
 .DELETE_ON_ERROR:
 export PYTHON VENV
 
-.PHONY: help run test test-fast tools lint ruff-check ruff-format format types mypy pyright verify-types contracts docs docs-serve \
-	wheel deploy-tools bench mutation check clean
+.PHONY: help setup run test test-fast tools lint ruff-check ruff-format format types mypy pyright verify-types contracts docs docs-serve \
+	wheel deploy-tools bench bench-guard mutation check clean
 
 help: ## List the chores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,8 @@ $(RUN): pyproject.toml scripts/setup
 $(DEV): pyproject.toml scripts/setup
 	@scripts/setup dev
 	@touch $(RUN)
+
+setup: $(DEV) ## Make or refresh the environment that every chore uses
 
 run: $(RUN) ## Set up, then run the demo chat on 127.0.0.1:8000 (PORT=9000 NODES=3)
 	$(BIN)/socketspec demo $(DEMO_ARGS)

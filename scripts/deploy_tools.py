@@ -50,7 +50,7 @@ class Missing(Exception):
 
 
 class Broken(Exception):
-    """What came is not the tool; the text says why. Nobody catches it: the tests fail."""
+    """What came is not the tool; the text says why. Tests do not catch it: they fail."""
 
 
 def helm(major: int) -> Path:
@@ -185,7 +185,7 @@ def _run(folder: Path, *command: str) -> None:
 
 
 def main() -> None:
-    """Fetch all of them; say what is missing."""
+    """Fetch all of them; say which are here, and what is wrong with the others."""
     tools: dict[str, Callable[[], Path]] = {"helm 3": lambda: helm(3), "helm 4": lambda: helm(4)}
     tools |= {"promtool": promtool, "checkov": checkov}
     tools |= {name: functools.partial(proxy, name) for name in PROXIES}
@@ -195,6 +195,8 @@ def main() -> None:
             find()
         except Missing as error:
             print(f"{name} is missing, its tests are skipped: {error}")
+        except Broken as error:
+            print(f"{name} is broken, its tests fail: {error}")
         else:
             here.append(name)
     print(f"Deployment tools that are here: {', '.join(here) or 'none'}.")

@@ -16,7 +16,9 @@ import pytest
 __all__ = ("Account", "duration", "skipped")
 
 REMEMBERED: Final = "socketspec/seconds"
-"""Where pytest's cache keeps the seconds that a test of each folder took in the last run."""
+"""Where pytest's cache keeps the seconds that a test of each folder took in the last large run."""
+LARGE: Final = 1_000
+"""Tests of a run that says how long those of a folder take."""
 FIRST_GUESS: Final = {"benchmarks": 2.0, "cluster": 1.0, "contract": 0.1, "deploy": 0.5, "e2e": 0.5, "unit": 0.02}
 """The same where there was none."""
 USUAL: Final = 0.1
@@ -29,7 +31,7 @@ class Account:
     def __init__(self, config: pytest.Config, reporter: pytest.TerminalReporter) -> None:
         self._cache: pytest.Cache | None = getattr(config, "cache", None)  # there is none with -p no:cacheprovider
         self._reporter = reporter
-        self._workers = len(config.option.tx or ()) if config.option.dist != "no" else 0
+        self._workers = len(config.option.tx) if getattr(config.option, "dist", "no") != "no" else 0
         self._announced = False
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._tests: Counter[str] = Counter()
@@ -55,7 +57,7 @@ class Account:
     def pytest_sessionfinish(self) -> Generator[None, None, None]:
         """Remember how long it took, and end with what was skipped."""
         yield
-        if self._tests and self._cache is not None:
+        if self._tests.total() >= LARGE and self._cache is not None:
             each = {folder: self._seconds[folder] / count for folder, count in self._tests.items()}
             self._cache.set(REMEMBERED, self._remembered() | each)
         reasons = Counter(_reason(report) for report in self._reporter.stats.get("skipped", ()))

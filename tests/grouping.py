@@ -26,7 +26,9 @@ SHARED: Final = ("class", "module", "package")
 COSTLY: Final = ("breakable_sentinels", "breakable_cluster", "sentinel_servers", "cluster_servers")
 """Fixtures of the session that take seconds: their tests run on one worker each, so that they are made once."""
 QUICK: Final = ("contract", "unit")
-"""Folders whose tests take a moment each: given out file by file, and last, so that they fill up what is left."""
+"""Folders whose tests take a moment each: they come last, and fill up what is left."""
+BY_FILE: Final = (*QUICK, "deploy")
+"""Folders whose files are given out whole: their tests are quick, or share what a process keeps once it was made."""
 FILE: Final = "groups_file"
 """What a worker is told the path of the groups as."""
 
@@ -38,12 +40,14 @@ class Grouping:
         self._told: dict[str, Any] = getattr(config, "workerinput", {})
         self._folder = Path()
 
+    @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: WorkerController) -> None:
         """Tell a worker where to write."""
         if not self._folder.name:
             self._folder = Path(tempfile.mkdtemp(prefix="socketspec-groups-"))
         node.workerinput[FILE] = str(self._folder / FILE)
 
+    @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Producer) -> LoadScopeScheduling | None:
         """What `-n 2` means here."""
         return _ByGroup(config, log, self._folder / FILE) if config.option.dist == "load" else None
@@ -95,7 +99,7 @@ def _group(item: pytest.Item) -> str:
     for name in COSTLY:
         if name in item.fixturenames or f"{given.get('subject')}_servers" == name:  # the contract's backend
             return name
-    return path.as_posix() if path.parts[0] in QUICK else ""
+    return path.as_posix() if path.parts[0] in BY_FILE else ""
 
 
 def _scope(item: pytest.Function, name: str) -> str:

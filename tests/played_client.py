@@ -15,14 +15,37 @@ from uvicorn.server import ServerState
 
 from socketspec.adapters.handover import EXTENSION, RawConnection
 from socketspec.adapters.uvicorn import WebSocketProtocol
+from tests.virtual_time import now
+from tests.watching import turns
 
-__all__ = ("KEY", "Answer", "Frame", "PlayedClient", "PlayedSink", "Wire", "close_frame", "frame", "upgrade")
+__all__ = (
+    "A_WHILE",
+    "DEFLATE",
+    "KEY",
+    "SLICE",
+    "Answer",
+    "Frame",
+    "PlayedClient",
+    "PlayedSink",
+    "Wire",
+    "assert_failed",
+    "close_frame",
+    "frame",
+    "opened",
+    "text",
+    "upgrade",
+)
 
 App = Callable[[MutableMapping[str, Any], Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Any]
 
 KEY = b"dGhlIHNhbXBsZSBub25jZQ=="
 """The key of the example in RFC 6455 section 1.3."""
+DEFLATE = b"Sec-WebSocket-Extensions: permessage-deflate"
 MASK = b"\x0f\xf0\x55\xaa"
+SLICE = 64
+"""Frames of one connection that are handled before others get their turn."""
+A_WHILE = 0.001
+"""Seconds; nothing that has a deadline is as quick."""
 
 
 class Frame(NamedTuple):
@@ -70,6 +93,11 @@ def frame(opcode: int, payload: bytes = b"", *, final: bool = True, flags: int =
         length = b"\xff" + size.to_bytes(8, "big")
     masked = bytes(byte ^ MASK[index % 4] for index, byte in enumerate(payload))
     return bytes((opcode | flags | (0x80 if final else 0),)) + length + MASK + masked
+
+
+def text(payload: str) -> bytes:
+    """A client's text message in one frame."""
+    return frame(1, payload.encode())
 
 
 def close_frame(code: int, reason: bytes = b"") -> bytes:
@@ -299,6 +327,11 @@ class PlayedSink:
         self.line = scope["extensions"][EXTENSION](self)
         self.line.go_on()
 
+    async def ended_at(self) -> float:
+        """Wait until the connection has ended; when that was."""
+        await self.ended.wait()
+        return now()
+
     def received(self, data: str | bytes) -> None:
         self.messages.append(data)
         self.on_message(data)
@@ -323,3 +356,20 @@ class PlayedSink:
     def lost(self, code: int, reason: str) -> None:
         self.ends.append((code, reason))
         self.ended.set()
+
+
+async def opened(**options: Any) -> tuple[PlayedClient, PlayedSink]:
+    """An open connection that a sink has taken over. The client offers compression."""
+    sink = PlayedSink()
+    client = PlayedClient(sink, **options)
+    client.sends(upgrade(DEFLATE))
+    await turns(lambda: client.got and hasattr(sink, "line"))
+    return client, sink
+
+
+def assert_failed(client: PlayedClient, sink: PlayedSink, code: int, reason: str) -> None:
+    """The client was told what it did wrong, and can read it before the connection goes."""
+    assert client.closed == (code, reason)
+    assert sink.ends == [(code, reason)]
+    assert client.wire.has_ended
+    assert not client.wire.is_gone

@@ -16,10 +16,15 @@ from socketspec.cluster.servers.shard import LinkOptions
 from tests.virtual_time import listen
 from tests.watching import WatchedTasks
 
-__all__ = ("OPTIONS", "PlayedLink", "PlayedNode", "PlayedServer", "hearing")
+__all__ = ("BRIEF", "OPTIONS", "PROBE", "ROOM", "PlayedLink", "PlayedNode", "PlayedServer", "hearing", "resp")
 
 OPTIONS = RedisOptions()
 """The real ones: in virtual time they cost nothing."""
+ROOM = b"room"
+PROBE = b"probe:a"
+"""The channel on which server "a" is tested."""
+BRIEF = 0.01
+"""Seconds in which everything that needs no pause has happened."""
 
 
 def resp(*words: bytes | int) -> bytes:
@@ -223,6 +228,19 @@ class PlayedNode:
     def _receive(self, messages: Sequence[tuple[bytes, bytes]]) -> Awaitable[None] | None:
         self.heard.extend(messages)
         return self.on_received(messages)
+
+    async def replaced_at(self) -> float:
+        """Wait until the only server was connected to once more; when that was."""
+        accepted = self.servers[0].accepted
+        while self.servers[0].accepted == accepted:  # noqa: ASYNC110 # a connection has no event
+            await asyncio.sleep(BRIEF / 2)
+        return asyncio.get_running_loop().time()
+
+    async def probed(self) -> None:
+        """Wait until the next probe has come back."""
+        count = sum(self.subscriptions.lag.counts)
+        while sum(self.subscriptions.lag.counts) == count:  # noqa: ASYNC110 # a probe has no event
+            await asyncio.sleep(BRIEF / 2)
 
     @property
     def is_healthy(self) -> bool:

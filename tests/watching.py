@@ -8,6 +8,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from socketspec.concurrency.tasks import Tasks
 
 
@@ -59,3 +61,8 @@ async def turns(check: Callable[[], object]) -> None:
             return
         await asyncio.sleep(0)
     raise AssertionError("it did not come true in 1000 turns of the event loop")
+
+
+def levels(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:
+    """The levels of the log records that hold `text`, in order."""
+    return [record.levelname for record in caplog.records if text in record.getMessage()]

@@ -83,7 +83,10 @@ class RedisLimits(Limits):
         return len(self._locals)
 
     async def take(self, key: str, *, rate: float, capacity: float) -> float:
-        """Take one token; 0.0, or the seconds until there will be one. Does not raise while Redis is away."""
+        """Take one token; 0.0, or the seconds until there may be one: later, if other nodes take it first.
+
+        Does not raise while Redis is away.
+        """
         now = self._clock()
         name = f"{float(rate)!r}/{float(capacity)!r}/{key}"  # another limit of the same key is another bucket
         local = self._local(name, rate, capacity, now)

@@ -1,4 +1,4 @@
-"""The one part of the benchmarks that is written in C, compiled when it is first used.
+"""What of the benchmarks is written in C, compiled when it is first used.
 
 Set ``CC`` to choose the compiler; ``CC=none`` to do without.
 """
@@ -27,13 +27,18 @@ def compiler() -> str | None:
 @cache
 def bare_program() -> Path | None:
     """The bare loop of ``send()``; None without a compiler."""
-    command, source, made = compiler(), HERE / "bare.c", BUILD / "bare"
+    return compiled(HERE / "bare.c", BUILD / "bare")
+
+
+def compiled(source: Path, made: Path, *options: str) -> Path | None:
+    """`source` as the program or library `made`; None where it cannot be compiled. The compiler says why."""
+    command = compiler()
     if command is None:
         return None
     if not made.exists() or made.stat().st_mtime < source.stat().st_mtime:
-        BUILD.mkdir(parents=True, exist_ok=True)
+        made.parent.mkdir(parents=True, exist_ok=True)
         fresh = made.with_suffix(f".{os.getpid()}")  # another run may be compiling too
-        if subprocess.run([command, "-O2", "-o", fresh, source], check=False).returncode:
+        if subprocess.run([command, "-O2", *options, "-o", fresh, source], check=False).returncode:
             return None
         fresh.replace(made)
     return made

@@ -71,7 +71,7 @@ async def test_a_full_room_is_full_on_every_node(three: Nodes) -> None:
 
 async def test_a_user_is_reached_and_disconnected_wherever_they_are(three: Nodes) -> None:
     async with three.client(0, user="eve") as one, three.client(1, user="eve") as two:
-        assert await three.get(2, "/users/eve/count") == {"count": 2}
+        await eventually_async(lambda: three.get(2, "/users/eve/count"), {"count": 2}, 5, "both are counted")
         assert await three.get(2, "/users/eve/send", "POST") == {"nodes": 2}
         for connected in (one, two):
             assert (await connected.receive())["payload"] == {"to": "eve"}

@@ -77,7 +77,7 @@ def _rendered(helm: Helm, name: str) -> list[Document]:
     return helm.documents(VALUES[name])
 
 
-class _UniqueKeys(yaml.SafeLoader):
+class _UniqueKeys(yaml.CSafeLoader):  # the one in C: charts are long
     """YAML lets a later key replace an earlier one; what Helm sends to Kubernetes must not."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

@@ -17,6 +17,9 @@ __all__ = ("KUBERNETES", "operator_schema", "problems", "schema_problems")
 
 Document = Mapping[str, Any]
 
+# It reads a version's definitions, a megabyte, for every document anew.
+kubernetes_validate.utils.schema_contents = cache(kubernetes_validate.utils.schema_contents)
+
 NEWEST: Final[int] = int(kubernetes_validate.latest_version().split(".")[1])
 KUBERNETES: Final = tuple(f"1.{minor}" for minor in range(30, NEWEST + 1))
 """From the oldest version that the chart supports to the newest whose schemas the package ships."""

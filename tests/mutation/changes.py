@@ -49,8 +49,10 @@ class Change:
 
     function: str
     """The qualified name of the function it is in, as Python has it."""
-    line: int
-    end_line: int
+    scope: range
+    """The lines of that function."""
+    lines: range
+    """The lines that are changed."""
     old: str
     new: str
     source: str
@@ -71,9 +73,13 @@ def changes(source: str) -> list[Change]:
             new_text = ast.unparse(new)
             text = _replaced(lines, old, new, new_text)
             if text != source and _compiles(text):
-                line, end = old.lineno, old.end_lineno or old.lineno
-                found.setdefault(text, Change(function, line, end, _short(ast.unparse(old)), _short(new_text), text))
-    return sorted(found.values(), key=lambda change: change.line)
+                shown = _short(ast.unparse(old)), _short(new_text)
+                found.setdefault(text, Change(function, _lines(node), _lines(old), *shown, text))
+    return sorted(found.values(), key=lambda change: change.lines.start)
+
+
+def _lines(node: ast.expr | ast.stmt) -> range:
+    return range(node.lineno, (node.end_lineno or node.lineno) + 1)
 
 
 def _functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, FunctionNode]]:
@@ -117,7 +123,8 @@ Pair = tuple[ast.expr | ast.stmt, ast.expr | ast.stmt]
 def _in_function(function: FunctionNode) -> Iterator[Pair]:
     body = function.body[1:] if ast.get_docstring(function) is not None else function.body
     for statement in body:
-        yield from _in(statement)
+        if not (statement is body[-1] and isinstance(statement, ast.Return) and statement.value is None):
+            yield from _in(statement)
 
 
 def _in(node: ast.AST) -> Iterator[Pair]:
@@ -142,8 +149,14 @@ def _children(node: ast.AST) -> Iterator[ast.AST]:
         yield node.target
         if node.value is not None:
             yield node.value
-    elif isinstance(node, ast.Call) and _attribute(node) in ("cast", "TypeVar"):
+    elif isinstance(node, ast.Call) and _attribute(node) == "cast":
         yield node.args[-1]
+    elif isinstance(node, ast.Call):
+        yield from (
+            node.func,
+            *node.args,
+            *(keyword.value for keyword in node.keywords if not _is_label(node, keyword)),
+        )
     else:
         yield from ast.iter_child_nodes(node)
 
@@ -283,9 +296,14 @@ def _of_text(node: ast.Constant | ast.JoinedStr) -> Iterator[Pair]:
 
 def _of_call(node: ast.Call) -> Iterator[Pair]:
     for keyword in node.keywords:
-        if keyword.arg is None or (keyword.arg == "name" and _attribute(node) in ("create_task", "spawn")):
+        if keyword.arg is None or _is_label(node, keyword):
             continue
         yield node, ast.Call(node.func, node.args, [other for other in node.keywords if other is not keyword])
+
+
+def _is_label(call: ast.Call, keyword: ast.keyword) -> bool:
+    """Whether it only names a task for people."""
+    return keyword.arg == "name" and _attribute(call) in ("create_task", "spawn")
 
 
 def _negated(test: ast.expr) -> ast.expr:

@@ -75,17 +75,21 @@ class Judge:
 
     def about(self, file: Path, change: Change) -> Verdict:
         """Whether a test fails with `change`."""
-        lines = self.measured.lines.get(str(file.resolve()), {})
-        tests = {test for line in range(change.line, change.end_line + 1) for test in lines.get(line, ())}
-        if not tests:
+        near, far = self._running(file, change.lines), self._running(file, change.scope)
+        if not far:
             return Verdict(False, "no test comes here")
-        order = sorted(tests, key=lambda test: (-self._kills[test], self.measured.seconds[test]))
+        # Where an exception is thrown into a coroutine, Python may not tell what runs then: ask the others as well.
+        order = sorted(far, key=lambda test: (test not in near, -self._kills[test], self.measured.seconds[test]))
         outcome, culprit = _asked(lambda answer: self._try(file, change, order, answer), self.measured.seconds)
         if culprit is None:
             return Verdict(False, outcome or f"{len(order)} tests pass")
         if outcome == "fails":  # quick to ask first about the next change
             self._kills[culprit] += 1
         return Verdict(True, f"{outcome}: {self._items[culprit].nodeid}")
+
+    def _running(self, file: Path, lines: range) -> set[int]:
+        found = self.measured.lines.get(str(file.resolve()), {})
+        return {test for line in lines for test in found.get(line, ())}
 
     def _try(self, file: Path, change: Change, order: Sequence[int], answer: BinaryIO) -> None:
         try:

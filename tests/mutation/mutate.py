@@ -1,7 +1,7 @@
 """Changes the code in small ways and counts how many of the changes the tests notice.
 
-    make mutation ARGS="socketspec/hub.py"                40 changes, drawn with a seed that is printed
-    make mutation ARGS="socketspec/hub.py --all"          every change there is
+    make mutation ARGS="socketspec/fanout/hub.py"                40 changes, drawn with a seed that is printed
+    make mutation ARGS="socketspec/fanout/hub.py --all"          every change there is
     make mutation ARGS="socketspec --draw 10 --seed 7"    10 in each file of a folder
 
 Judges are the unit tests, and the contract tests on the memory backend. What they do not notice is printed, and is
@@ -95,7 +95,7 @@ class Campaign:
         if self._options.all or len(wanted) <= self._options.draw:
             return wanted
         drawn = random.Random(self._options.seed).sample(wanted, self._options.draw)  # noqa: S311 - no secret
-        return sorted(drawn, key=lambda item: item[0].line)
+        return sorted(drawn, key=lambda item: item[0].lines.start)
 
     def _show(self, file: Path, source: str, change: Change, name: str, verdict: Verdict) -> None:
         where = str(file.relative_to(ROOT))
@@ -148,7 +148,7 @@ def _files(patterns: Sequence[str]) -> list[Path]:
         matches = sorted(ROOT.glob(pattern))
         if not matches:
             raise SystemExit(
-                f"no file is called {pattern!r}; give paths from the project's root, such as socketspec/hub.py"
+                f"no file is called {pattern!r}; give paths from the project's root, such as socketspec/fanout/hub.py"
             )
         for match in matches:
             for file in sorted(match.rglob("*.py")) if match.is_dir() else [match]:

@@ -69,7 +69,8 @@ def test_a_change_touches_its_own_lines_only() -> None:
         assert len(changed) == len(lines)
         differing = [number for number, (one, two) in enumerate(zip(lines, changed, strict=True), 1) if one != two]
         assert differing, change.name
-        assert change.line <= differing[0] <= differing[-1] <= change.end_line
+        assert change.lines.start <= differing[0] <= differing[-1] < change.lines.stop
+        assert lines[change.scope.start - 1].lstrip().startswith("async def push")
         ast.parse(change.source)
 
 
@@ -80,6 +81,8 @@ def test_a_change_touches_its_own_lines_only() -> None:
         "def f(x: int = 5, *, y: str = 'a') -> 'str': ...\n",
         "def __repr__(self):\n    return 'x' + self.name\n",
         "def f():\n    'Docs of 5 > 3.'\n",
+        "def f(x):\n    return\n",
+        "def f(x):\n    y = spawn(x, name='label')\n",
         "def f():\n    logger.debug('only for people', 5)\n",
     ],
 )

@@ -65,10 +65,13 @@ async def test_who_authenticated_in_time_stays() -> None:
 
 
 @in_virtual_time
-async def test_a_silent_client_is_pinged_and_then_closed() -> None:
+@pytest.mark.parametrize("subprotocols", [[], V1])
+async def test_a_silent_client_is_pinged_and_then_closed(subprotocols: list[str]) -> None:
     config = SessionConfig(heartbeat_interval=20, heartbeat_timeout=5)
     async with TestClient(SocketApp(session=config)) as client:
-        conn = await client.connect()
+        conn = await client.connect(subprotocols=subprotocols)
+        if subprotocols:
+            assert (await conn.receive())["payload"]["heartbeat"]["interval"] == 20
         assert await all_of(conn) == [(20, ("__ping__", None)), (25, (4004, "heartbeat_timeout"))]
 
 
@@ -174,8 +177,29 @@ async def test_a_newer_token_that_ends_sooner_is_gone_by_too() -> None:
 
 
 @in_virtual_time
-async def test_warnings_that_come_late_count_no_seconds_below_zero() -> None:
+@pytest.mark.parametrize("seconds", [5.25, 0.75])
+async def test_a_warning_that_comes_late_says_what_is_left(seconds: float) -> None:
     async with TestClient(SocketApp(auth=ByToken(), session=SessionConfig(token_refresh_window=60))) as client:
-        conn = await client.connect(query_params={"token": "5.25"})
+        conn = await client.connect(query_params={"token": str(seconds)})
         (_, first), *_ = await all_of(conn)
-        assert first == ("__auth_expiring__", pytest.approx(5.25, abs=0.49))
+        assert first == ("__auth_expiring__", pytest.approx(seconds, abs=0.24))
+
+
+@in_virtual_time
+async def test_a_warning_tells_milliseconds() -> None:
+    async with TestClient(SocketApp(session=SessionConfig(idle_timeout=10 / 3, idle_warning=1 / 3))) as client:
+        conn = await client.connect()
+        payload = (await conn.receive())["payload"]
+        assert payload["expires_in"] == round(payload["expires_in"], 3) == pytest.approx(1 / 3, abs=0.15)
+
+
+@in_virtual_time
+async def test_a_newer_token_does_not_bring_the_warning_of_the_sessions_end_again() -> None:
+    config = SessionConfig(max_duration=100, expiry_warning=40, token_refresh_window=1)
+    async with TestClient(SocketApp(auth=ByToken(), session=config)) as client:
+        conn = await client.connect(query_params={"token": "10000"})
+        await asyncio.sleep(80)
+        assert (await conn.receive())["event"] == "__session_expiring__"
+        await conn.send("__refresh_auth__", {"token": "10000"})
+        assert (await conn.receive())["event"] == "__ack__"
+        assert [second for second, _ in await all_of(conn)] == [20, 20]

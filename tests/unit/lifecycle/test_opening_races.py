@@ -1,0 +1,156 @@
+"""What happens to a connection while its session is looked up: closed, revoked, gone on with."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from socketspec import Connection, SocketApp
+from socketspec.backend.memory import MemoryBackend, MemorySessions
+from socketspec.errors import (
+    BackendError,
+)
+from socketspec.session import SessionConfig
+from socketspec.testing import ConnectionClosed, TestClient, TestConnection
+from tests.identities import ByName
+
+
+class GatedSessions(MemorySessions):
+    """Lookups of revocations that wait for the test, or fail."""
+
+    def __init__(self) -> None:
+        super().__init__(time.monotonic)
+        self.looking = asyncio.Event()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.away = False
+
+    async def is_revoked(self, subjects: Sequence[str]) -> bool:
+        if self.away:
+            raise BackendError("redis is gone")
+        self.looking.set()
+        await self.gate.wait()
+        return await super().is_revoked(subjects)
+
+
+def gated_app(**options: Any) -> tuple[SocketApp, GatedSessions]:
+    backend = MemoryBackend()
+    backend.sessions = sessions = GatedSessions()
+    return SocketApp(backend=backend, auth=ByName(), **options), sessions
+
+
+async def end_of(conn: TestConnection) -> tuple[list[dict[str, Any]], int, str]:
+    messages: list[dict[str, Any]] = []
+    while True:
+        try:
+            messages.append(await conn.receive())
+        except ConnectionClosed as closed:
+            return messages, closed.code, closed.reason
+
+
+async def test_a_first_message_of_a_connection_that_was_closed_meanwhile_lets_nobody_in() -> None:
+    app, sessions = gated_app()
+    came: list[str] = []
+
+    @app.on_connect
+    async def hook(conn: Connection) -> None:
+        came.append(conn.id)
+
+    async with TestClient(app) as client:
+        conn = await client.connect()
+        sessions.gate.clear()
+        entering = asyncio.create_task(conn.send("__refresh_auth__", {"token": "ada"}))
+        await sessions.looking.wait()
+        await conn.connection.disconnect()
+        sessions.gate.set()
+        await entering
+        assert await app.users.count("ada") == 0
+    assert came == []
+
+
+async def test_a_renewal_of_a_connection_that_was_closed_meanwhile_changes_nothing() -> None:
+    app, sessions = gated_app()
+    async with TestClient(app) as client:
+        conn = await client.connect(query_params={"user": "ada"})
+        before = conn.identity
+        sessions.looking.clear()
+        sessions.gate.clear()
+        renewing = asyncio.create_task(conn.send("__refresh_auth__", {"token": "ada"}))
+        await sessions.looking.wait()
+        await conn.close()
+        sessions.gate.set()
+        await renewing
+        assert conn.identity is before
+        await app.sessions.revoke(user="ada")  # finds no connection that is no more
+
+
+@pytest.mark.parametrize("how", ["first message", "renewal"])
+async def test_a_revocation_while_a_token_is_looked_up_is_not_missed(how: str) -> None:
+    class Slow(GatedSessions):
+        async def is_revoked(self, subjects: Sequence[str]) -> bool:
+            answer = await MemorySessions.is_revoked(self, subjects)
+            self.looking.set()
+            await self.gate.wait()  # the answer is on its way
+            return answer
+
+    backend = MemoryBackend()
+    backend.sessions = sessions = Slow()
+    app = SocketApp(backend=backend, auth=ByName())
+    async with TestClient(app) as client:
+        conn = await client.connect(query_params={"user": "ada/1"} if how == "renewal" else {})
+        sessions.looking.clear()
+        sessions.gate.clear()
+        sending = asyncio.create_task(conn.send("__refresh_auth__", {"token": "ada/2"}))
+        await sessions.looking.wait()
+        await app.sessions.revoke(token_id="ada/2")
+        assert conn.connection.state.value in ("open", "authenticating"), "it does not go by that one yet"
+        sessions.gate.set()
+        await sending
+        messages, *closed = await end_of(conn)
+        assert [message["payload"]["code"] for message in messages] == ["AUTH_ERROR"]
+        assert closed == [4005, "revoked"]
+
+
+async def test_a_session_of_a_connection_that_was_closed_meanwhile_is_not_gone_on_with() -> None:
+    backend = MemoryBackend()
+    backend.sessions = sessions = GatedSessions()
+    async with TestClient(SocketApp(backend=backend)) as client:
+        conn = await client.connect()
+        before = conn.connection.session
+        sessions.looking.clear()
+        sessions.gate.clear()
+        resuming = asyncio.create_task(conn.send("__resume__", {"session": "returning-client-0001"}))
+        await sessions.looking.wait()
+        await conn.close()
+        sessions.gate.set()
+        await resuming
+        assert conn.connection.session is before
+
+
+async def test_a_session_that_began_later_neither_moves_the_end_nor_the_begin() -> None:
+    class Aged(GatedSessions):
+        aged = 0.0
+
+        async def begin(self, session: str, *, ttl: float) -> float:
+            return await super().begin(session, ttl=ttl) - self.aged
+
+    backend = MemoryBackend()
+    backend.sessions = sessions = Aged()
+    app = SocketApp(backend=backend, session=SessionConfig(max_duration=100))
+    async with TestClient(app) as client:
+        conn = await client.connect()
+        sessions.aged = 50.0
+        await conn.send("__resume__", {"session": "a-session-of-long-ago"})
+        await conn.receive_event("__resume__")
+        early = conn.connection.session
+        sessions.aged = 0.0
+        await conn.send("__resume__", {"session": "a-session-that-begins-now"})
+        answer = (await conn.receive_event("__resume__"))["payload"]
+        late = conn.connection.session
+        assert late.id == "a-session-that-begins-now"
+        assert (late.started_at, late.expires_at) == (early.started_at, early.expires_at)
+        assert answer["session_expires_at"] == early.expires_at
