@@ -18,6 +18,7 @@ from socketspec.adapters.direct import take_over
 from socketspec.adapters.handover import EXTENSION, HandOver
 from socketspec.app.app import SocketApp
 from socketspec.connection.connection import Connection
+from socketspec.errors import BackendError
 from socketspec.lifecycle.admission import Admission
 from socketspec.pages.responses import Response
 from socketspec.protocol.handshake import Handshake, Headers, QueryParams
@@ -56,9 +57,14 @@ class ASGIApp:
 
     async def websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one WebSocket connection from its opening handshake to its end."""
-        engine = await self.socket.ensure_started()
         event = await receive()
         if event["type"] != "websocket.connect":
+            return
+        try:
+            engine = await self.socket.ensure_started()
+        except BackendError as error:  # a sub-application starts with its first connection; the next one tries again
+            logger.error("A connection is refused, as the app cannot start: %s", error)
+            await _refuse(scope, send, 503, "The service cannot be reached at the moment.")
             return
         try:
             handshake = handshake_of(scope)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,9 +14,9 @@ except ImportError as _error:
     raise ImportError("SocketSpec's FastAPI adapter needs FastAPI: pip install 'socketspec[fastapi]'") from _error
 
 from socketspec.adapters.asgi import NOT_FOUND, ASGIApp, Receive, Scope, answer, send_response
-from socketspec.adapters.asgi_transport import Send
+from socketspec.adapters.asgi_transport import Event, Send
 from socketspec.app.app import SocketApp
-from socketspec.errors import ConfigurationError
+from socketspec.errors import BackendError, ConfigurationError
 
 __all__ = ("mount",)
 
@@ -94,3 +95,20 @@ def _wrap_lifespan(socket: SocketApp, router: Router) -> None:
             yield state
 
     router.lifespan_context = lifespan
+    _wrap_lifespan_messages(router)
+
+
+def _wrap_lifespan_messages(router: Router) -> None:
+    """Where Redis is away at the start, have the server log a sentence. Starlette sends it a traceback, as of a bug."""
+    inner = router.lifespan
+
+    async def lifespan(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_shortly(event: Event) -> None:
+            error = sys.exc_info()[1]  # Starlette sends this event while it handles the error
+            if event["type"] == "lifespan.startup.failed" and isinstance(error, BackendError):
+                event = {**event, "message": str(error)}
+            await send(event)
+
+        await inner(scope, receive, send_shortly)
+
+    router.lifespan = lifespan  # type: ignore[method-assign] # the one place that all its lifespan events go through

@@ -1,34 +1,20 @@
-"""`RedisBackend`: makes the parts of the cluster, joins them, starts and stops them; the backend of an app's node."""
+"""`RedisBackend`: the backend of an app's node. It has one life for each event loop that it is started in."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import secrets
+import os
 import weakref
-from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 from socketspec.backend.protocols import BackendFigures, Deliver, Health, HistoryStore, Limits, Lost, Sessions
 from socketspec.cluster.broker import RedisBroker
-from socketspec.cluster.commands.command import Command
 from socketspec.cluster.commands.keys import Keys
-from socketspec.cluster.commands.runner import Runner
+from socketspec.cluster.life import Life
 from socketspec.cluster.options import RedisOptions, configured
 from socketspec.cluster.presence.members import RedisPresence
-from socketspec.cluster.pubsub.subscriptions import Subscriptions
-from socketspec.cluster.servers.topology import make_topology
-from socketspec.cluster.stores.history import RedisHistory
-from socketspec.cluster.stores.limits import RedisLimits
-from socketspec.cluster.stores.sessions import RedisSessions
-from socketspec.concurrency.tasks import SeparateTasks
 
 __all__ = ("RedisBackend", "from_url")
-
-logger: logging.Logger = logging.getLogger("socketspec.cluster")
-
-GRACE: Final = 2.0
-"""Seconds that background work gets to end when the backend stops."""
 
 
 class RedisBackend:
@@ -39,7 +25,9 @@ class RedisBackend:
             ``redis+cluster://h1,h2``. Redis 7 or Valkey 8 at least.
         options: any field of `RedisOptions`; those in the URL's query string are the defaults.
 
-    Raises `ConfigurationError` for a URL or an option that cannot work.
+    Nothing of it is made before it is started: names and connections belong to one process and one event loop, so it
+    may be made before a fork, and started in one event loop after another. Raises `ConfigurationError` for a URL or an
+    option that cannot work, and `RuntimeError` where it is used beside the event loop that runs it.
     """
 
     shared = True
@@ -48,119 +36,95 @@ class RedisBackend:
 
     def __init__(self, url: str, **options: Any) -> None:
         self._servers, self.options = configured("A RedisBackend", url, options)
-        self._keys = Keys(self.options.prefix)
-        self._apps: list[tuple[str, Deliver, Lost]] = []
-        """Apps that were started and not stopped: the namespace, and the two functions given to `start`."""
-        self._turn = asyncio.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._build()
+        self._keys = Keys(self.options.prefix, self._servers.db)
+        self._life = self._new_life()  # connects nothing; refuses what cannot work, here and not at the start
 
     def __repr__(self) -> str:
         return f"<RedisBackend {self._servers!r} prefix={self.options.prefix!r} node={self.node}>"
 
-    def _build(self) -> None:
-        """Make all that lasts from the first start to the last stop, in one event loop, under a new node name."""
-        self.node: str = secrets.token_hex(4)
-        self._tasks = SeparateTasks()
-        self._topology = make_topology(self._servers, self.options)
-        self._runner = Runner(self._topology, self.options, self._tasks)
-        self.history: HistoryStore = RedisHistory(self._runner, self._keys)
-        self.limits: Limits = RedisLimits(self._runner, self._keys)
-        self.sessions: Sessions = RedisSessions(self._runner, self._keys)
-        self.broker: RedisBroker = RedisBroker(
-            self._runner, self._keys, self.history, self._tasks, linger=self.options.linger
-        )
-        self.presence: RedisPresence = RedisPresence(self._runner, self._keys, self.node, self._tasks, self.options)
-        self._subscriptions = Subscriptions(
-            self._topology,
-            self._tasks,
-            receive=self.broker.received,
-            probe=self._probe,
-            probe_channel=lambda tag: self._keys.probe(self.node, tag),
-            restored=self._restored,
-            options=self.options,
-        )
-        self.broker.connect(self._subscriptions)
+    def _new_life(self) -> Life:
+        return Life(self._servers, self.options, self._keys)
 
-    async def _probe(self, channel: bytes, nonce: bytes) -> Any:
-        return await self._runner.run(Command("SPUBLISH", None, (channel,), (nonce,)))
+    def _present(self) -> Life:
+        """The life that is going on, or that the next start begins; whatever the event loop that asks."""
+        life = self._life
+        if life.is_over or (life.is_left_behind and not life.is_running_elsewhere):
+            life = self._life = self._new_life()
+        return life
 
-    def _restored(self, channels: Sequence[bytes]) -> None:
-        """Catch up, and check members: the server whose link was lost may have lost data, and holds both."""
-        self.broker.restored(channels)
-        self.presence.distrust(filter(None, map(self._keys.topic, channels)))
+    def _here(self) -> Life:
+        """As `_present`, for whoever is about to use it: it must not be another event loop's."""
+        life = self._present()
+        if life.is_running_elsewhere:
+            raise RuntimeError(self._why_not_here(life))
+        return life
+
+    def _why_not_here(self, life: Life) -> str:
+        if life.pid != os.getpid():
+            return (
+                f"This process was forked from node {life.node} while that was running, and cannot go on as a second "
+                "one: fork before the app starts, or start the process with the method 'spawn'."
+            )
+        return (
+            f"Node {life.node} runs in another event loop. Give each event loop a RedisBackend of its own, or call the "
+            "app where it runs, with asyncio.run_coroutine_threadsafe(coroutine, loop)."
+        )
+
+    @property
+    def node(self) -> str:
+        """This process's name among the nodes."""
+        return self._present().node
+
+    @property
+    def broker(self) -> RedisBroker:
+        """The fan-out."""
+        return self._here().broker
+
+    @property
+    def history(self) -> HistoryStore:
+        """What rooms keep."""
+        return self._here().history
+
+    @property
+    def presence(self) -> RedisPresence:
+        """Who is in a room."""
+        return self._here().presence
+
+    @property
+    def limits(self) -> Limits:
+        """The token buckets."""
+        return self._here().limits
+
+    @property
+    def sessions(self) -> Sessions:
+        """When sessions began, and what is revoked."""
+        return self._here().sessions
 
     async def start(self, namespace: str, deliver: Deliver, lost: Lost) -> None:
-        loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            self._forget_dead_loop()
-            self._loop, self._turn = loop, asyncio.Lock()
-        async with self._turn:
-            if not self._apps:
-                await self._connect()
-            try:
-                self.presence.attach(namespace, lost)
-                await self.presence.start(namespace)
-            except BaseException:
-                if not self._apps:
-                    await self._disconnect()
-                raise
-            self._apps.append((namespace, deliver, lost))
-            self.broker.listeners.attach(namespace, deliver)
-
-    def _forget_dead_loop(self) -> None:
-        """Start anew when the loop we ran in has ended without `stop`; its sockets went with it."""
-        if self._loop is not None and self._apps and not self._loop.is_closed():
-            raise RuntimeError(
-                f"{self!r} runs in another event loop already; give each event loop a RedisBackend of its own."
-            )
-        if self._loop is not None:
-            self._build()
-        self._apps.clear()
-
-    async def _connect(self) -> None:
-        try:
-            await self._topology.start()
-            await self._runner.start()
-            await self._subscriptions.start()
-        except BaseException:
-            await self._disconnect()
-            raise
-
-    async def _disconnect(self) -> None:
-        self.broker.close()
-        await self._subscriptions.stop()
-        await self._runner.stop()
-        await self._tasks.close(GRACE)
-        await self._topology.stop()
+        """See `Backend.start`."""
+        await self._here().start(namespace, deliver, lost)
 
     async def stop(self, namespace: str, deliver: Deliver) -> None:
-        if self._loop is not asyncio.get_running_loop():
-            return  # that event loop is gone, and all that ran in it
-        async with self._turn:
-            app = next((app for app in self._apps if app[:2] == (namespace, deliver)), None)
-            if app is None:
-                return
-            self.broker.listeners.detach(namespace, deliver)
-            await self.presence.stop(namespace, app[2])
-            self._apps.remove(app)
-            if not self._apps:
-                await self._disconnect()
-                self._loop = None
-                self._build()
+        """See `Backend.stop`. Where the event loop has ended, all that ran in it has gone with it."""
+        if self._life.loop is asyncio.get_running_loop():
+            await self._life.stop(namespace, deliver)
 
     async def health(self) -> Health:
-        if not self._apps:
-            return Health(False, "the Redis backend is not started")
-        return Health(*self._subscriptions.health())
+        """See `Backend.health`."""
+        life = self._present()
+        if life.is_running_elsewhere:
+            return Health(False, self._why_not_here(life))
+        return life.health() if life.is_started else Health(False, "the Redis backend is not started")
 
     def figures(self) -> BackendFigures:
+        """See `Measured`."""
+        life = self._present()
         return BackendFigures(
-            ready=bool(self._apps) and self._subscriptions.health()[0],
-            failures=self._runner.failed,
-            restored=self._subscriptions.losses,
-            seconds=self._runner.seconds,
-            lag=self._subscriptions.lag,
+            ready=life.is_started and life.subscriptions.health()[0],
+            failures=life.runner.failed,
+            restored=life.subscriptions.losses,
+            seconds=life.runner.seconds,
+            lag=life.subscriptions.lag,
         )
 
 

@@ -122,6 +122,11 @@ class RedisBroker(Broker):
             raise
         heard.subscribed = True
 
+    def wants(self, topic: Topic) -> bool:
+        """Whether somebody here was told that `topic` is subscribed to."""
+        heard = self._heard.get(topic)
+        return heard is not None and heard.subscribed and heard.wanted > 0
+
     async def unsubscribe(self, topic: Topic) -> None:
         heard = self._heard.get(topic)
         if heard is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import shutil
 import socket
 import subprocess
@@ -49,6 +50,8 @@ class EmbeddedServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._watcher: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
+        self._owner = 0
+        """The process that started it: one that is forked from that must not end it."""
         self.port: int = port
         """Where it listens; 0 until it has started on a free port."""
 
@@ -82,6 +85,7 @@ class EmbeddedServer:
         if self.pid is not None:
             return self
         self.stop()
+        self._owner = os.getpid()
         self._folder = Path(tempfile.mkdtemp(prefix="socketspec-valkey-"))
         atexit.register(self.stop)
         try:
@@ -98,8 +102,10 @@ class EmbeddedServer:
             raise
 
     def stop(self) -> None:
-        """End it and remove what it wrote. Does nothing if it does not run."""
+        """End it and remove what it wrote. Does nothing if it does not run, or if another process started it."""
         atexit.unregister(self.stop)
+        if self._owner != os.getpid():
+            return
         watcher, self._watcher = self._watcher, None
         if watcher is not None:  # first: it would kill the server's pid once more, which may be another process by then
             watcher.kill()

@@ -3,7 +3,10 @@
 Every name is ``prefix:{tag}suffix``. Redis Cluster places a key by what stands in the braces, so all keys of one topic
 lie in one slot and a script may use them together. Names of rooms, users and nodes are percent-encoded: they hold no
 ``:``, no brace and no glob character, and so cannot end early, reach another key or form a pattern.
-An ACL for one prefix is ``~prefix:* &prefix:*``.
+An ACL for one prefix is ``~prefix:{* &prefix:{*``: with the brace, as another prefix may begin with ``prefix:``.
+
+A database of Redis has keys of its own, but channels are shared by all databases. So the channels of any database but
+0 end in its number.
 """
 
 from __future__ import annotations
@@ -27,27 +30,28 @@ _READABLE = 100
 
 
 class Keys:
-    """Names of keys and channels under one `prefix`: 1 to 64 of ``A-Z a-z 0-9 _ . : -``.
+    """Names of keys and channels under one `prefix`, in database `db`: 1 to 64 of ``A-Z a-z 0-9 _ . : -``.
 
     Different arguments give different names. Raises `ConfigurationError` for any other prefix.
     """
 
-    __slots__ = ("_start", "prefix")
+    __slots__ = ("_end", "_start", "prefix")
 
-    def __init__(self, prefix: str = "socketspec") -> None:
+    def __init__(self, prefix: str = "socketspec", db: int = 0) -> None:
         self.prefix: str = check_prefix(prefix)
         self._start = prefix.encode() + b":"
+        self._end = b":%d" % db if db else b""
 
     def channel(self, topic: Topic) -> bytes:
         """The sharded channel that carries `topic`."""
-        return self._start + _topic_tag(topic) + b":channel"
+        return self._start + _topic_tag(topic) + b":channel" + self._end
 
     def topic(self, channel: bytes) -> Topic | None:
         """The topic that `channel` carries; None for a channel that `channel()` did not make."""
-        if not channel.startswith(self._start):
+        if not channel.startswith(self._start) or not channel.endswith(self._end):
             return None
         try:
-            match = _CHANNEL.fullmatch(channel[len(self._start) :].decode("ascii"))
+            match = _CHANNEL.fullmatch(channel[len(self._start) :].removesuffix(self._end).decode("ascii"))
             if match is None:
                 return None
             kind = cast("Literal['room', 'all', 'user', 'control']", match[1])
@@ -105,7 +109,7 @@ class Keys:
         """
         if _TAG.fullmatch(tag) is None:
             raise ValueError(f"{tag!r} cannot be a hash tag: use letters, digits and _ . : % - only")
-        return self._start + b"{" + tag.encode() + b"}:probe:" + _encode(node)
+        return self._start + b"{" + tag.encode() + b"}:probe:" + _encode(node) + self._end
 
 
 @lru_cache(maxsize=10_000)

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any, Self, TypeVar
 
 from socketspec.cluster.commands.keys import Keys
-from socketspec.cluster.commands.runner import Runner
-from socketspec.cluster.options import RedisOptions, Servers
-from socketspec.cluster.publishers.blocking_link import CHECK_EVERY, SIGN_OF_LIFE
+from socketspec.cluster.publishers.lives import Lives
 from socketspec.cluster.publishers.publisher import configuration
 from socketspec.cluster.publishers.requests import Request, Requests
-from socketspec.cluster.servers.shard import ReplicaError
 from socketspec.cluster.servers.topology import make_topology
-from socketspec.concurrency.tasks import SeparateTasks
 from socketspec.declaration.contracts import Broadcasts
 from socketspec.declaration.rooms import Room
 from socketspec.errors import BackendError, CloseCode
@@ -28,7 +22,11 @@ T = TypeVar("T")
 
 
 class AsyncPublisher:
-    """`Publisher` for an event loop: the same options, methods and promises. Calls made at once share round trips."""
+    """`Publisher` for event loops: the same options, methods and promises. Calls made at once share round trips.
+
+    Each event loop that calls it has connections of its own, which close when the loop ends, or with `close`. At most
+    64 event loops have some at the same time; another one waits for its turn.
+    """
 
     def __init__(
         self,
@@ -43,8 +41,9 @@ class AsyncPublisher:
     ) -> None:
         self._servers, self._options = configuration(url, prefix, timeout, options)
         make_topology(self._servers, self._options)  # refuses what cannot work, here and not with the first call
-        self._requests = Requests(Keys(self._options.prefix), namespace=namespace, rooms=rooms, broadcasts=broadcasts)
-        self._life: _Life | None = None
+        keys = Keys(self._options.prefix, self._servers.db)
+        self._requests = Requests(keys, namespace=namespace, rooms=rooms, broadcasts=broadcasts)
+        self._lives = Lives(self._servers, self._options)
         self._is_closed = False
 
     async def __aenter__(self) -> Self:
@@ -59,9 +58,7 @@ class AsyncPublisher:
     async def close(self) -> None:
         """Close the connections. It cannot be used again."""
         self._is_closed = True
-        life, self._life = self._life, None
-        if life is not None and life.loop is asyncio.get_running_loop():
-            await life.stop()
+        await self._lives.close()
 
     async def broadcast(
         self,
@@ -143,82 +140,11 @@ class AsyncPublisher:
         return await self._run(self._requests.history(room, limit, since, namespace))
 
     async def _run(self, request: Request[T]) -> T:
-        runner = await self._runner()
+        if self._is_closed:
+            raise BackendError("This publisher is closed.")
+        runner = await self._lives.runner()
         replies: list[Any] = []
         for commands in request.stages:
             # One command alone is the usual case, and `run` costs less.
             replies += [await runner.run(commands[0])] if len(commands) == 1 else await runner.run_all(commands)
         return request.parse(replies)
-
-    async def _runner(self) -> Runner:
-        if self._is_closed:
-            raise BackendError("This publisher is closed.")
-        loop = asyncio.get_running_loop()
-        if self._life is None or self._life.loop is not loop:
-            if self._life is not None and not self._life.loop.is_closed():
-                raise RuntimeError(f"{self!r} is used in another event loop; give each loop a publisher of its own.")
-            self._life = _Life(self._servers, self._options, loop)
-        return await self._life.started()
-
-
-class _Life:
-    """The connections of a publisher in one event loop."""
-
-    def __init__(self, servers: Servers, options: RedisOptions, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self._tasks = SeparateTasks()
-        # A call may take `command_timeout`, and the first one connects.
-        options = replace(options, start_timeout=min(options.start_timeout, options.command_timeout))
-        self._timeout = options.command_timeout
-        self._topology = make_topology(servers, options)
-        self._runner = Runner(self._topology, options, self._tasks)
-        self._starting = asyncio.Lock()
-        self._is_started = False
-        self._has_roles = servers.mode != "cluster"  # the replicas of a cluster answer where the primary is
-        self._check_at = 0.0
-
-    async def started(self) -> Runner:
-        """The runner, started by whoever comes first."""
-        if self._is_started:
-            if self._has_roles and self.loop.time() >= self._check_at:
-                await self._check_role()
-            return self._runner
-        try:
-            async with asyncio.timeout(self._timeout), self._starting:
-                if not self._is_started:
-                    await self._start()
-        except TimeoutError:
-            raise BackendError(f"Redis could not be reached within {self._timeout:g} s, so nothing was sent.") from None
-        return self._runner
-
-    async def _start(self) -> None:
-        try:
-            await self._topology.start()
-            await self._runner.start()
-        except BaseException:
-            await self._topology.stop()
-            raise
-        self._is_started = True
-        self._check_at = self.loop.time() + CHECK_EVERY
-
-    async def _check_role(self) -> None:
-        """Raise `ReplicaError` where the server is no primary any more. Calls that come meanwhile wait."""
-        async with self._starting:
-            if self.loop.time() < self._check_at:
-                return
-            try:
-                async with asyncio.timeout(SIGN_OF_LIFE):
-                    await self._topology.refresh()
-            except ReplicaError:
-                raise
-            except (BackendError, TimeoutError):
-                pass  # the command that follows meets the same trouble, and says so
-            self._check_at = self.loop.time() + CHECK_EVERY
-
-    async def stop(self) -> None:
-        """End everything."""
-        if self._is_started:
-            self._is_started = False
-            await self._runner.stop()
-            await self._tasks.close(1.0)
-            await self._topology.stop()

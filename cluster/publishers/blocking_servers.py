@@ -15,13 +15,14 @@ from typing import Final, NamedTuple
 from socketspec.cluster.commands.command import Command
 from socketspec.cluster.options import IS_REPLICA, Address, RedisOptions, Servers, tls_context
 from socketspec.cluster.publishers.blocking_link import BlockingLink, Credentials, LinkBroken, ServerRefusal, in_turn
+from socketspec.cluster.publishers.turns import Turns
 from socketspec.cluster.servers.layout import Layout
 from socketspec.errors import BackendError
 
 __all__ = ("NEEDS_CLUSTER_URL", "BlockingServers", "Place")
 
 MAX_CONNECTIONS: Final = 64
-"""Connections of one process; a thread that needs one more waits."""
+"""Connections of one process; a thread or greenlet that needs one more waits for its turn."""
 MAX_IDLE: Final = 16
 """Connections that are kept open for the next command."""
 NEEDS_CLUSTER_URL: Final = "runs in cluster mode: write redis+cluster:// in the URL."
@@ -40,7 +41,7 @@ class _Process:
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.lock = threading.Lock()
-        self.free = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self.turns = Turns(MAX_CONNECTIONS)
         self.idle: list[BlockingLink] = []
         self.primary: Address | None = None
         self.layout: Layout | None = None
@@ -147,7 +148,7 @@ class BlockingServers:
     def link(self, address: Address, deadline: float) -> Iterator[BlockingLink]:
         """A connection to `address` for this thread alone; afterwards it is kept if it is still good."""
         process = self._process()
-        if not process.free.acquire(timeout=max(deadline - time.monotonic(), 0)):
+        if not process.turns.take(max(deadline - time.monotonic(), 0)):
             raise LinkBroken(f"all {MAX_CONNECTIONS} connections of this process are in use", is_sent=False)
         try:
             link = self._take_idle(process, address, deadline) or self._open(address, deadline)
@@ -163,7 +164,7 @@ class BlockingServers:
             if not is_kept:
                 link.close()
         finally:
-            process.free.release()
+            process.turns.give_back()
 
     def _take_idle(self, process: _Process, address: Address, deadline: float) -> BlockingLink | None:
         while True:

@@ -55,7 +55,8 @@ class Publisher:
         **options: Any,
     ) -> None:
         self._servers, self._options = configuration(url, prefix, timeout, options)
-        self._requests = Requests(Keys(self._options.prefix), namespace=namespace, rooms=rooms, broadcasts=broadcasts)
+        keys = Keys(self._options.prefix, self._servers.db)
+        self._requests = Requests(keys, namespace=namespace, rooms=rooms, broadcasts=broadcasts)
         self._executor = BlockingExecutor(self._servers, self._options)
 
     def __enter__(self) -> Self:

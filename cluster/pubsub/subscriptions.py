@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final
@@ -96,6 +97,7 @@ class Subscriptions:
         self._options = options
         self._own: set[asyncio.Task[Any]] = set()
         self._is_running = False
+        self._now: Callable[[], float] = time.monotonic
         self._channels: dict[bytes, _Channel] = {}
         self._subscribers: dict[Address, tuple[Subscriber, asyncio.Task[Any]]] = {}
         self._unplaced: dict[bytes, None] = {}
@@ -109,6 +111,7 @@ class Subscriptions:
     async def start(self) -> None:
         """Connect to every primary and hear ourselves there. Raises `BackendError` after `command_timeout`."""
         self._is_running = True
+        self._now = asyncio.get_running_loop().time  # metrics are read in threads without an event loop, too
         self._follow(self._topology.addresses())
         self._spawn(self._keep_placed(), "subscriptions")
         try:
@@ -145,7 +148,7 @@ class Subscriptions:
         entry = self._channels.get(channel)
         if entry is None:
             entry = self._channels[channel] = _Channel()
-            self._missing[channel] = asyncio.get_running_loop().time()
+            self._missing[channel] = self._now()
             self._place(channel, entry)
         if channel not in self._missing:
             entry.claimed = True
@@ -170,6 +173,10 @@ class Subscriptions:
         """Give `channel` up, for all who subscribed to it; nothing happens if nobody did."""
         self._forget(channel, "It was unsubscribed from meanwhile.")
 
+    def stands(self, channel: bytes) -> bool:
+        """Whether the server has confirmed `channel`, on a link that is up."""
+        return channel in self._channels and channel not in self._missing
+
     def health(self) -> tuple[bool, str]:
         """Whether this node hears everything it wants to, measured; and what is wrong, or how much it hears."""
         if not self._is_running:
@@ -181,7 +188,7 @@ class Subscriptions:
         if self._refresh_trouble and (troubles or self._replica in self._subscribers):
             troubles.append(f"looking up the servers failed: {self._refresh_trouble}")
         if self._missing:
-            waited = asyncio.get_running_loop().time() - next(iter(self._missing.values()))
+            waited = self._now() - next(iter(self._missing.values()))
             if waited > OVERDUE:
                 troubles.append(f"{len(self._missing)} subscriptions are missing, one for {waited:.1f} s")
         if troubles:
@@ -262,7 +269,7 @@ class Subscriptions:
     def _miss(self, channel: bytes) -> None:
         if channel not in self._missing:
             self.losses += 1
-            self._missing[channel] = asyncio.get_running_loop().time()
+            self._missing[channel] = self._now()
 
     def _forget(self, channel: bytes, reason: str = "It is not wanted any more.") -> None:
         entry = self._channels.pop(channel, None)

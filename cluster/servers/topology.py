@@ -89,6 +89,7 @@ class _Found:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._connector.options.start_timeout
         backoff = Backoff()
+        said = ""
         while True:
             try:
                 await self.refresh()
@@ -100,7 +101,9 @@ class _Found:
                 pause = backoff.next()
                 if loop.time() + pause > deadline:
                     raise
-                logger.warning("%s Trying again in %.1f s.", error, pause)
+                if str(error) != said:  # the same trouble again is no news
+                    said = str(error)
+                    logger.warning("%s Trying again for %.0f s.", said, deadline - loop.time())
             await asyncio.sleep(pause)
 
     async def _greet(self) -> None:

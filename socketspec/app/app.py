@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from socketspec.app.rooms import Rooms
 from socketspec.app.sessions import Sessions
 from socketspec.app.users import Users
+from socketspec.app.whereabouts import ELSEWHERE, engine_here
 from socketspec.backend.protocols import Backend
 from socketspec.backend.resolve import resolve_backend
 from socketspec.connection.connection import Connection
@@ -296,25 +297,31 @@ class SocketApp:
         return self._backend.node
 
     async def ensure_started(self) -> Engine:
-        """The running engine, started now if it is not. Raises `BackendError`."""
+        """The running engine, started now if it is not. Raises `BackendError`.
+
+        An app runs in one event loop at a time. From another one meanwhile, this raises `RuntimeError`; once that event
+        loop has ended, with or without `stop`, the app starts anew.
+        """
+        engine = self._engine_here()
+        if engine is not None:
+            return engine
         loop = asyncio.get_running_loop()
-        if self._engine is not None and self._engine.loop is loop:
-            return self._engine
         if self._starting is None or self._starting[0] is not loop:
+            if self._starting is not None and self._starting[1].locked() and self._starting[0].is_running():
+                raise RuntimeError(ELSEWHERE)
             self._starting = loop, asyncio.Lock()
         async with self._starting[1]:
-            if self._engine is None or self._engine.loop is not loop:
-                await self._abandon()
+            engine = self._engine_here()
+            if engine is None:
                 engine = Engine(self.settings, self.registry, self._declared, self._backend)
                 await engine.start()
                 self._engine = engine
-        return self._engine
+        return engine
 
-    async def _abandon(self) -> None:
-        """Detach an engine whose event loop ended without `stop`: nothing must be delivered to it any more."""
-        engine, self._engine = self._engine, None
-        if engine is not None and engine.loop.is_closed():
-            await self._backend.stop(self.settings.namespace, engine.deliver)
+    def _engine_here(self) -> Engine | None:
+        """See `engine_here`. An engine whose event loop has ended is forgotten."""
+        self._engine = engine_here(self._engine)
+        return self._engine
 
     async def drain(self, *, window: float | None = None, grace: float | None = None) -> int:
         """Let every connection go, announced and evenly over `window` seconds, without cutting a handler off.
@@ -323,12 +330,12 @@ class SocketApp:
         were, once the last has left, or `grace` seconds after the window at the latest. None: as the app's options
         say. Calls after the first wait for the same drain. `stop` drains by itself.
         """
-        engine = self._engine
+        engine = self._engine_here()
         return 0 if engine is None else await asyncio.shield(engine.begin_drain(window, grace))
 
     async def stop(self, *, grace: float | None = None, window: float | None = None) -> None:
         """Drain (see `drain`), then cancel what does not finish within `grace` seconds, and close everything."""
-        engine = self._engine
+        engine = self._engine_here()
         if engine is None:
             return
         try:

@@ -15,6 +15,9 @@ class Listeners:
     def __init__(self) -> None:
         self._delivers: dict[str, list[Deliver]] = {}
 
+    def __bool__(self) -> bool:
+        return bool(self._delivers)
+
     def attach(self, namespace: str, deliver: Deliver) -> None:
         """Hand `namespace`'s publications to `deliver` as well."""
         self._delivers.setdefault(namespace, []).append(deliver)

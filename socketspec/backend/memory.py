@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import secrets
 import time
 from collections import deque
@@ -88,6 +90,11 @@ class MemoryBroker(Broker):
         self.listeners: Listeners = Listeners()
         self._subscriptions: dict[Topic, int] = {}
 
+    def clear(self) -> None:
+        """Forget everybody who listens."""
+        self.listeners = Listeners()
+        self._subscriptions.clear()
+
     async def subscribe(self, topic: Topic) -> None:
         self._subscriptions[topic] = self._subscriptions.get(topic, 0) + 1
 
@@ -150,6 +157,10 @@ class MemoryPresence(Presence):
 
     def __init__(self) -> None:
         self._rooms: dict[Topic, dict[str, Member]] = {}
+
+    def clear(self) -> None:
+        """Forget everybody."""
+        self._rooms.clear()
 
     async def enter(self, topic: Topic, member: Member, *, limit: int | None = None) -> bool:
         members = self._rooms.get(topic, {})
@@ -228,20 +239,41 @@ class MemorySessions(Sessions):
 
 
 class MemoryBackend:
-    """Everything in this process's memory. `clock` is a monotonic clock in seconds."""
+    """Everything in this process's memory. `clock` is a monotonic clock in seconds.
+
+    Connections end with the event loop they were served in: started in another one, it knows none of them any more.
+    What is kept lasts: histories, limits and sessions.
+    """
 
     shared = False
 
     def __init__(self, *, clock: Clock = time.monotonic) -> None:
         streams = _Streams(clock)
-        self.node: str = secrets.token_hex(4)
+        self._name = (os.getpid(), secrets.token_hex(4))
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.broker: MemoryBroker = MemoryBroker(streams)
         self.history: MemoryHistory = MemoryHistory(streams)
         self.presence: MemoryPresence = MemoryPresence()
         self.limits: MemoryLimits = MemoryLimits(clock)
         self.sessions: MemorySessions = MemorySessions(clock)
 
+    @property
+    def node(self) -> str:
+        """This process's name, another one after a fork."""
+        if self._name[0] != os.getpid():
+            self._name = (os.getpid(), secrets.token_hex(4))
+        return self._name[1]
+
     async def start(self, namespace: str, deliver: Deliver, lost: Lost) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._loop is not None and self._loop.is_running() and self.broker.listeners:
+                raise RuntimeError(
+                    "This MemoryBackend is in use in another event loop: give each event loop a backend of its own."
+                )
+            self._loop = loop
+            self.broker.clear()
+            self.presence.clear()
         self.broker.listeners.attach(namespace, deliver)
 
     async def stop(self, namespace: str, deliver: Deliver) -> None:

@@ -164,7 +164,12 @@ class Sessions(Protocol):
 
 
 class Backend(Protocol):
-    """The protocols above as one object with a life. SocketApps with the same backend URL in a process share one."""
+    """The protocols above as one object with a life. SocketApps with the same backend URL in a process share one.
+
+    It is made when an app is declared, perhaps long before a fork, and started in one event loop after another. So
+    whatever belongs to a process or an event loop is made no earlier than the attributes below are read there. Where
+    another event loop runs it, they raise `RuntimeError`; what an event loop that has ended left behind is forgotten.
+    """
 
     @property
     def shared(self) -> bool:
@@ -173,7 +178,7 @@ class Backend(Protocol):
 
     @property
     def node(self) -> str:
-        """This process's name among the nodes: a short string, a new one at every start."""
+        """This process's name among the nodes: a short string, a new one at every start and after a fork."""
         ...
 
     @property

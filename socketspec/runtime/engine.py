@@ -7,6 +7,7 @@ An adapter calls `admit` with the opening handshake, `open` once it has accepted
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Sequence
 
 from socketspec.backend.protocols import Backend
@@ -60,6 +61,7 @@ class Engine:
         self.settings = settings
         self.backend = backend
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        self.pid: int = os.getpid()
         self.now: Callable[[], float] = self.loop.time
         now, namespace, session = self.now, settings.namespace, settings.session
 

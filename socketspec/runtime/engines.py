@@ -44,8 +44,8 @@ def engines() -> tuple[Drains, ...]:
 
 
 def everywhere() -> tuple[Drains, ...]:
-    """All engines of the process, whatever their event loop: for reading figures, from any thread."""
-    return tuple(_engines.values())
+    """All engines of the process that have an event loop left: for reading figures, from any thread."""
+    return tuple(engine for engine in tuple(_engines.values()) if not engine.loop.is_closed())
 
 
 def drain_soon() -> None:

