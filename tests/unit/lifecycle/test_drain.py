@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -18,13 +20,14 @@ from socketspec.lifecycle.drain import JITTER, JITTER_AT_ONCE, LEAST_A_SECOND
 from socketspec.pages.responses import Response
 from socketspec.protocol.handshake import Handshake, Headers, QueryParams
 from socketspec.runtime import engines as running
+from socketspec.runtime.engine import Engine
 from socketspec.testing import ConnectionClosed, TestClient, TestConnection
 from tests.virtual_time import in_virtual_time, now
 
 TICK = 0.1
+"""Seconds between two waves, at most."""
 INSTANT = 1e-4
 """Virtual seconds that turns of the loop may take, without any wait."""
-"""Seconds between two waves, at most."""
 
 
 def peak(times: Iterable[float], width: float) -> int:
@@ -397,14 +400,20 @@ def test_every_call_joins_the_same_drain_and_the_stop_finds_it_done() -> None:
     in_virtual_time(main)()
 
 
-def test_an_engine_whose_loop_ended_without_a_stop_is_forgotten_at_the_next_start() -> None:
-    apps = [SocketApp(), SocketApp()]
-    ended = asyncio.run(apps[0].ensure_started())
-    assert ended in running.everywhere()
-    started = asyncio.run(apps[1].ensure_started())
-    assert started in running.everywhere()
+async def started(app: SocketApp) -> Engine:
+    engine = await app.ensure_started()
+    assert engine in running.everywhere()
+    return engine
+
+
+def test_an_engine_whose_loop_ended_without_a_stop_is_read_no_more_and_let_go_at_the_next_start() -> None:
+    ended = asyncio.run(started(SocketApp()))
     assert ended not in running.everywhere()
-    running.remove(started)
+    kept = weakref.ref(ended)
+    del ended
+    running.remove(asyncio.run(started(SocketApp())))
+    gc.collect()
+    assert kept() is None
 
 
 async def ask(app: SocketApp, method: str = "GET", authorization: str | None = "Bearer s3cret") -> Response:
