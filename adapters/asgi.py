@@ -24,10 +24,11 @@ from socketspec.pages.responses import Response
 from socketspec.protocol.handshake import Handshake, Headers, QueryParams
 from socketspec.runtime.engine import Engine
 from socketspec.telemetry.context import log_context
+from socketspec.text import get_logger, one_line
 
 __all__ = ("ASGIApp",)
 
-logger: logging.Logger = logging.getLogger("socketspec.asgi")
+logger: logging.Logger = get_logger("socketspec.asgi")
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
@@ -94,7 +95,7 @@ class ASGIApp:
         try:
             await self.socket.ensure_started()
         except Exception as error:
-            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            await send({"type": "lifespan.startup.failed", "message": one_line(error)})
             return
         await send({"type": "lifespan.startup.complete"})
         await receive()

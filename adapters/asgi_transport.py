@@ -15,10 +15,11 @@ from socketspec.connection.outbox import Backpressure, Outbox, Overflow
 from socketspec.protocol.formats import Format
 from socketspec.protocol.messages import Message
 from socketspec.telemetry.counters import Counters
+from socketspec.text import get_logger
 
 __all__ = ("ASGITransport", "Event", "Send")
 
-logger: logging.Logger = logging.getLogger("socketspec.asgi")
+logger: logging.Logger = get_logger("socketspec.asgi")
 
 Event = MutableMapping[str, Any]
 Send = Callable[[Event], Awaitable[None]]

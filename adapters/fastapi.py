@@ -17,6 +17,7 @@ from socketspec.adapters.asgi import NOT_FOUND, ASGIApp, Receive, Scope, answer,
 from socketspec.adapters.asgi_transport import Event, Send
 from socketspec.app.app import SocketApp
 from socketspec.errors import BackendError, ConfigurationError
+from socketspec.text import one_line
 
 __all__ = ("mount",)
 
@@ -106,7 +107,7 @@ def _wrap_lifespan_messages(router: Router) -> None:
         async def send_shortly(event: Event) -> None:
             error = sys.exc_info()[1]  # Starlette sends this event while it handles the error
             if event["type"] == "lifespan.startup.failed" and isinstance(error, BackendError):
-                event = {**event, "message": str(error)}
+                event = {**event, "message": one_line(error)}
             await send(event)
 
         await inner(scope, receive, send_shortly)

@@ -16,6 +16,9 @@ from starlette.routing import Mount
 from socketspec import SocketApp
 from socketspec.adapters.asgi import ASGIApp
 from socketspec.adapters.fastapi import mount
+from socketspec.backend.memory import MemoryBackend
+from socketspec.backend.protocols import Deliver, Lost
+from socketspec.errors import BackendError
 from tests.cluster.ears import refused
 from tests.servers import Server
 
@@ -28,27 +31,38 @@ def away(start_timeout: float = 0) -> SocketApp:
     return SocketApp(backend=f"{url}?start_timeout={start_timeout}")
 
 
-def alone() -> ASGI:
-    return ASGIApp(away())
+class Loud(MemoryBackend):
+    """Says things at the start that would forge lines of a log."""
+
+    async def start(self, namespace: str, deliver: Deliver, lost: Lost) -> None:
+        raise BackendError(SENTENCE + "\nINFO: all is well \x1b[2J")
 
 
-def on_fastapi() -> ASGI:
+def loud() -> SocketApp:
+    return SocketApp(backend=Loud())
+
+
+def alone(socket: SocketApp) -> ASGI:
+    return ASGIApp(socket)
+
+
+def on_fastapi(socket: SocketApp) -> ASGI:
     app = FastAPI()
-    mount(away(), app)
+    mount(socket, app)
     return app
 
 
-def on_fastapi_with_another() -> ASGI:
+def on_fastapi_with_another(socket: SocketApp) -> ASGI:
     app = FastAPI()
     mount(SocketApp(health_url=None), app, path="/first")
-    mount(away(), app)
+    mount(socket, app)
     mount(SocketApp(namespace="/third", health_url=None), app, path="/third")
     return app
 
 
-def on_starlette() -> ASGI:
+def on_starlette(socket: SocketApp) -> ASGI:
     app = Starlette()
-    mount(away(), app)
+    mount(socket, app)
     return app
 
 
@@ -70,12 +84,15 @@ async def startup(app: ASGI) -> list[dict[str, Any]]:
     return sent
 
 
+@pytest.mark.parametrize("trouble", [away, loud])
 @pytest.mark.parametrize("make", [alone, on_fastapi, on_fastapi_with_another, on_starlette])
-async def test_the_server_is_told_one_sentence(make: Callable[[], ASGI]) -> None:
-    (event,) = await startup(make())
+async def test_the_server_is_told_one_sentence(
+    make: Callable[[SocketApp], ASGI], trouble: Callable[[], SocketApp]
+) -> None:
+    (event,) = await startup(make(trouble()))
     assert event["type"] == "lifespan.startup.failed"
     assert event["message"].startswith(SENTENCE)
-    assert "\n" not in event["message"]
+    assert event["message"].isprintable()
 
 
 async def test_an_error_of_the_application_itself_keeps_its_traceback() -> None:
@@ -101,11 +118,12 @@ async def test_an_app_that_can_start_is_told_to_have_started() -> None:
     ]
 
 
+@pytest.mark.parametrize("trouble", [away, loud])
 async def test_a_connection_that_comes_before_the_app_can_start_is_refused_and_logged_in_a_sentence(
-    caplog: pytest.LogCaptureFixture,
+    trouble: Callable[[], SocketApp], caplog: pytest.LogCaptureFixture
 ) -> None:
     inner = FastAPI()
-    mount(away(), inner)
+    mount(trouble(), inner)
     outer = Starlette(routes=[Mount("/inner", inner)])  # whose lifespan no server runs
     sent: list[MutableMapping[str, Any]] = []
 
@@ -129,6 +147,7 @@ async def test_a_connection_that_comes_before_the_app_can_start_is_refused_and_l
     assert [record.getMessage().startswith("A connection is refused") for record in errors] == [True]
     assert all(record.exc_info is None for record in errors)
     assert SENTENCE in errors[0].getMessage()
+    assert errors[0].getMessage().isprintable()
 
 
 async def test_the_same_trouble_is_logged_once_while_it_lasts(server: Server, caplog: pytest.LogCaptureFixture) -> None:
