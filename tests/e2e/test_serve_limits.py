@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
+from websockets.typing import Subprotocol
 
 from tests.server_process import make_certificates
 from tests.support import Server, client, free_port, serving
@@ -125,13 +126,8 @@ async def test_no_level_of_the_log_shows_credentials(tmp_path: Path) -> None:
     sent = {"Authorization": "Bearer SECRET-1", "X-API-Key": "SECRET-key", "Cookie": "sid=SECRET-3"}
     with served(tmp_path / "debug", "--log-level", "debug") as server:
         for path in ("/ws?token=SECRET-5", "/guarded?api_key=SECRET-6"):
-            offered = ["socketspec.bearer.SECRET-4", "socketspec.json"]
-            async with connect(
-                server.url(path),
-                additional_headers=sent,
-                subprotocols=offered,
-                proxy=None,  # type: ignore[arg-type]  # names, given as text
-            ):
+            offered = [Subprotocol("socketspec.bearer.SECRET-4"), Subprotocol("socketspec.json")]
+            async with connect(server.url(path), additional_headers=sent, subprotocols=offered, proxy=None):
                 server.get("/socket-health?token=SECRET-7", sent)
         assert server.stop() == 0
         assert "SECRET" not in server.log

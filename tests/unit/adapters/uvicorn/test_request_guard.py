@@ -447,7 +447,7 @@ async def test_beyond_the_limit_of_a_node_upgrades_get_503_and_requests_are_answ
     assert gate.refused == 1
     probe = await Guarded(state=state).feed(plain())
     assert probe.transport.statuses == [200]
-    state.connections.discard(first)  # type: ignore[arg-type]  # as above
+    state.connections.discard(first)
     Upgraded.made.clear()
     assert (await Guarded(state=state).feed(upgrade())).outcome == "upgraded"
 
