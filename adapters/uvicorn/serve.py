@@ -107,6 +107,7 @@ class DrainingServer(uvicorn.Server):
             await super().startup()
             return
         await super().startup(sockets=[])
+        engines.gated_by(self.gate)
         if not self.should_exit:
             self.servers += [self._acceptor(listener) for listener in sockets]  # type: ignore[misc] # what it calls
 
@@ -150,6 +151,7 @@ class DrainingServer(uvicorn.Server):
         except Exception:
             logger.exception("Draining failed")
         await super().shutdown(sockets)
+        engines.gated_by(None)
 
     def _give_up(self) -> None:
         logger.warning("Told twice to stop: ending at once")

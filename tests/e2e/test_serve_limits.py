@@ -118,8 +118,11 @@ async def test_a_full_node_refuses_clients_and_answers_probes(tmp_path: Path) ->
             assert refused.value.response.status_code == 503
             assert refused.value.response.headers["Retry-After"] == "5"
             assert live(server) == 200
+            ready = server.get("/socket-health")
+            assert (ready.status, ready.json()["status"], ready.json()["live"]) == (503, "busy", True)
             assert await ada.call("echo", {"n": 1}) == {"n": 1}
         await echoes(server, 1)
+        assert server.get("/socket-health").status == 200
 
 
 async def test_no_level_of_the_log_shows_credentials(tmp_path: Path) -> None:
