@@ -21,8 +21,8 @@ __all__ = ("Acceptor",)
 
 logger: logging.Logger = logging.getLogger("socketspec.server")
 
-A_TURN: Final = 128
-"""Connections that are accepted before the event loop gets its turn."""
+A_TURN: Final = 16
+"""Connections that are accepted before the event loop gets its turn, and other processes theirs."""
 PAUSE: Final = 0.5
 """Seconds until it is tried again, where a connection could not be accepted."""
 LOG_EVERY: Final = 60.0

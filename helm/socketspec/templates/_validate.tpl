@@ -190,6 +190,8 @@
   "SOCKETSPEC_RATE" "config.rate"
   "SOCKETSPEC_BURST" "config.burst"
   "SOCKETSPEC_MAX_PAYLOAD_SIZE" "config.maxPayloadSize"
+  "SOCKETSPEC_MAX_CONNECTIONS" "config.maxConnections"
+  "SOCKETSPEC_ACCEPTS_PER_SECOND" "config.acceptsPerSecond"
   "SOCKETSPEC_MAX_CONNECTIONS_PER_USER" "config.maxConnectionsPerUser"
   "SOCKETSPEC_FORWARDED_ALLOW_IPS" "config.forwardedAllowIps"
   "SOCKETSPEC_LOG_LEVEL" "config.logLevel"
