@@ -25,6 +25,10 @@ A_TURN: Final = 16
 """Connections that are accepted before the event loop gets its turn, and other processes theirs."""
 PAUSE: Final = 0.5
 """Seconds until it is tried again, where a connection could not be accepted."""
+SHORT_PAUSE: Final = 0.05
+"""The same, where there will be room in a moment."""
+FAIR_CHANCE: Final = 0.5
+"""Seconds that a TLS handshake has before it may be broken off to make room."""
 LOG_EVERY: Final = 60.0
 """Seconds between log lines about that."""
 
@@ -51,7 +55,8 @@ class Acceptor:
         self._rate = accepts_per_second
         self._tokens = accepts_per_second or 0.0
         self._counted_at = self._loop.time()
-        self._opening: dict[asyncio.Task[None], None] = {}  # the oldest first
+        self._opening: dict[asyncio.Task[None], float] = {}
+        """When each began, the oldest first."""
         self._timer: asyncio.TimerHandle | None = None
         self._is_closed = False
         self._said_at = float("-inf")
@@ -92,7 +97,7 @@ class Acceptor:
                 return
             dropped = self._gate.dropped
             if not self._gate.has_room(len(self._opening)) and not self._drop_handshake():
-                self._cannot("there are %d connections, and all are busy", self._gate.ceiling)
+                self._wait_for_room()
                 return
             try:
                 accepted, _ = self._listener.accept()
@@ -109,14 +114,20 @@ class Acceptor:
                 return
 
     def _drop_handshake(self) -> bool:
-        """Break off the TLS handshake that has been under way for longest. Returns whether there was one."""
+        """Break off the TLS handshake that has been under way for longest. Returns whether there was a slow one."""
         oldest = next(iter(self._opening), None)
-        if oldest is None:
+        if oldest is None or self._loop.time() - self._opening[oldest] < FAIR_CHANCE:
             return False
         del self._opening[oldest]
         oldest.cancel()
         self._gate.dropped += 1
         return True
+
+    def _wait_for_room(self) -> None:
+        if self._opening:  # in a moment these are open, and may be dropped if they ask for nothing
+            self._pause(SHORT_PAUSE)
+        else:
+            self._cannot("there are %d connections, and all are busy", self._gate.ceiling)
 
     def _too_early(self) -> bool:
         """Whether more would be accepted than there may be in a second; then, come back when one may."""
@@ -144,7 +155,7 @@ class Acceptor:
     def _open(self, accepted: socket.socket) -> None:
         accepted.setblocking(False)
         opening = self._loop.create_task(self._connect(accepted), name="opening of a connection")
-        self._opening[opening] = None
+        self._opening[opening] = self._loop.time()
         opening.add_done_callback(partial(self._opened, accepted))
 
     async def _connect(self, accepted: socket.socket) -> None:
