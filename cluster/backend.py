@@ -161,6 +161,7 @@ class RedisBackend:
             restored=self._subscriptions.losses,
             seconds=self._runner.seconds,
             lag=self._subscriptions.lag,
+            waiting_bytes=self._runner.pending_bytes,
         )
 
 

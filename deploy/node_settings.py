@@ -193,6 +193,13 @@ class Settings:
         shown="as many as open files allow",
         server=True,
     )
+    max_connections_per_address: int = _variable(
+        0,
+        "Connections that one address (IPv6: one /64) may have with one process",
+        _whole(1, 10**7),
+        shown="no limit",
+        server=True,
+    )
     accepts_per_second: int = _variable(
         0, "Connections that one process accepts in a second", _whole(1, 10**6), shown="no limit", server=True
     )

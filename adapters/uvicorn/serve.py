@@ -21,11 +21,13 @@ from typing import Any, Final, Literal, NamedTuple, cast
 
 import uvicorn
 from uvicorn.config import LOGGING_CONFIG, STARTUP_FAILURE
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.supervisors import Multiprocess, multiprocess
 
 from socketspec.adapters.uvicorn.accepting import Acceptor
 from socketspec.adapters.uvicorn.gate import Gate, GatedState
 from socketspec.adapters.uvicorn.open_files import connections_for, free_files, raise_limit, reserve_of
+from socketspec.adapters.uvicorn.per_address import PerAddress
 from socketspec.adapters.uvicorn.redact import RedactQuery
 from socketspec.adapters.uvicorn.request_guard import GuardedH11Protocol
 from socketspec.runtime import engines
@@ -67,6 +69,8 @@ class Serving:
     ssl_keyfile: str | None = None
     max_connections: int | None = None
     """WebSocket connections of one process; None: as many as its open files allow, with a reserve for all else."""
+    max_connections_per_address: int | None = None
+    """WebSocket connections that clients of one address (IPv6: /64) may have with one process; None: no limit."""
     accepts_per_second: float | None = None
     """Connections that one process accepts in a second; None: as they come."""
 
@@ -76,6 +80,7 @@ class Limits(NamedTuple):
 
     max_connections: int | None = None
     accepts_per_second: float | None = None
+    max_connections_per_address: int | None = None
 
 
 class DrainingServer(uvicorn.Server):
@@ -282,6 +287,13 @@ class _Config(uvicorn.Config):
     def load(self) -> None:
         super().load()
         _wake_loggers()
+        most = self.limits.max_connections_per_address
+        if most is not None:
+            outermost: Any = self.loaded_app
+            if isinstance(outermost, ProxyHeadersMiddleware):  # it finds out the address
+                outermost.app = cast("Any", PerAddress(outermost.app, most))
+            else:
+                self.loaded_app = cast("Any", PerAddress(outermost, most))
 
 
 def _wake_loggers() -> None:
@@ -312,7 +324,7 @@ def _config(serving: Serving) -> uvicorn.Config:
         timeout_graceful_shutdown=OTHERS_GRACE,
     )
     config.log_config = _logging(serving)
-    config.limits = Limits(serving.max_connections, serving.accepts_per_second)
+    config.limits = Limits(serving.max_connections, serving.accepts_per_second, serving.max_connections_per_address)
     return config
 
 

@@ -77,6 +77,12 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         help="WebSockets of one process; more get 503 (default: as many as its open files allow, less a reserve)",
     )
     parser.add_argument(
+        "--max-connections-per-address",
+        type=whole("connections", 1, 10_000_000),
+        metavar="NUMBER",
+        help="WebSockets that one address may have with one process; more get 429 (default: no limit)",
+    )
+    parser.add_argument(
         "--accepts-per-second",
         type=whole("connections", 1, 1_000_000),
         metavar="NUMBER",

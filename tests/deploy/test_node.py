@@ -56,6 +56,7 @@ VALUES: Mapping[str, tuple[str, object]] = {
     "MAX_PAYLOAD_SIZE": ("1024", 1024),
     "MAX_CONNECTIONS_PER_USER": ("3", 3),
     "MAX_CONNECTIONS": ("4000", 4000),
+    "MAX_CONNECTIONS_PER_ADDRESS": ("50", 50),
     "ACCEPTS_PER_SECOND": ("200", 200),
     "DOCS_TOKEN": ("hunter2", "hunter2"),
     "METRICS": ("off", False),

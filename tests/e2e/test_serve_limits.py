@@ -22,9 +22,11 @@ APP = """
 from fastapi import FastAPI
 from socketspec import Identity, SocketApp
 from socketspec.adapters.fastapi import mount
+from socketspec.adapters.prometheus import mount_metrics
 from socketspec.security.auth import APIKeyAuth
 
 app = FastAPI()
+mount_metrics(app)
 socket = SocketApp()
 guarded = SocketApp(health_url=None, namespace="/guarded", auth=APIKeyAuth({"SECRET-key": Identity(user_id="ada")}))
 mount(socket, app, "/ws")
@@ -121,8 +123,31 @@ async def test_a_full_node_refuses_clients_and_answers_probes(tmp_path: Path) ->
             ready = server.get("/socket-health")
             assert (ready.status, ready.json()["status"], ready.json()["live"]) == (503, "busy", True)
             assert await ada.call("echo", {"n": 1}) == {"n": 1}
+            metrics = server.get("/metrics").text
+            assert "\nsocketspec_max_connections 2.0\n" in metrics
+            assert "\nsocketspec_full_refused_total 1.0\n" in metrics
+            assert "\nsocketspec_made_room_total 0.0\n" in metrics
         await echoes(server, 1)
         assert server.get("/socket-health").status == 200
+
+
+async def test_an_address_may_have_so_many_connections_as_trusted_proxies_tell_it(tmp_path: Path) -> None:
+    with served(tmp_path / "addresses", "--max-connections-per-address", "2") as server:
+
+        def from_address(address: str) -> connect:
+            return connect(server.url("/ws"), additional_headers={"X-Forwarded-For": address}, proxy=None)
+
+        async with from_address("192.0.2.1"), from_address("2001:db8::1"), from_address("2001:db8::2"):
+            async with from_address("192.0.2.1"):
+                for address in ("192.0.2.1", "2001:db8::3", "::ffff:192.0.2.1"):
+                    with pytest.raises(InvalidStatus) as refused:
+                        await from_address(address)
+                    assert refused.value.response.status_code == 429
+                    assert refused.value.response.headers["Retry-After"] == "5"
+                async with from_address("192.0.2.2"), from_address("2001:db8:0:1::1"):
+                    pass
+            async with from_address("192.0.2.1"):
+                pass
 
 
 async def test_no_level_of_the_log_shows_credentials(tmp_path: Path) -> None:

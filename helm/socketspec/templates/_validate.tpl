@@ -191,6 +191,7 @@
   "SOCKETSPEC_BURST" "config.burst"
   "SOCKETSPEC_MAX_PAYLOAD_SIZE" "config.maxPayloadSize"
   "SOCKETSPEC_MAX_CONNECTIONS" "config.maxConnections"
+  "SOCKETSPEC_MAX_CONNECTIONS_PER_ADDRESS" "config.maxConnectionsPerAddress"
   "SOCKETSPEC_ACCEPTS_PER_SECOND" "config.acceptsPerSecond"
   "SOCKETSPEC_MAX_CONNECTIONS_PER_USER" "config.maxConnectionsPerUser"
   "SOCKETSPEC_FORWARDED_ALLOW_IPS" "config.forwardedAllowIps"
