@@ -55,8 +55,8 @@ class Acceptor:
         self._rate = accepts_per_second
         self._tokens = accepts_per_second or 0.0
         self._counted_at = self._loop.time()
-        self._opening: dict[asyncio.Task[None], float] = {}
-        """When each began, the oldest first."""
+        self._opening: dict[asyncio.Task[None], tuple[socket.socket, float]] = {}
+        """The socket of each, and when it began, the oldest first."""
         self._timer: asyncio.TimerHandle | None = None
         self._is_closed = False
         self._said_at = float("-inf")
@@ -68,8 +68,8 @@ class Acceptor:
         if not self._is_closed:
             self._is_closed = True
             self._stop()
-            for opening in tuple(self._opening):
-                opening.cancel()
+            for accepted, _ in self._opening.values():
+                _shut(accepted)
 
     async def wait_closed(self) -> None:
         """Wait until no handshake is under way any more."""
@@ -116,10 +116,10 @@ class Acceptor:
     def _drop_handshake(self) -> bool:
         """Break off the TLS handshake that has been under way for longest. Returns whether there was a slow one."""
         oldest = next(iter(self._opening), None)
-        if oldest is None or self._loop.time() - self._opening[oldest] < FAIR_CHANCE:
+        if oldest is None or self._loop.time() - self._opening[oldest][1] < FAIR_CHANCE:
             return False
-        del self._opening[oldest]
-        oldest.cancel()
+        accepted, _ = self._opening.pop(oldest)
+        _shut(accepted)
         self._gate.dropped += 1
         return True
 
@@ -155,7 +155,7 @@ class Acceptor:
     def _open(self, accepted: socket.socket) -> None:
         accepted.setblocking(False)
         opening = self._loop.create_task(self._connect(accepted), name="opening of a connection")
-        self._opening[opening] = self._loop.time()
+        self._opening[opening] = accepted, self._loop.time()
         opening.add_done_callback(partial(self._opened, accepted))
 
     async def _connect(self, accepted: socket.socket) -> None:
@@ -175,3 +175,11 @@ class Acceptor:
             logger.debug("A connection was not opened: %r", error)
         else:
             logger.error("A connection was not opened", exc_info=error)
+
+
+def _shut(accepted: socket.socket) -> None:
+    """End a connection under its handshake, which then fails. To cancel that leaves the socket open on uvloop."""
+    try:
+        accepted.shutdown(socket.SHUT_RDWR)
+    except OSError:  # the client has left already
+        return
