@@ -178,7 +178,7 @@ class Acceptor:
 
 
 def _shut(accepted: socket.socket) -> None:
-    """End a connection under its handshake, which then fails. To cancel that leaves the socket open on uvloop."""
+    """End a connection under its handshake, which then fails."""
     try:
         accepted.shutdown(socket.SHUT_RDWR)
     except OSError:  # the client has left already
