@@ -16,10 +16,11 @@ from functools import partial
 from typing import Final
 
 from socketspec.adapters.uvicorn.gate import Gate
+from socketspec.text import get_logger
 
 __all__ = ("Acceptor",)
 
-logger: logging.Logger = logging.getLogger("socketspec.server")
+logger: logging.Logger = get_logger("socketspec.server")
 
 A_TURN: Final = 16
 """Connections that are accepted before the event loop gets its turn, and other processes theirs."""
