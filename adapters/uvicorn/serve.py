@@ -333,7 +333,8 @@ def _logging(serving: Serving) -> dict[str, Any]:
     config: dict[str, Any] = copy.deepcopy(LOGGING_CONFIG)
     config["filters"] = {"redact": {"()": RedactQuery}, "one_line": {"()": OneLine}}
     for handler in config["handlers"].values():
-        handler["filters"] = ["redact"] if serving.log_format == "json" else ["redact", "one_line"]
+        # The first one writes out tracebacks that somebody else has a say in, the second cleans what is written.
+        handler["filters"] = ["redact"] if serving.log_format == "json" else ["one_line", "redact"]
     if serving.log_format == "json":
         config["formatters"] = {name: {"()": "socketspec.logs.JsonFormatter"} for name in config["formatters"]}
     config["root"] = {"handlers": ["default"], "level": serving.log_level.upper()}
