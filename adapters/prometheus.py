@@ -61,6 +61,9 @@ NAMES: Final[Mapping[str, str]] = {
     "socketspec_received_bytes_total": "Bytes of messages from clients.",
     "socketspec_sent_bytes_total": "Bytes of messages to clients.",
     "socketspec_buffered_bytes": "Bytes that wait because clients do not take them.",
+    "socketspec_waiting_bytes": "Bytes that wait in the buffers of all connections, what waits for several once.",
+    "socketspec_max_waiting_bytes": "Bytes that may: `max_node_buffer`.",
+    "socketspec_shed_total": "Connections closed as slow because too much waited for all of them together.",
     "socketspec_slow_consumers_total": "Connections closed because they read too slowly.",
     "socketspec_messages_dropped_total": "Messages dropped by a backpressure policy.",
     "socketspec_rate_limited_total": "Messages refused by the rate limit.",
@@ -139,6 +142,7 @@ _COUNTERS: Final[Mapping[str, Callable[[Engine], float]]] = {
     "socketspec_received_bytes_total": lambda engine: engine.counters.received_bytes,
     "socketspec_sent_bytes_total": lambda engine: engine.counters.sent_bytes,
     "socketspec_slow_consumers_total": lambda engine: engine.counters.slow_consumers,
+    "socketspec_shed_total": lambda engine: engine.waiting.closed,
     "socketspec_messages_dropped_total": lambda engine: engine.counters.dropped,
     "socketspec_rate_limited_total": lambda engine: engine.counters.rate_limited,
 }
@@ -148,6 +152,8 @@ _GAUGES: Final[Mapping[str, Callable[[Engine], float]]] = {
     "socketspec_buffered_bytes": lambda engine: sum(
         conn.transport.buffered for conn in list(engine.connections.values())
     ),
+    "socketspec_waiting_bytes": lambda engine: engine.waiting.size,
+    "socketspec_max_waiting_bytes": lambda engine: engine.waiting.limit,
     "socketspec_draining": lambda engine: int(engine.stopping),
 }
 

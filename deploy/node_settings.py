@@ -183,6 +183,12 @@ class Settings:
     rate: float = _variable(10.0, "Messages a second that one may send; 0: no limit", _number(1e6))
     burst: int = _variable(0, "Messages that one may send at once", _whole(1, 10**6), shown="three times `RATE`")
     max_payload_size: int = _variable(65_536, "Bytes that a message may have", _whole(1, 2**30))
+    max_node_buffer: int = _variable(
+        0,
+        "Bytes that may wait for all clients of one process together; beyond it, the slowest are closed",
+        _whole(1 << 20, 2**50),
+        shown="256 MiB",
+    )
     max_connections_per_user: int = _variable(
         0, "Connections that a user may have, on all nodes together", _whole(1, 10**9), shown="no limit"
     )

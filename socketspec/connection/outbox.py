@@ -45,13 +45,14 @@ class Backpressure:
     If a policy cannot make room by dropping broadcasts, the connection is closed all the same. A client that takes
     nothing at all for `send_timeout` seconds counts as slow, too.
 
-    `max_node_buffer` is how many bytes may wait for all connections of this node together (default 256 MiB); a
-    message that waits for many clients counts once, and 512 bytes for each. Beyond it, those for whom most waits are
-    closed as slow, whatever the policy, until an eighth of it is free.
+    `max_node_buffer` is how many bytes may wait for all connections of this node together; None: what the environment
+    variable ``SOCKETSPEC_MAX_NODE_BUFFER`` says, else 256 MiB. A message that waits for many clients counts once, and
+    512 bytes for each of them. Beyond it, those for whom most waits are closed as slow, whatever the policy, until an
+    eighth of it is free.
     """
 
     max_buffer: int = 1_048_576
-    max_node_buffer: int = 268_435_456
+    max_node_buffer: int | None = None
     policy: Policy = "disconnect"
     send_timeout: float = 10.0
     key: Callable[[Message], str] = _message_key
@@ -63,11 +64,6 @@ class Backpressure:
             )
         if self.max_buffer < 1024:
             raise ConfigurationError(f"Backpressure(max_buffer={self.max_buffer!r}) must be at least 1024 bytes.")
-        if self.max_node_buffer < self.max_buffer:
-            raise ConfigurationError(
-                f"Backpressure(max_node_buffer={self.max_node_buffer!r}) must be at least what may wait for one "
-                f"connection: max_buffer is {self.max_buffer!r}."
-            )
         if not self.send_timeout > 0:
             raise ConfigurationError(f"Backpressure(send_timeout={self.send_timeout!r}) must be more than 0 seconds.")
 

@@ -65,7 +65,7 @@ class Engine:
         now, namespace, session = self.now, settings.namespace, settings.session
 
         self.counters: Counters = Counters()
-        self.waiting: Waiting = Waiting(settings.backpressure.max_node_buffer, now)
+        self.waiting: Waiting = Waiting(settings.max_node_buffer, now)
         self.requests: Requests = Requests(namespace)
         self.contracts: Contracts = Contracts(strict=settings.strict)
         self.feed: DebugFeed | None = DebugFeed() if settings.debug else None

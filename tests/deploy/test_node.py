@@ -54,6 +54,7 @@ VALUES: Mapping[str, tuple[str, object]] = {
     "RATE": ("0.5", 0.5),
     "BURST": ("7", 7),
     "MAX_PAYLOAD_SIZE": ("1024", 1024),
+    "MAX_NODE_BUFFER": ("2000000", 2_000_000),
     "MAX_CONNECTIONS_PER_USER": ("3", 3),
     "MAX_CONNECTIONS": ("4000", 4000),
     "MAX_CONNECTIONS_PER_ADDRESS": ("50", 50),

@@ -190,6 +190,7 @@
   "SOCKETSPEC_RATE" "config.rate"
   "SOCKETSPEC_BURST" "config.burst"
   "SOCKETSPEC_MAX_PAYLOAD_SIZE" "config.maxPayloadSize"
+  "SOCKETSPEC_MAX_NODE_BUFFER" "config.maxNodeBuffer"
   "SOCKETSPEC_MAX_CONNECTIONS" "config.maxConnections"
   "SOCKETSPEC_MAX_CONNECTIONS_PER_ADDRESS" "config.maxConnectionsPerAddress"
   "SOCKETSPEC_ACCEPTS_PER_SECOND" "config.acceptsPerSecond"

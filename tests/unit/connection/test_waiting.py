@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from socketspec import SocketApp
 from socketspec.connection.outbox import Backpressure, Outbox, Overflow, Policy
 from socketspec.connection.waiting import Waiting
 from socketspec.errors import ConfigurationError
@@ -16,6 +19,7 @@ from socketspec.protocol.formats import Format
 from socketspec.protocol.messages import OVERHEAD, Message
 from socketspec.protocol.publications import Position
 
+VARIABLE = "SOCKETSPEC_MAX_NODE_BUFFER"
 FORMATS = (Format.PLAIN, Format.JSON, Format.MSGPACK)
 
 
@@ -136,7 +140,29 @@ def test_the_log_says_so_once_a_minute(caplog: pytest.LogCaptureFixture) -> None
     assert "max_node_buffer" in caplog.messages[0]
 
 
-def test_a_node_takes_at_least_what_one_connection_may_hold() -> None:
-    assert Backpressure(max_buffer=5000, max_node_buffer=5000).max_node_buffer == 5000
-    with pytest.raises(ConfigurationError, match=r"max_node_buffer=4999.*max_buffer is 5000"):
-        Backpressure(max_buffer=5000, max_node_buffer=4999)
+def limit_of(**options: Any) -> int:
+    return SocketApp(backpressure=Backpressure(**options)).settings.max_node_buffer
+
+
+def test_how_much_may_wait_says_the_app_or_else_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert limit_of() == 256 << 20
+    assert limit_of(max_buffer=512 << 20) == 512 << 20
+    monkeypatch.setenv(VARIABLE, "2000000")
+    assert limit_of() == 2_000_000
+    assert limit_of(max_node_buffer=3_000_000) == 3_000_000
+    monkeypatch.setenv(VARIABLE, "")
+    assert limit_of() == 256 << 20
+
+
+@pytest.mark.parametrize("wrong", [4999, 0, -1, True, 5000.0, "5000", 2**63])
+def test_a_node_takes_at_least_what_may_wait_for_one_connection(wrong: object) -> None:
+    with pytest.raises(ConfigurationError, match=r"max_node_buffer=.*max_buffer is 5000"):
+        limit_of(max_buffer=5000, max_node_buffer=wrong)
+
+
+@pytest.mark.parametrize("wrong", ["4999", "-1", "5e3", "much", "9" * 30])
+def test_the_environment_is_checked_as_well(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, wrong)
+    with pytest.raises(ConfigurationError, match=rf"{VARIABLE}='{re.escape(wrong)}'.*max_buffer is 5000"):
+        limit_of(max_buffer=5000)
