@@ -159,7 +159,7 @@ class _ASGISession:
         self._handshake = handshake
         self._receive = receive
         limits = engine.settings.backpressure
-        self._transport = ASGITransport(send, admission.format, limits, engine.tasks, engine.counters)
+        self._transport = ASGITransport(send, admission.format, limits, engine.tasks, engine.counters, engine.waiting)
         self._stopped = False
         self._waiting = False
         self._ahead: asyncio.Future[Event] | None = None

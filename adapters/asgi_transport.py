@@ -12,6 +12,7 @@ from typing import Any
 from socketspec.adapters.close_reason import fitting_reason
 from socketspec.concurrency.tasks import Tasks
 from socketspec.connection.outbox import Backpressure, Outbox, Overflow
+from socketspec.connection.waiting import Waiting
 from socketspec.protocol.formats import Format
 from socketspec.protocol.messages import Message
 from socketspec.telemetry.counters import Counters
@@ -63,8 +64,11 @@ class ASGITransport:
 
     can_ping: bool = False
 
-    def __init__(self, send: Send, format: Format, limits: Backpressure, tasks: Tasks, counters: Counters) -> None:
+    def __init__(
+        self, send: Send, format: Format, limits: Backpressure, tasks: Tasks, counters: Counters, waiting: Waiting
+    ) -> None:
         self._send = send
+        self._waiting = waiting
         self._counters = counters
         self._format = format
         self._binary = format is Format.MSGPACK
@@ -73,7 +77,7 @@ class ASGITransport:
         self._run = contextvars.copy_context().run
         self._direct = True
         """Whether messages may be sent at once: nothing waits, and the connection is neither closing nor gone."""
-        self._outbox = Outbox(limits, format)
+        self._outbox = Outbox(limits, format, waiting, self._give_up)
         self._writer: asyncio.Task[None] | None = None
         self._idle: asyncio.Event | None = None
         self._close: tuple[int, str] | None = None
@@ -116,10 +120,15 @@ class ASGITransport:
             return
         pushed = self._outbox.push(message)
         if pushed is Overflow.FULL:
-            self._outbox.clear()
-            self.on_slow()
-        elif pushed is Overflow.DROPPED:
+            self._give_up()
+            return
+        if pushed is Overflow.DROPPED:
             self._counters.dropped += 1
+        self._waiting.keep_to_limit()
+
+    def _give_up(self) -> None:
+        self._outbox.clear()
+        self.on_slow()
 
     def _event(self, message: Message) -> Event:
         if self._binary:
@@ -153,8 +162,7 @@ class ASGITransport:
                     await self._timed(self._send({**event, "code": 1000}))
         except _StalledError:
             self._gone = True
-            self._outbox.clear()
-            self.on_slow()
+            self._give_up()
         except Exception as error:
             self._lost(error)
         finally:

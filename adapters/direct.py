@@ -58,7 +58,7 @@ class _DirectSession:
         self.raw.max_size = _max_size(engine)
         self.raw.stall_timeout = engine.settings.backpressure.send_timeout
         self.transport: DirectTransport = DirectTransport(
-            self.raw, format, engine.settings.backpressure, engine.counters
+            self.raw, format, engine.settings.backpressure, engine.counters, engine.waiting
         )
 
     def begin(self) -> None:

@@ -13,6 +13,7 @@ from typing import Final
 
 from socketspec.adapters.handover import RawConnection
 from socketspec.connection.outbox import Backpressure, Outbox, Overflow
+from socketspec.connection.waiting import Waiting
 from socketspec.protocol.formats import Format
 from socketspec.protocol.messages import Message
 from socketspec.telemetry.counters import Counters
@@ -50,14 +51,18 @@ class DirectTransport:
         "_on_slow",
         "_outbox",
         "_raw",
+        "_waiting",
         "_write",
     )
 
     can_ping: bool = True
 
-    def __init__(self, raw: RawConnection, format: Format, limits: Backpressure, counters: Counters) -> None:
+    def __init__(
+        self, raw: RawConnection, format: Format, limits: Backpressure, counters: Counters, waiting: Waiting
+    ) -> None:
         self._raw = raw
         self._counters = counters
+        self._waiting = waiting
         self._write = raw.write
         self._format = format
         self._key = _key(format, raw.deflate_bits)
@@ -130,15 +135,15 @@ class DirectTransport:
         if self._closing is not None or self._is_gone:
             return
         if self._outbox is None:
-            self._outbox = Outbox(self._limits, self._format)
+            self._outbox = Outbox(self._limits, self._format, self._waiting, self.give_up)
         for message in messages:
             pushed = self._outbox.push(message)
             if pushed is Overflow.FULL:
-                self._outbox = None
-                self._on_slow()
+                self.give_up()
                 return
             if pushed is Overflow.DROPPED:
                 self._counters.dropped += 1
+        self._waiting.keep_to_limit()
 
     def full(self) -> None:
         """The client does not keep up: from now on messages wait."""
@@ -197,18 +202,23 @@ class DirectTransport:
             self._raw.close(code, reason)
 
     def give_up(self) -> None:
-        """The client has taken nothing for too long: drop what waits, and report it as slow."""
-        self._outbox = None
+        """The client is too slow, or has taken nothing for too long: drop what waits, and report it."""
+        self._forget()
         self._on_slow()
 
     def gone(self) -> None:
         """The connection has ended."""
         self._is_gone = True
         self._direct = False
-        self._outbox = None
+        self._forget()
         self._on_slow = _ignore_slow
         self._cancel_close_deadline()
         self._has_drained()
+
+    def _forget(self) -> None:
+        outbox, self._outbox = self._outbox, None
+        if outbox is not None:
+            outbox.clear()
 
     def _cancel_close_deadline(self) -> None:
         if self._close_deadline is not None:

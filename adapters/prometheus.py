@@ -32,7 +32,7 @@ from socketspec.backend.protocols import BackendFigures, Measured
 from socketspec.errors import ConfigurationError
 from socketspec.runtime.engine import Engine
 from socketspec.runtime.engines import engines as running_engines
-from socketspec.runtime.engines import everywhere
+from socketspec.runtime.engines import everywhere, gate
 from socketspec.security.bearer import BearerSecret, bearer_token
 from socketspec.security.secret_options import check_secret
 from socketspec.telemetry.counters import Histogram
@@ -41,6 +41,9 @@ __all__ = ("NAMES", "SocketSpecCollector", "mount_metrics")
 
 NAMES: Final[Mapping[str, str]] = {
     "socketspec_connections": "Open connections of this node.",
+    "socketspec_max_connections": "Connections that this process may have, of all apps; with `socketspec serve`.",
+    "socketspec_full_refused_total": "Connections refused because this process had all that it may have.",
+    "socketspec_made_room_total": "Connections without a request that were closed to make room.",
     "socketspec_connections_opened_total": "Connections whose handshake was accepted.",
     "socketspec_connections_closed_total": "Connections that ended, by reason.",
     "socketspec_handshakes_refused_total": "Handshakes refused, by HTTP status.",
@@ -58,6 +61,9 @@ NAMES: Final[Mapping[str, str]] = {
     "socketspec_received_bytes_total": "Bytes of messages from clients.",
     "socketspec_sent_bytes_total": "Bytes of messages to clients.",
     "socketspec_buffered_bytes": "Bytes that wait because clients do not take them.",
+    "socketspec_waiting_bytes": "Bytes that wait in the buffers of all connections, what waits for several once.",
+    "socketspec_max_waiting_bytes": "Bytes that may: `max_node_buffer`.",
+    "socketspec_shed_total": "Connections closed as slow because too much waited for all of them together.",
     "socketspec_slow_consumers_total": "Connections closed because they read too slowly.",
     "socketspec_messages_dropped_total": "Messages dropped by a backpressure policy.",
     "socketspec_rate_limited_total": "Messages refused by the rate limit.",
@@ -65,6 +71,7 @@ NAMES: Final[Mapping[str, str]] = {
     "socketspec_backend_ready": "1 while this node hears what is published, measured.",
     "socketspec_backend_seconds": "How long requests to the backend took.",
     "socketspec_backend_failures_total": "Requests to the backend that failed.",
+    "socketspec_backend_waiting_bytes": "Bytes of requests that wait to be sent to the backend.",
     "socketspec_publish_lag_seconds": "From publishing to hearing it on this node, measured by probes.",
     "socketspec_resubscribed_total": "Subscriptions that were lost and had to be made again.",
     "socketspec_node_info": "The node's name among the nodes, and the version it runs.",
@@ -85,6 +92,7 @@ class SocketSpecCollector(Collector):
             yield _plain(CounterMetricFamily(name, NAMES[name], labels=["namespace"]), engines, read)
         for name, read in _GAUGES.items():
             yield _plain(GaugeMetricFamily(name, NAMES[name], labels=["namespace"]), engines, read)
+        yield from _server()
         yield from _labelled(engines)
         yield from _histograms(engines)
         yield from _backends(engines)
@@ -134,6 +142,7 @@ _COUNTERS: Final[Mapping[str, Callable[[Engine], float]]] = {
     "socketspec_received_bytes_total": lambda engine: engine.counters.received_bytes,
     "socketspec_sent_bytes_total": lambda engine: engine.counters.sent_bytes,
     "socketspec_slow_consumers_total": lambda engine: engine.counters.slow_consumers,
+    "socketspec_shed_total": lambda engine: engine.waiting.closed,
     "socketspec_messages_dropped_total": lambda engine: engine.counters.dropped,
     "socketspec_rate_limited_total": lambda engine: engine.counters.rate_limited,
 }
@@ -143,6 +152,8 @@ _GAUGES: Final[Mapping[str, Callable[[Engine], float]]] = {
     "socketspec_buffered_bytes": lambda engine: sum(
         conn.transport.buffered for conn in list(engine.connections.values())
     ),
+    "socketspec_waiting_bytes": lambda engine: engine.waiting.size,
+    "socketspec_max_waiting_bytes": lambda engine: engine.waiting.limit,
     "socketspec_draining": lambda engine: int(engine.stopping),
 }
 
@@ -154,6 +165,21 @@ def _plain(
     for engine in engines:
         family.add_metric([engine.settings.namespace], read(engine))
     return family
+
+
+def _server() -> Iterator[Metric]:
+    """The figures of the server around the apps; no numbers where it is not ours."""
+    most = GaugeMetricFamily("socketspec_max_connections", NAMES["socketspec_max_connections"], labels=[])
+    refused, made_room = (
+        CounterMetricFamily(name, NAMES[name], labels=[])
+        for name in ("socketspec_full_refused_total", "socketspec_made_room_total")
+    )
+    found = gate()
+    if found is not None:
+        most.add_metric([], found.max_connections)
+        refused.add_metric([], found.refused)
+        made_room.add_metric([], found.dropped)
+    yield from (most, refused, made_room)
 
 
 def _labelled(engines: Sequence[Engine]) -> Iterator[Metric]:
@@ -195,6 +221,9 @@ def _backends(engines: Sequence[Engine]) -> Iterator[Metric]:
     backends = {id(engine.backend): engine.backend for engine in engines}.values()
     info = InfoMetricFamily("socketspec_node", NAMES["socketspec_node_info"], labels=["node"])
     ready = GaugeMetricFamily("socketspec_backend_ready", NAMES["socketspec_backend_ready"], labels=["node"])
+    waiting = GaugeMetricFamily(
+        "socketspec_backend_waiting_bytes", NAMES["socketspec_backend_waiting_bytes"], labels=["node"]
+    )
     failures, resubscribed = (
         CounterMetricFamily(name, NAMES[name], labels=["node"])
         for name in ("socketspec_backend_failures_total", "socketspec_resubscribed_total")
@@ -205,11 +234,12 @@ def _backends(engines: Sequence[Engine]) -> Iterator[Metric]:
         info.add_metric(node, {"version": __version__})
         figures = backend.figures() if isinstance(backend, Measured) else _NOTHING
         ready.add_metric(node, int(figures.ready))
+        waiting.add_metric(node, figures.waiting_bytes)
         failures.add_metric(node, figures.failures)
         resubscribed.add_metric(node, figures.restored)
         _add(seconds, node, figures.seconds)
         _add(lag, node, figures.lag)
-    yield from (info, ready, failures, resubscribed, seconds, lag)
+    yield from (info, ready, waiting, failures, resubscribed, seconds, lag)
 
 
 _NOTHING: Final = BackendFigures(True, 0, 0, Histogram(()), Histogram(()))

@@ -125,6 +125,7 @@ class RedisBackend:
             restored=life.subscriptions.losses,
             seconds=life.runner.seconds,
             lag=life.subscriptions.lag,
+            waiting_bytes=life.runner.pending_bytes,
         )
 
 

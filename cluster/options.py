@@ -113,6 +113,8 @@ class RedisOptions:
     """How long a start goes on trying while the servers cannot be reached or are still loading. 0: one try."""
     max_pending: int = 10_000
     """How many commands may wait to be sent; one more raises `BackendError` at once."""
+    max_pending_bytes: int = 64 * 1024 * 1024
+    """How many bytes of commands may wait to be sent, likewise. One command may be larger if no other waits."""
 
     username: str | None = None
     """Overrides the URL's."""
@@ -147,9 +149,10 @@ class RedisOptions:
             check_secret(name, values[name], without="None logs in without a password.")
         for name in _RANGES:
             check_seconds(name, values[name])
-        pending = values["max_pending"]
-        if isinstance(pending, bool) or not isinstance(pending, int) or not 1 <= pending <= 1_000_000:
-            raise ConfigurationError(f"max_pending={pending!r} must be a whole number from 1 to 1,000,000.")
+        for name, most in (("max_pending", 1_000_000), ("max_pending_bytes", 1 << 40)):
+            pending = values[name]
+            if isinstance(pending, bool) or not isinstance(pending, int) or not 1 <= pending <= most:
+                raise ConfigurationError(f"{name}={pending!r} must be a whole number from 1 to {most:,}.")
         if not isinstance(values["check_hostname"], bool):
             raise ConfigurationError(f"check_hostname={self.check_hostname!r} must be True or False.")
         if self.keyfile is not None and self.certfile is None:

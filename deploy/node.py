@@ -24,6 +24,7 @@ from socketspec.adapters.fastapi import mount
 from socketspec.adapters.prometheus import mount_metrics
 from socketspec.cli.demo import chat
 from socketspec.cli.demo.messages import MESSAGE, PRESENCE, TYPING, ChatMessage, Joined, Presence, Typing
+from socketspec.connection import Backpressure
 from socketspec.errors import AuthError, ConfigurationError, PermissionDenied
 from socketspec.identity import ANONYMOUS
 from socketspec.protocol.handshake import Handshake
@@ -119,6 +120,7 @@ def make_socket(settings: Settings) -> SocketApp:
         allowed_origins=settings.allowed_origins or [NOBODY],
         max_payload_size=settings.max_payload_size,
         rate_limit=RateLimit(rate=rate, capacity=settings.burst or max(1.0, 3 * rate)) if rate else None,
+        backpressure=Backpressure(max_node_buffer=settings.max_node_buffer or None),
         namespace=settings.namespace,
         max_connections_per_user=settings.max_connections_per_user or None,
         drain_window=settings.drain_window,

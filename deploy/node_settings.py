@@ -36,7 +36,7 @@ _TRUTH: Final = {
     "no": False,
     "off": False,
 }
-_LEVELS: Final = ("critical", "error", "warning", "info", "debug", "trace")
+_LEVELS: Final = ("critical", "error", "warning", "info", "debug")
 _SERVICE_LINK: Final = re.compile(r"SOCKETSPEC_(\w+_)?(SERVICE_(HOST|PORT)|PORT_\d+_(TCP|UDP))")
 """What Kubernetes adds to every container beside a Service called socketspec or socketspec-something."""
 
@@ -183,8 +183,31 @@ class Settings:
     rate: float = _variable(10.0, "Messages a second that one may send; 0: no limit", _number(1e6))
     burst: int = _variable(0, "Messages that one may send at once", _whole(1, 10**6), shown="three times `RATE`")
     max_payload_size: int = _variable(65_536, "Bytes that a message may have", _whole(1, 2**30))
+    max_node_buffer: int = _variable(
+        0,
+        "Bytes that may wait for all clients of one process together; beyond it, the slowest are closed",
+        _whole(1 << 20, 2**50),
+        shown="256 MiB",
+    )
     max_connections_per_user: int = _variable(
         0, "Connections that a user may have, on all nodes together", _whole(1, 10**9), shown="no limit"
+    )
+    max_connections: int = _variable(
+        0,
+        "Connections of one process; further ones get 503",
+        _whole(1, 10**7),
+        shown="as many as open files allow",
+        server=True,
+    )
+    max_connections_per_address: int = _variable(
+        0,
+        "Connections that one address (IPv6: one /64) may have with one process",
+        _whole(1, 10**7),
+        shown="no limit",
+        server=True,
+    )
+    accepts_per_second: int = _variable(
+        0, "Connections that one process accepts in a second", _whole(1, 10**6), shown="no limit", server=True
     )
     docs_token: str = _variable(
         "", "Serves the schema page at `/socket-docs` to those who have it", _text, shown="not served", secret=True

@@ -29,6 +29,9 @@ def arguments(settings: Settings, further: Sequence[str] = ()) -> list[str]:
         "--drain-grace": settings.drain_grace,
         "--log-level": settings.log_level,
         "--log-format": settings.log_format,
+        "--max-connections": settings.max_connections or "",
+        "--max-connections-per-address": settings.max_connections_per_address or "",
+        "--accepts-per-second": settings.accepts_per_second or "",
         "--root-path": settings.root_path.rstrip("/"),
         "--forwarded-allow-ips": settings.forwarded_allow_ips,
     }

@@ -45,7 +45,7 @@ class JsonFormatter(logging.Formatter):
             **_ids(),
         }
         if record.exc_info or record.exc_text:
-            text = self.formatException(record.exc_info) if record.exc_info else record.exc_text or ""
+            text = record.exc_text or (self.formatException(record.exc_info) if record.exc_info else "")
             line["exception"] = text[-MAX_LENGTH:]
         if record.stack_info:
             line["stack"] = self.formatStack(record.stack_info)[-MAX_LENGTH:]

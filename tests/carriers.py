@@ -1,4 +1,6 @@
-"""A transport that a test fills and empties by hand, and a connection that is opened over it as an adapter would."""
+"""A transport that a test fills and empties by hand, a connection that is opened over it as an adapter would, and an
+account of what waits.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,17 @@ from typing import Any
 from pydantic_core import from_json
 
 from socketspec import Connection, SocketApp
+from socketspec.connection.waiting import Waiting
 from socketspec.protocol.formats import Format
 from socketspec.protocol.handshake import Handshake
 from socketspec.protocol.messages import Message
 
-__all__ = ("Carrier", "opened")
+__all__ = ("Carrier", "account", "opened")
+
+
+def account(limit: int = 1 << 28) -> Waiting:
+    """What counts the outboxes of a test."""
+    return Waiting(limit, lambda: 0.0)
 
 
 class Carrier:

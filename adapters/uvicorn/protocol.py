@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple, cast
 
 from uvicorn.config import Config
@@ -23,6 +24,7 @@ from socketspec.adapters.handover import EXTENSION, RawConnection, Receiver
 from socketspec.adapters.uvicorn.asgi_bridge import ASGIBridge
 from socketspec.adapters.uvicorn.deflate import negotiate
 from socketspec.adapters.uvicorn.frame_connection import CLOSING, OPEN, SHAKING, FrameConnection
+from socketspec.adapters.uvicorn.per_address import WHEN_CLOSED
 from socketspec.adapters.uvicorn.upgrade import Pairs, ends_head, read, refusal, scope_of
 
 __all__ = ("DeflateWebSocketProtocol", "WebSocketProtocol")
@@ -34,7 +36,7 @@ EARLY: Final = 65_536
 class WebSocketProtocol(FrameConnection):
     """One connection, from its upgrade request on."""
 
-    __slots__ = ("_app_state", "_bridge", "_config", "_extension", "_gap", "_response", "_server_state")
+    __slots__ = ("_app_state", "_bridge", "_config", "_extension", "_gap", "_response", "_server_state", "_when_closed")
 
     compresses: bool = False
     """Whether permessage-deflate is agreed to where a client offers it."""
@@ -56,6 +58,7 @@ class WebSocketProtocol(FrameConnection):
         self._response: Response | None = None
         self._extension = ""
         self._gap: _Gap | None = None
+        self._when_closed: Callable[[], None] | None = None
 
     # What uvicorn and asyncio call
 
@@ -75,6 +78,9 @@ class WebSocketProtocol(FrameConnection):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server_state.connections.discard(cast("Any", self))
+        told, self._when_closed = self._when_closed, None
+        if told is not None:
+            told()
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
@@ -110,6 +116,7 @@ class WebSocketProtocol(FrameConnection):
             state=self._app_state.copy(),
         )
         scope["extensions"][EXTENSION] = self.hand_over
+        scope["extensions"][WHEN_CLOSED] = self.when_closed
         self._bridge = self._receiver = bridge = ASGIBridge(
             self,
             scope,
@@ -120,6 +127,13 @@ class WebSocketProtocol(FrameConnection):
         task = self._loop.create_task(self._serve(bridge))
         self._server_state.tasks.add(task)
         task.add_done_callback(self._server_state.tasks.discard)
+
+    def when_closed(self, tell: Callable[[], None]) -> None:
+        """Call `tell` when the connection is gone, at once if it is."""
+        if self._transport.is_closing() and self not in cast("Any", self._server_state.connections):
+            tell()
+        else:
+            self._when_closed = tell
 
     async def _serve(self, bridge: ASGIBridge) -> None:
         try:

@@ -3,8 +3,8 @@
     uvicorn.Config(app, http=GuardedH11Protocol, ws=WebSocketProtocol)
 
 The head of every request, pipelined ones included, is checked as bytes before h11 parses it, so that a proxy in front
-and the application behind cannot read it differently. Bodies are left to uvicorn and the application. Sources of the
-rules: RFC 9112 sections 2.2, 3.2, 5 and 6.1, RFC 6455 section 4.2.1.
+and the application behind cannot read it differently. Bodies are left to uvicorn and the application, but have to come
+at a least rate. Sources of the rules: RFC 9112 sections 2.2, 3.2, 5 and 6.1, RFC 6455 section 4.2.1.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from socketspec.adapters.uvicorn.body_watch import BodyWatch
+from socketspec.adapters.uvicorn.gate import RETRY_AFTER, gate_of
 from socketspec.adapters.uvicorn.half_close import half_close
 
 __all__ = ("GuardedH11Protocol", "Refusal")
@@ -39,6 +41,7 @@ _STRUCTURE: Final = frozenset(
     {b"connection", b"content-length", b"host", b"origin", b"te", b"transfer-encoding", b"upgrade"}
 )
 _LATIN_1: Final = re.compile(rb"[\x80-\x9f]")
+_RETRY: Final = f"retry-after: {RETRY_AFTER}\r\n"
 
 
 class Refusal(NamedTuple):
@@ -176,7 +179,7 @@ class _GuardedConnection(h11.Connection):
 
 
 class GuardedH11Protocol(H11Protocol):
-    """uvicorn's HTTP protocol, with a deadline for each request's head and a check of its bytes."""
+    """uvicorn's HTTP protocol, with a check of each head's bytes and a deadline for it, and a least rate for bodies."""
 
     handshake_timeout: float = 10.0
     """Seconds that a request's head may take, from the connection or from its first byte to its last."""
@@ -194,37 +197,72 @@ class GuardedH11Protocol(H11Protocol):
         self._guarded: _GuardedConnection = _GuardedConnection(config.h11_max_incomplete_event_size or MAX_HEAD)
         self.conn: h11.Connection = self._guarded
         self._timer: asyncio.TimerHandle | None = None
+        self._body: BodyWatch | None = None
         self._is_refused = False
+        self._is_upgraded = False
+        self._gate = gate_of(server_state)
+
+    # What the gate asks for
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being answered."""
+        cycle = cast("RequestResponseCycle | None", self.cycle)
+        return cycle is None or cycle.response_complete
+
+    def drop(self) -> None:
+        """Close at once."""
+        self.transport.abort()
 
     # What asyncio and uvicorn call
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast("asyncio.Transport", transport))
+        if self._gate is not None:
+            self._gate.came(self)
         self._timer = self.loop.call_later(self.handshake_timeout, self._too_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._stop_body()
+        self._leave_gate()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if not self._is_refused:
+            if self._body is not None:
+                self._body.came(len(data))
             super().data_received(data)
 
     def handle_events(self) -> None:
         super().handle_events()
-        if self._is_refused:
+        if self._is_refused or self._is_upgraded:
             return
+        if self.conn.their_state is h11.SEND_BODY:
+            self._watch_body()
+        else:
+            self._stop_body()
         if self.conn.their_state is not h11.IDLE:
             self._stop_timer()
         elif self._guarded.waiting and self._timer is None:
             self._timer = self.loop.call_later(self.handshake_timeout, self._too_late)
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        if self._gate is not None and self._gate.refuses():
+            self._refuse(Refusal(503, "This node has all the connections it may have.", _RETRY))
+            return
+        self._is_upgraded = True
         self._stop_timer()
+        self._leave_gate()
         super().handle_websocket_upgrade(event)
         early, _ = self.conn.trailing_data
         if early:  # the client did not wait for the answer
             cast("asyncio.Protocol", self.transport.get_protocol()).data_received(early)
+
+    def on_response_complete(self) -> None:
+        if self._body is not None:
+            self._body.is_answered()
+        super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(self._guarded.refusal)
@@ -235,7 +273,23 @@ class GuardedH11Protocol(H11Protocol):
         else:
             super().shutdown()
 
+    def _watch_body(self) -> None:
+        if self._body is None:
+            self._body = BodyWatch(self.loop, lambda: self.flow.read_paused, self._body_too_late)
+
+    def _stop_body(self) -> None:
+        body, self._body = self._body, None
+        if body is not None:
+            body.stop()
+
     # How a request is refused
+
+    def _body_too_late(self) -> None:
+        self._body = None
+        if self.is_idle:  # it has been answered
+            self.transport.close()
+        else:
+            self._refuse(Refusal(408, "The body of the request took too long to arrive."))
 
     def _too_late(self) -> None:
         self._timer = None
@@ -248,6 +302,7 @@ class GuardedH11Protocol(H11Protocol):
         """Answer, and close in such a way that the client gets to read it: what still comes is read and forgotten."""
         self._is_refused = True
         self._stop_timer()
+        self._stop_body()
         self._unset_keepalive_if_required()
         has_begun = self._end_cycle()
         if not has_begun:
@@ -266,6 +321,10 @@ class GuardedH11Protocol(H11Protocol):
         cycle.disconnected = True
         cycle.message_event.set()
         return cycle.response_started
+
+    def _leave_gate(self) -> None:
+        if self._gate is not None:
+            self._gate.left(self)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -17,12 +17,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple, cast
 
 import uvicorn
 from uvicorn.config import LOGGING_CONFIG, STARTUP_FAILURE
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.supervisors import Multiprocess, multiprocess
 
+from socketspec.adapters.uvicorn.accepting import Acceptor
+from socketspec.adapters.uvicorn.gate import Gate, GatedState
+from socketspec.adapters.uvicorn.open_files import connections_for, free_files, raise_limit, reserve_of
+from socketspec.adapters.uvicorn.per_address import PerAddress
 from socketspec.adapters.uvicorn.redact import RedactQuery
 from socketspec.adapters.uvicorn.request_guard import GuardedH11Protocol
 from socketspec.runtime import engines
@@ -62,13 +67,68 @@ class Serving:
     """Addresses of proxies whose ``X-Forwarded-*`` headers are believed; None: 127.0.0.1."""
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
+    max_connections: int | None = None
+    """WebSocket connections of one process; None: as many as its open files allow, with a reserve for all else."""
+    max_connections_per_address: int | None = None
+    """WebSocket connections that clients of one address (IPv6: /64) may have with one process; None: no limit."""
+    accepts_per_second: float | None = None
+    """Connections that one process accepts in a second; None: as they come."""
+
+
+class Limits(NamedTuple):
+    """What one server process may use up; see `Serving`."""
+
+    max_connections: int | None = None
+    accepts_per_second: float | None = None
+    max_connections_per_address: int | None = None
 
 
 class DrainingServer(uvicorn.Server):
     """A uvicorn that lets every `SocketApp` drain before it stops listening.
 
-    Meanwhile the health page answers that the node is not ready. A second signal ends everything at once.
+    Meanwhile the health page answers that the node is not ready. A second signal ends everything at once. A listening
+    socket that it is given is accepted on by an `Acceptor`, with the limits of `config`.
     """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        files = free_files()
+        allowed = connections_for(files)
+        limits = config.limits if isinstance(config, _Config) else Limits()
+        most = min(allowed, limits.max_connections or allowed)
+        if limits.max_connections and most < limits.max_connections:
+            logger.warning(
+                "Open files suffice for %d connections, not for %d: allow more (ulimit -n, LimitNOFILE)",
+                most,
+                limits.max_connections,
+            )
+        self.gate: Gate = Gate(most, spare=max(1, reserve_of(files) // 2))
+        self._accepts_per_second = limits.accepts_per_second
+        self.server_state = GatedState(self.gate)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application, then accept."""
+        if sockets is None:
+            await super().startup()
+            return
+        await super().startup(sockets=[])
+        engines.gated_by(self.gate)
+        if not self.should_exit:
+            self.servers += [self._acceptor(listener) for listener in sockets]  # type: ignore[misc] # what it calls
+
+    def _acceptor(self, listener: socket.socket) -> Acceptor:
+        return Acceptor(
+            listener,
+            self._protocol,
+            self.gate,
+            tls=self.config.ssl,
+            handshake_timeout=GuardedH11Protocol.handshake_timeout,
+            accepts_per_second=self._accepts_per_second,
+        )
+
+    def _protocol(self) -> asyncio.Protocol:
+        make = cast("type[GuardedH11Protocol]", self.config.http_protocol_class)
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by the signals that ask the process to end."""
@@ -96,6 +156,7 @@ class DrainingServer(uvicorn.Server):
         except Exception:
             logger.exception("Draining failed")
         await super().shutdown(sockets)
+        engines.gated_by(None)
 
     def _give_up(self) -> None:
         logger.warning("Told twice to stop: ending at once")
@@ -177,6 +238,7 @@ def serve(serving: Serving) -> bool:
 
     Logging is left as it is: see `set_up_logging`.
     """
+    raise_limit()  # workers inherit it
     listener = listening_socket(serving.host, serving.port, BACKLOG)
     try:
         config = _config(serving)
@@ -215,6 +277,8 @@ def listening_socket(host: str, port: int, backlog: int, user_timeout_ms: int = 
 class _Config(uvicorn.Config):
     """Captures warnings when it sets up logging. In workers, uvicorn does that before they import the application."""
 
+    limits: Limits = Limits()
+
     def configure_logging(self) -> None:
         super().configure_logging()
         if self.log_config is not None:
@@ -223,6 +287,13 @@ class _Config(uvicorn.Config):
     def load(self) -> None:
         super().load()
         _wake_loggers()
+        most = self.limits.max_connections_per_address
+        if most is not None:
+            outermost: Any = self.loaded_app
+            if isinstance(outermost, ProxyHeadersMiddleware):  # it finds out the address
+                outermost.app = cast("Any", PerAddress(outermost.app, most))
+            else:
+                self.loaded_app = cast("Any", PerAddress(outermost, most))
 
 
 def _wake_loggers() -> None:
@@ -253,6 +324,7 @@ def _config(serving: Serving) -> uvicorn.Config:
         timeout_graceful_shutdown=OTHERS_GRACE,
     )
     config.log_config = _logging(serving)
+    config.limits = Limits(serving.max_connections, serving.accepts_per_second, serving.max_connections_per_address)
     return config
 
 
@@ -261,7 +333,8 @@ def _logging(serving: Serving) -> dict[str, Any]:
     config: dict[str, Any] = copy.deepcopy(LOGGING_CONFIG)
     config["filters"] = {"redact": {"()": RedactQuery}, "one_line": {"()": OneLine}}
     for handler in config["handlers"].values():
-        handler["filters"] = ["redact"] if serving.log_format == "json" else ["redact", "one_line"]
+        # The first one writes out tracebacks that somebody else has a say in, the second cleans what is written.
+        handler["filters"] = ["redact"] if serving.log_format == "json" else ["one_line", "redact"]
     if serving.log_format == "json":
         config["formatters"] = {name: {"()": "socketspec.logs.JsonFormatter"} for name in config["formatters"]}
     config["root"] = {"handlers": ["default"], "level": serving.log_level.upper()}

@@ -13,8 +13,9 @@ from websockets.server import ServerProtocol
 
 __all__ = ("Pairs", "ends_head", "read", "refusal", "scope_of")
 
-# At debug level, websockets logs every header: tokens and cookies among them.
-_silent: logging.Logger = logging.getLogger("socketspec.adapters.upgrade.silent")
+# At debug level, websockets logs every header: tokens and cookies among them. This logger is in no hierarchy, so that
+# no configuration can find it and enable it.
+_silent: logging.Logger = logging.Logger("websockets, silent")
 _silent.disabled = True
 
 VERSION: Final = "13"

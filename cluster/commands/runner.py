@@ -50,10 +50,11 @@ class _QueueKey(NamedTuple):
 class _Call:
     """A command, and the caller who waits for its reply."""
 
-    __slots__ = ("as_eval", "command", "deadline", "is_sent", "number", "problem", "reply")
+    __slots__ = ("as_eval", "command", "deadline", "is_sent", "number", "problem", "reply", "size")
 
-    def __init__(self, command: Command, number: int, deadline: float, reply: asyncio.Future[Any]) -> None:
+    def __init__(self, command: Command, number: int, deadline: float, reply: asyncio.Future[Any], size: int) -> None:
         self.command = command
+        self.size = size
         self.number = number
         self.deadline = deadline
         self.reply = reply
@@ -98,8 +99,11 @@ class Runner:
         self._tasks = tasks
         self._queues: dict[_QueueKey, _Queue] = {}
         self._loop: asyncio.AbstractEventLoop | None = None  # while commands are taken
+        self._max_pending_bytes = options.max_pending_bytes
         self._pending = 0
         """Commands that wait to be sent, in all queues."""
+        self.pending_bytes: int = 0
+        """Bytes of their keys and arguments."""
         self._number = 0
         self.failed: int = 0
         """Commands that ended in a `BackendError`."""
@@ -150,16 +154,27 @@ class Runner:
         loop = self._loop
         if loop is None:
             raise BackendError(f"{command.name} was not sent: the Redis backend is not started, or was stopped.")
-        if self._pending >= self._max_pending:
+        size = _size(command)
+        if self._exceeded(size):
             self._drop_cancelled()
-        if self._pending >= self._max_pending:
-            raise self._failure(
-                f"{command.name} was not sent: {self._pending} commands wait for Redis already (max_pending)."
-            )
+        if limit := self._exceeded(size):
+            waiting = f"{self._pending} commands of {self.pending_bytes:,} bytes"
+            raise self._failure(f"{command.name} was not sent: {waiting} wait for Redis already ({limit}).")
         self._number += 1
-        call = _Call(command, self._number, loop.time() + self._timeout, loop.create_future())
+        call = _Call(command, self._number, loop.time() + self._timeout, loop.create_future(), size)
         self._put((call,))
         return call.reply
+
+    def _exceeded(self, size: int) -> str:
+        """The limit that one more command of this size exceeds; empty for none."""
+        if self._pending >= self._max_pending:
+            return "max_pending"
+        return "max_pending_bytes" if 0 < self.pending_bytes > self._max_pending_bytes - size else ""
+
+    def _no_longer_wait(self, calls: Iterable[_Call]) -> None:
+        for call in calls:
+            self._pending -= 1
+            self.pending_bytes -= call.size
 
     def _put(self, calls: Iterable[_Call]) -> None:
         """Queue calls, those that were made earlier before those that were made later."""
@@ -171,6 +186,7 @@ class Runner:
             else:
                 waiting.append(call)
             self._pending += 1
+            self.pending_bytes += call.size
             if queue.timer is None:
                 self._fail_overdue(queue)
 
@@ -194,7 +210,7 @@ class Runner:
                 await self._send(queue, batch)
         finally:  # where this task was cancelled, somebody may still wait
             del self._queues[queue.key]
-            self._pending -= len(queue.calls)
+            self._no_longer_wait(queue.calls)
             for call in (*queue.under_way, *queue.calls):
                 self._fail(call, call.unanswered("the Redis backend was stopped before it was"))
             if queue.timer is not None:
@@ -206,10 +222,10 @@ class Runner:
         size = 0
         while queue.calls and len(batch) < MAX_BATCH and size < MAX_BATCH_BYTES:
             call = queue.calls.popleft()
-            self._pending -= 1
+            self._no_longer_wait((call,))
             if not call.reply.done():
                 batch.append(call)
-                size += sum(len(word) for word in call.command.args if isinstance(word, bytes | str))
+                size += call.size
         return batch
 
     async def _send(self, queue: _Queue, batch: Sequence[_Call]) -> None:
@@ -270,7 +286,7 @@ class Runner:
     def _put_back(self, queue: _Queue, again: list[_Call]) -> None:
         """Queue what is to be sent again before all that waits; some of it may belong to another primary now."""
         calls = [*again, *queue.calls]
-        self._pending -= len(queue.calls)
+        self._no_longer_wait(queue.calls)
         queue.calls.clear()
         self._put(call for call in calls if not call.reply.done())
 
@@ -279,8 +295,8 @@ class Runner:
         now = asyncio.get_running_loop().time()
         overdue = [call for call in queue.under_way if call.deadline <= now]
         while queue.calls and queue.calls[0].deadline <= now:
-            self._pending -= 1
             overdue.append(queue.calls.popleft())
+            self._no_longer_wait(overdue[-1:])
         for call in overdue:
             self._fail(call, call.unanswered(f"{self._timeout:g} s were over before it was"))
         following = [call.deadline for call in (*queue.under_way, *islice(queue.calls, 1)) if call.deadline > now]
@@ -292,7 +308,7 @@ class Runner:
         """Make room: nobody waits any more for commands whose callers were cancelled."""
         for queue in self._queues.values():
             wanted = deque(call for call in queue.calls if not call.reply.done())
-            self._pending -= len(queue.calls) - len(wanted)
+            self._no_longer_wait(call for call in queue.calls if call.reply.done())
             queue.calls = wanted
 
     def _fail(self, call: _Call, text: str) -> None:
@@ -302,3 +318,8 @@ class Runner:
     def _failure(self, text: str) -> BackendError:
         self.failed += 1
         return BackendError(text)
+
+
+def _size(command: Command) -> int:
+    """About how many bytes it has. Text is counted by characters: it is made of names, which are ASCII."""
+    return sum(len(word) for word in (*command.keys, *command.args) if isinstance(word, bytes | str))

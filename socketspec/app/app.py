@@ -28,6 +28,7 @@ from socketspec.pages.pages import Health, Pages
 from socketspec.pages.schema import build_schema
 from socketspec.protocol.decoding import MAX_ITEMS
 from socketspec.protocol.names import check_event_name, is_reserved
+from socketspec.runtime import engines
 from socketspec.runtime.engine import Engine
 from socketspec.runtime.settings import Settings, auth_backends, checked, drain_seconds, path
 from socketspec.security.auth import AuthBackend
@@ -376,6 +377,9 @@ class SocketApp:
             ready, detail = await engine.backend.health()
         except BackendError as error:
             ready, detail = False, str(error)
+        gate = engines.gate()
+        if ready and gate is not None and gate.is_full:
+            return Health("busy", False, "as many connections as it may have", self.node, len(engine.connections))
         return Health("ok" if ready else "out_of_touch", ready, detail, self.node, len(engine.connections))
 
     def _events_since(self, number: int) -> list[dict[str, Any]]:

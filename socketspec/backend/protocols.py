@@ -47,6 +47,8 @@ class BackendFigures(NamedTuple):
     """How long requests took."""
     lag: Histogram
     """Seconds from publishing to hearing it on this node."""
+    waiting_bytes: int = 0
+    """Bytes of requests that wait to be sent."""
 
 
 @runtime_checkable

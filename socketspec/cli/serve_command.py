@@ -70,6 +70,24 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "--no-proxy-headers", dest="proxy_headers", action="store_false", help="ignore X-Forwarded-* headers"
     )
     parser.add_argument("--forwarded-allow-ips", metavar="IPS", help="proxies whose X-Forwarded-* headers are believed")
+    parser.add_argument(
+        "--max-connections",
+        type=whole("connections", 1, 10_000_000),
+        metavar="NUMBER",
+        help="WebSockets of one process; more get 503 (default: as many as its open files allow, less a reserve)",
+    )
+    parser.add_argument(
+        "--max-connections-per-address",
+        type=whole("connections", 1, 10_000_000),
+        metavar="NUMBER",
+        help="WebSockets that one address may have with one process; more get 429 (default: no limit)",
+    )
+    parser.add_argument(
+        "--accepts-per-second",
+        type=whole("connections", 1, 1_000_000),
+        metavar="NUMBER",
+        help="connections that one process accepts in a second (default: as they come)",
+    )
     parser.add_argument("--ssl-certfile", metavar="FILE", help="certificate for https and wss")
     parser.add_argument("--ssl-keyfile", metavar="FILE", help="its key")
     parser.set_defaults(run=_run)

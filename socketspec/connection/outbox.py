@@ -14,6 +14,7 @@ from enum import Enum
 from itertools import islice
 from typing import Literal, get_args
 
+from socketspec.connection.waiting import Waiting
 from socketspec.errors import ConfigurationError
 from socketspec.protocol.formats import Format
 from socketspec.protocol.messages import OVERHEAD, Message
@@ -43,9 +44,15 @@ class Backpressure:
 
     If a policy cannot make room by dropping broadcasts, the connection is closed all the same. A client that takes
     nothing at all for `send_timeout` seconds counts as slow, too.
+
+    `max_node_buffer` is how many bytes may wait for all connections of this node together; None: what the environment
+    variable ``SOCKETSPEC_MAX_NODE_BUFFER`` says, else 256 MiB. A message that waits for many clients counts once, and
+    512 bytes for each of them. Beyond it, those for whom most waits are closed as slow, whatever the policy, until an
+    eighth of it is free.
     """
 
     max_buffer: int = 1_048_576
+    max_node_buffer: int | None = None
     policy: Policy = "disconnect"
     send_timeout: float = 10.0
     key: Callable[[Message], str] = _message_key
@@ -72,13 +79,30 @@ class Overflow(Enum):
 
 
 class Outbox:
-    """One connection's waiting messages: a queue bounded in bytes. No I/O; each call takes constant time, amortised."""
+    """One connection's waiting messages: a queue bounded in bytes. No I/O; each call takes constant time, amortised.
 
-    __slots__ = ("_broadcasts", "_droppable", "_format", "_latest", "_limits", "_next", "_queue", "dropped", "size")
+    What is in it is counted in `waiting` as well, whose owner may have the connection closed by `give_up`.
+    """
 
-    def __init__(self, limits: Backpressure, format: Format) -> None:
+    __slots__ = (
+        "_broadcasts",
+        "_droppable",
+        "_format",
+        "_latest",
+        "_limits",
+        "_next",
+        "_queue",
+        "_waiting",
+        "dropped",
+        "give_up",
+        "size",
+    )
+
+    def __init__(self, limits: Backpressure, format: Format, waiting: Waiting, give_up: Callable[[], None]) -> None:
         self._limits = limits
         self._format = format
+        self._waiting = waiting
+        self.give_up: Callable[[], None] = give_up
         # Keyed by the order of arrival, so that a message in the midst of the queue can be replaced or removed.
         self._queue: OrderedDict[int, tuple[Message, tuple[str, str] | None]] = OrderedDict()
         self._broadcasts: OrderedDict[int, None] = OrderedDict()
@@ -112,6 +136,7 @@ class Outbox:
             self._droppable += length
         self._next += 1
         self.size += length
+        self._waiting.add(self, message.data(self._format))
         return Overflow.QUEUED if dropped == self.dropped else Overflow.DROPPED
 
     def pop(self) -> Message:
@@ -122,6 +147,9 @@ class Outbox:
 
     def clear(self) -> None:
         """Forget everything."""
+        for message, _ in self._queue.values():
+            self._waiting.remove(message.data(self._format))
+        self._waiting.emptied(self)
         self._queue.clear()
         self._latest.clear()
         self._broadcasts.clear()
@@ -140,6 +168,9 @@ class Outbox:
         message, slot = self._queue.pop(index)
         length = self._length(message)
         self.size -= length
+        self._waiting.remove(message.data(self._format))
+        if not self._queue:
+            self._waiting.emptied(self)
         if slot is not None:
             self._latest.pop(slot, None)
         if message.room is not None:
@@ -153,6 +184,8 @@ class Outbox:
         if self.size + grown > self._limits.max_buffer and not self._make_room(grown, keep=index):
             return Overflow.FULL
         self._queue[index] = message, slot
+        self._waiting.add(self, message.data(self._format))
+        self._waiting.remove(replaced.data(self._format))
         self.size += grown
         self._droppable += grown
         self.dropped += 1

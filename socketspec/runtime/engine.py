@@ -17,6 +17,7 @@ from socketspec.connection.connection import Connection, connection_id
 from socketspec.connection.hooks import Hooks
 from socketspec.connection.sender import Sender
 from socketspec.connection.transport import Transport
+from socketspec.connection.waiting import Waiting
 from socketspec.declaration.contracts import Contracts
 from socketspec.declaration.registry import Registry
 from socketspec.declaration.rooms import DeclaredRooms
@@ -66,6 +67,7 @@ class Engine:
         now, namespace, session = self.now, settings.namespace, settings.session
 
         self.counters: Counters = Counters()
+        self.waiting: Waiting = Waiting(settings.max_node_buffer, now)
         self.requests: Requests = Requests(namespace)
         self.contracts: Contracts = Contracts(strict=settings.strict)
         self.feed: DebugFeed | None = DebugFeed() if settings.debug else None

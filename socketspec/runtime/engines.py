@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-__all__ = ("Drains", "add", "drain", "drain_soon", "engines", "everywhere", "remove")
+__all__ = ("Drains", "Gate", "add", "drain", "drain_soon", "engines", "everywhere", "gate", "gated_by", "remove")
 
 
 class Drains(Protocol):
@@ -21,7 +21,37 @@ class Drains(Protocol):
         ...
 
 
+class Gate(Protocol):
+    """What counts the connections of a server process, and refuses those beyond its limit."""
+
+    @property
+    def connections(self) -> int:
+        """WebSocket connections, of all apps."""
+        ...
+
+    @property
+    def max_connections(self) -> int:
+        """How many there may be."""
+        ...
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a further one would be refused."""
+        ...
+
+    @property
+    def refused(self) -> int:
+        """Connections that were refused for that, so far."""
+        ...
+
+    @property
+    def dropped(self) -> int:
+        """Connections that asked for nothing and had to make room, so far."""
+        ...
+
+
 _engines: dict[int, Drains] = {}
+_gates: list[Gate] = []
 
 
 def add(engine: Drains) -> None:
@@ -35,6 +65,16 @@ def add(engine: Drains) -> None:
 def remove(engine: Drains) -> None:
     """Forget an engine that has stopped; no error if it is not listed."""
     _engines.pop(id(engine), None)
+
+
+def gated_by(gate: Gate | None) -> None:
+    """Name the gate of this process's server; None when that has stopped."""
+    _gates[:] = () if gate is None else (gate,)
+
+
+def gate() -> Gate | None:
+    """The gate of this process's server; None where the server has none."""
+    return _gates[0] if _gates else None
 
 
 def engines() -> tuple[Drains, ...]:

@@ -19,6 +19,8 @@ __all__ = ("Settings",)
 
 LimitPolicy = Literal["reject", "evict_oldest"]
 """What happens when a user has too many connections; see `SocketApp`."""
+MAX_NODE_BUFFER: Final = 268_435_456
+"""Bytes that may wait for all clients of a node, where nobody says otherwise."""
 MAX_FIRST_MESSAGE: Final = 20_480
 """The longest token that is accepted has 16,384 bytes."""
 
@@ -54,12 +56,18 @@ class Settings:
         _check_type("rate_limit", self.rate_limit, RateLimit | None, "RateLimit(rate=10, capacity=20)")
         _check_type("session", self.session, SessionConfig, "SessionConfig(idle_timeout=300)")
         _check_type("backpressure", self.backpressure, Backpressure, "Backpressure(max_buffer=1_048_576)")
+        _node_buffer(self.backpressure)
         if self.connection_limit_policy not in get_args(LimitPolicy):
             policies = " or ".join(f'"{policy}"' for policy in get_args(LimitPolicy))
             raise ConfigurationError(
                 f"SocketApp(connection_limit_policy={self.connection_limit_policy!r}) must be {policies}."
             )
         _check_positive("auth_timeout", self.auth_timeout)
+
+    @property
+    def max_node_buffer(self) -> int:
+        """Bytes that may wait for all clients of a node together."""
+        return _node_buffer(self.backpressure)
 
     @property
     def max_first_message(self) -> int:
@@ -107,6 +115,21 @@ def drain_seconds(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 86_400:
         raise ConfigurationError(f"{what} must be a number of seconds, 0 or more and less than a day.")
     return float(value)
+
+
+def _node_buffer(backpressure: Backpressure) -> int:
+    """Bytes that may wait on a node. Where the app does not say, the environment variable does, else the default."""
+    value, least = backpressure.max_node_buffer, backpressure.max_buffer
+    what = f"Backpressure(max_node_buffer={value!r})"
+    if value is None:
+        text = os.environ.get("SOCKETSPEC_MAX_NODE_BUFFER") or str(max(MAX_NODE_BUFFER, least))
+        what = f"The environment variable SOCKETSPEC_MAX_NODE_BUFFER={text!r}"
+        value = int(text) if text.isascii() and text.isdigit() and len(text) < 19 else 0
+    if type(value) is not int or not least <= value < 2**63:
+        raise ConfigurationError(
+            f"{what} must be a whole number of bytes, at least what may wait for one connection: max_buffer is {least}."
+        )
+    return value
 
 
 def path(name: str, value: Any) -> str:

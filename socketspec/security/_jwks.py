@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from http.client import HTTPMessage, HTTPResponse
-from typing import IO, Any, cast
-from urllib.parse import urlsplit
+from typing import Any, cast
 
 from socketspec.errors import ConfigurationError
+from socketspec.security._jwks_fetch import TIMEOUT, Fetch, fetcher
 from socketspec.security._keys import load_jwk
 from socketspec.security._refusal import logger
 
-_TIMEOUT = 5.0
-"""Seconds that a token waits for the endpoint."""
-_MAX_DOCUMENT = 1 << 20
 _UNKNOWN_KID_INTERVAL = 30.0
 """Seconds between requests while there are keys: tokens with invented key ids cannot make us flood the provider."""
 _NO_KEYS_INTERVAL = 5.0
@@ -27,8 +20,6 @@ _NO_KEYS_INTERVAL = 5.0
 
 Keys = Mapping[tuple[str | None, str], Any]
 """Keys by key id and algorithm; under None, those that are the only one for their algorithm."""
-Fetch = Callable[[], bytes]
-"""Reads the document; blocks; may raise anything."""
 
 
 class KeysUnavailable(Exception):
@@ -51,7 +42,7 @@ class KeySet:
     ) -> None:
         if not (ttl > 0 and grace >= 0):
             raise ConfigurationError("JWTAuth: jwks_ttl must be above 0 seconds and jwks_grace 0 or more.")
-        self._fetch = fetch or _fetcher(url, allow_http=allow_http)
+        self._fetch = fetch or fetcher(url, allow_http=allow_http)
         self._url = url
         self._algorithms = tuple(algorithms)
         self._ttl = ttl
@@ -90,7 +81,7 @@ class KeySet:
             self._asked_at = self._clock()
             request = self._request = asyncio.create_task(self._load(), name="socketspec-jwks")
         # Not awaited directly: a client that goes away must not cancel the request under the others.
-        await asyncio.wait({request}, timeout=max(0.0, self._asked_at + _TIMEOUT - self._clock()))
+        await asyncio.wait({request}, timeout=max(0.0, self._asked_at + TIMEOUT - self._clock()))
 
     async def _load(self) -> None:
         try:
@@ -141,78 +132,3 @@ def _usable(jwk: object) -> tuple[str | None, dict[str, Any]]:
         logger.debug("a key of the key set is left out: %s", type(error).__name__)
         return None, {}
     return kid, dict.fromkeys(fitting, key)
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Takes a redirect for the error it is: the configured URL is the only place keys may come from."""
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
-    ) -> None:
-        return None
-
-
-def _fetcher(url: str, *, allow_http: bool) -> Fetch:
-    loopback = _check_url(url, allow_http=allow_http)
-    handlers: list[urllib.request.BaseHandler] = [_NoRedirects()]
-    if loopback:
-        handlers.append(urllib.request.ProxyHandler({}))  # plain http to this machine must stay on it
-    opener = urllib.request.build_opener(*handlers)
-    request = urllib.request.Request(url, headers={"Accept": "application/json"})  # noqa: S310 - _check_url saw it
-
-    def fetch() -> bytes:
-        try:
-            with cast("HTTPResponse", opener.open(request, timeout=_TIMEOUT)) as response:
-                return _read_body(response)
-        except urllib.error.HTTPError as error:
-            with error:  # it holds the connection
-                raise OSError(f"HTTP {error.code}") from None
-
-    return fetch
-
-
-def _read_body(response: HTTPResponse) -> bytes:
-    if response.status != 200:
-        raise OSError(f"HTTP {response.status}")
-    deadline = time.monotonic() + _TIMEOUT
-    body = bytearray()
-    while chunk := response.read1(65536):
-        body += chunk
-        if len(body) > _MAX_DOCUMENT:
-            raise OSError(f"the document is larger than {_MAX_DOCUMENT} bytes")
-        if time.monotonic() > deadline:
-            raise TimeoutError("the document came too slowly")
-    return bytes(body)
-
-
-def _check_url(url: str, *, allow_http: bool) -> bool:
-    """Raise `ConfigurationError` for a URL keys must not come from; return whether it is on this machine."""
-    scheme, host = _split(url)
-    if not host or scheme not in ("http", "https"):
-        raise ConfigurationError("JWTAuth: jwks_url must be a plain https URL, https://issuer.example/jwks.json")
-    loopback = _is_loopback(host)
-    if scheme == "http" and not (loopback or allow_http):
-        raise ConfigurationError(
-            "JWTAuth: jwks_url is http, so whoever sits in between chooses your keys. Use https, or accept the risk "
-            "with allow_http_jwks=True."
-        )
-    return loopback
-
-
-def _split(url: str) -> tuple[str, str | None]:
-    """The scheme and host; no host where the URL has parts that no key URL needs."""
-    if not (url.isascii() and url.isprintable()) or " " in url:
-        return "", None
-    try:
-        parts = urlsplit(url)
-        odd = parts.username is not None or parts.fragment or parts.port == 0
-    except ValueError:  # an impossible port or IPv6 address
-        return "", None
-    return parts.scheme, None if odd else parts.hostname
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -41,6 +41,7 @@ VALUES = some(
         rate=st.integers(0, 10) | st.floats(0, 999_999, allow_nan=False),
         burst=st.integers(0, 1_000_000),
         maxPayloadSize=st.integers(1, 1 << 30),
+        maxNodeBuffer=st.just(0) | st.integers(1 << 20, 1 << 50),
         forwardedAllowIps=TEXTS,
     ),
     drain=some(

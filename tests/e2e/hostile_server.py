@@ -23,7 +23,7 @@ from socketspec import Connection, SocketApp
 from socketspec.adapters.fastapi import mount
 from socketspec.adapters.uvicorn.redact import RedactQuery
 from socketspec.adapters.uvicorn.request_guard import GuardedH11Protocol
-from socketspec.adapters.uvicorn.serve import listening_socket
+from socketspec.adapters.uvicorn.serve import DrainingServer, listening_socket
 from socketspec.connection.outbox import Backpressure
 from socketspec.security.ratelimit import RateLimit
 from socketspec.session import SessionConfig
@@ -147,7 +147,7 @@ def main() -> None:
         backlog=256 if arguments.files else 2048,
         log_config=logging,
     )
-    uvicorn.Server(config).run(sockets=[listening_socket("127.0.0.1", arguments.port, 1024, user_timeout_ms=2000)])
+    DrainingServer(config).run(sockets=[listening_socket("127.0.0.1", arguments.port, 1024, user_timeout_ms=2000)])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""One client of fifty stops reading: the others notice nothing, and what happens to it is what the policy says."""
+"""One client of fifty stops reading: the others notice nothing, and what happens to it is what the policy says.
+
+Many stop reading: what waits for all of them together is bounded.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,8 @@ reasons: dict[str, str] = {}
 
 
 def build(path: str, **options):
-    socket = SocketApp(namespace=path, health_url=None, backpressure=Backpressure(max_buffer=200_000, **options))
+    options = {"max_buffer": 200_000, **options}
+    socket = SocketApp(namespace=path, health_url=None, backpressure=Backpressure(**options))
 
     @socket.on("join")
     async def join(conn: Connection):
@@ -36,6 +40,16 @@ def build(path: str, **options):
         for number in range(payload["first"], payload["last"]):
             await socket.rooms.broadcast("prices", "price", {"n": number, "text": "x" * payload["size"]})
             await asyncio.sleep(0)
+
+    @socket.on("send")
+    async def send(conn: Connection, payload: dict):
+        to = socket.engine.connections.get(payload["to"])
+        for _ in range(payload["count"] if to else 0):
+            await to.emit("single", {"text": "x" * payload["size"]})
+
+    @socket.on("waiting")
+    async def waiting(conn: Connection, payload: dict):
+        return {"bytes": socket.engine.waiting.size, "closed": socket.engine.waiting.closed, "reasons": reasons}
 
     @socket.on("state")
     async def state(conn: Connection, payload: dict):
@@ -56,6 +70,7 @@ def build(path: str, **options):
 build("/disconnect", send_timeout=1.0)
 build("/drop_oldest", policy="drop_oldest", send_timeout=60)
 build("/keep_latest", policy="keep_latest", send_timeout=60)
+build("/together", policy="drop_oldest", send_timeout=60, max_buffer=20_000_000, max_node_buffer=20_000_000)
 """
 COUNT, SIZE = 400, 20_000  # 8 MB for each client: more than the sockets' own buffers hold
 
@@ -131,3 +146,28 @@ def test_a_policy_that_drops_keeps_the_stalled_one_connected(server: ServerProce
         assert seen == sorted(set(seen))
         assert len(seen) < COUNT
     assert "Traceback" not in server.log
+
+
+def test_what_waits_for_all_together_is_bounded_and_the_largest_buffers_go_first(server: ServerProcess) -> None:
+    before = server.memory
+    with ExitStack() as stack:
+        stage = Stage(stack, server.port, "/together", 1)
+        stalled = [stack.enter_context(RawClient(server.port, "/together", receive_buffer=4096)) for _ in range(8)]
+        ids = [client.ask("join")["id"] for client in stalled]
+        sent = 0
+        state = stage.publisher.ask("waiting", {})
+        while state["closed"] < 3:
+            assert sent < 60
+            for number, id in enumerate(ids):  # the later ones are sent more
+                if id not in state["reasons"]:
+                    stage.publisher.ask("send", {"to": id, "count": 5 + number, "size": 50_000})
+            state = stage.publisher.ask("waiting", {})
+            assert state["bytes"] <= 20_000_000
+            sent += 1
+        assert [state["reasons"].get(id) for id in ids] == [None] * 5 + ["slow_consumer"] * 3
+        assert stage.state()["reason"] is None
+        stage.publish(0, 1, 1)
+        assert stage.readers[0].json()["payload"]["n"] == 0
+        assert server.memory < before + 128 * 1024 * 1024
+    assert "Traceback" not in server.log
+    assert server.log.count("max_node_buffer") == 1  # a line a minute

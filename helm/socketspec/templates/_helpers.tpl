@@ -224,6 +224,10 @@ capabilities:
   "SOCKETSPEC_FORWARDED_ALLOW_IPS" .Values.config.forwardedAllowIps -}}
 {{- range $env, $number := dict
   "SOCKETSPEC_BURST" .Values.config.burst
+  "SOCKETSPEC_MAX_NODE_BUFFER" .Values.config.maxNodeBuffer
+  "SOCKETSPEC_MAX_CONNECTIONS" .Values.config.maxConnections
+  "SOCKETSPEC_MAX_CONNECTIONS_PER_ADDRESS" .Values.config.maxConnectionsPerAddress
+  "SOCKETSPEC_ACCEPTS_PER_SECOND" .Values.config.acceptsPerSecond
   "SOCKETSPEC_MAX_CONNECTIONS_PER_USER" .Values.config.maxConnectionsPerUser }}
 {{- $_ := set $plain $env (eq (int64 $number) 0 | ternary "" (int64 $number | toString)) }}
 {{- end }}

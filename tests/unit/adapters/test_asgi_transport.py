@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from socketspec.adapters.asgi_transport import ASGITransport, Event
 from socketspec.concurrency.tasks import Tasks
 from socketspec.connection.outbox import Backpressure
+from socketspec.connection.waiting import Waiting
 from socketspec.protocol.formats import Format
 from socketspec.protocol.messages import OVERHEAD, Message
 from socketspec.telemetry.counters import Counters
+from tests.carriers import account
 
 
 def message(event: str, size: int = 0, room: str | None = None) -> Message:
@@ -48,14 +50,21 @@ def _name(text: str) -> str:
 class Rig:
     """A transport on a fake server, counting what it reports."""
 
-    def __init__(self, send: Callable[[Event], Awaitable[None]] | None = None, **limits: Any) -> None:
+    def __init__(
+        self, send: Callable[[Event], Awaitable[None]] | None = None, waiting: Waiting | None = None, **limits: Any
+    ) -> None:
         self.server = Server()
         self.tasks = Tasks()
         self.slow = 0
         self.closing = 0
         limits.setdefault("send_timeout", 5.0)
         self.transport = ASGITransport(
-            send or self.server.send, Format.PLAIN, Backpressure(**limits), self.tasks, Counters()
+            send or self.server.send,
+            Format.PLAIN,
+            Backpressure(**limits),
+            self.tasks,
+            Counters(),
+            waiting or account(),
         )
         self.transport.on_slow = self._on_slow
         self.transport.on_closing = self._on_closing
@@ -261,9 +270,26 @@ async def test_messagepack_goes_out_as_bytes() -> None:
     async def send(event: Event) -> None:
         events.append(event)
 
-    transport = ASGITransport(send, Format.MSGPACK, Backpressure(), Tasks(), Counters())
+    transport = ASGITransport(send, Format.MSGPACK, Backpressure(), Tasks(), Counters(), account())
     transport.write(message("a"))
     assert events == [{"type": "websocket.send", "bytes": message("a").data(Format.MSGPACK)}]
     assert not transport.can_ping
     with pytest.raises(RuntimeError, match="can_ping"):
         transport.ping()
+
+
+async def test_beyond_the_nodes_limit_the_one_for_whom_most_waits_is_closed_as_slow() -> None:
+    waiting = account(4096)
+    large, small = Rig(waiting=waiting), Rig(waiting=waiting)
+    for rig in (large, small):
+        rig.server.gate.clear()
+        rig.write("a")
+    large.write("b", "c", size=1000)
+    small.write("d", size=600)
+    assert (large.slow, small.slow) == (1, 0)
+    assert 0 < waiting.size == small.transport.buffered
+    for rig in (large, small):
+        rig.server.gate.set()
+        await rig.settle()
+    assert (large.server.sent, small.server.sent) == (["a", "4006"], ["a", "d"])
+    assert waiting.size == 0

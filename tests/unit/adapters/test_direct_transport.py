@@ -9,9 +9,11 @@ import pytest
 from socketspec.adapters.direct_transport import DirectTransport
 from socketspec.adapters.uvicorn.frames import frame_header
 from socketspec.connection.outbox import Backpressure
+from socketspec.connection.waiting import Waiting
 from socketspec.protocol.formats import Format
 from socketspec.protocol.messages import Message
 from socketspec.telemetry.counters import Counters
+from tests.carriers import account
 from tests.watching import until
 
 
@@ -58,9 +60,12 @@ class PlayedConnection:
         self.aborted = True
 
 
-def pair(format: Format = Format.PLAIN, **limits: object) -> tuple[DirectTransport, PlayedConnection]:
+def pair(
+    format: Format = Format.PLAIN, waiting: Waiting | None = None, **limits: object
+) -> tuple[DirectTransport, PlayedConnection]:
     raw = PlayedConnection()
-    transport = DirectTransport(raw, format, Backpressure(**limits), Counters())  # type: ignore[arg-type] # options of any kind
+    options = Backpressure(**limits)  # type: ignore[arg-type] # options of any kind
+    transport = DirectTransport(raw, format, options, Counters(), waiting or account())
     raw.transport = transport
     return transport, raw
 
@@ -253,3 +258,52 @@ def test_a_client_that_does_not_read_is_not_pinged() -> None:
     transport.full()
     transport.ping()
     assert raw.pings == 1
+
+
+def test_what_waits_is_counted_for_the_node_until_it_is_sent_or_forgotten() -> None:
+    waiting = account()
+    (first, raw), (second, _), (third, _) = (pair(waiting=waiting) for _ in range(3))
+    for transport in (first, second, third):
+        transport.full()
+        transport.write(said(1), said(2))
+    each = waiting.size / 3
+    first.writable()
+    assert numbers(raw) == [1, 2]
+    assert waiting.size == 2 * each
+    second.gone()
+    assert waiting.size == each
+    third.give_up()
+    assert waiting.size == 0
+
+
+def test_beyond_the_nodes_limit_the_one_for_whom_most_waits_is_slow_not_the_one_that_is_written_to() -> None:
+    waiting = account(20_000)
+    (large, raw), (small, _) = pair(waiting=waiting), pair(waiting=waiting)
+    slow: list[str] = []
+
+    def end_large() -> None:
+        slow.append("large")
+        large.close(4006, "slow_consumer")
+
+    large.on_slow = end_large
+    small.on_slow = lambda: slow.append("small")
+    for transport, count in ((large, 30), (small, 5)):
+        transport.full()
+        for number in range(count):
+            transport.write(said(number))
+    while not slow:
+        small.write(said(0))
+        assert small.buffered < 20_000
+    assert slow == ["large"]
+    assert raw.closed == [(4006, "slow_consumer")]
+    assert (raw.written, large.buffered) == ([], 0)
+
+
+def test_who_waits_most_may_be_the_one_that_is_written_to_in_the_midst_of_several_messages() -> None:
+    transport, raw = pair(waiting=account(20_000))
+    transport.on_slow = lambda: transport.close(4006, "slow_consumer")
+    transport.full()
+    transport.write(*(said(number) for number in range(100)))
+    transport.write(said(100))
+    assert raw.closed == [(4006, "slow_consumer")]
+    assert raw.written == []

@@ -19,6 +19,7 @@ from socketspec.protocol.messages import Message
 from socketspec.security.auth import JWTAuth
 from socketspec.security.ratelimit import RateLimit
 from socketspec.testing import ConnectionClosed, TestClient, TestConnection
+from tests.carriers import account
 
 SECRET = "a secret that is long enough for HS256"
 
@@ -225,7 +226,7 @@ def test_a_full_buffer_drops_old_broadcasts_without_looking_at_all_of_them() -> 
             measured += 1
             return super().data(format)
 
-    outbox = Outbox(Backpressure(policy="drop_oldest", max_buffer=1_000_000), Format.PLAIN)
+    outbox = Outbox(Backpressure(policy="drop_oldest", max_buffer=1_000_000), Format.PLAIN, account(), lambda: None)
     message = Counting("tick", room="r")
     while outbox.push(message) is Overflow.QUEUED:
         pass

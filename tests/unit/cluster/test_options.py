@@ -168,6 +168,7 @@ def test_no_repr_shows_a_password() -> None:
         {"linger": True},
         {"max_pending": 0},
         {"max_pending": True},
+        {"max_pending_bytes": 0},
         {"check_hostname": "yes"},
         {"keyfile": "k"},
         {"username": b"s3cr"},

@@ -12,12 +12,17 @@ from socketspec.connection.outbox import Backpressure, Outbox, Overflow, Policy
 from socketspec.errors import ConfigurationError
 from socketspec.protocol.formats import Format
 from socketspec.protocol.messages import OVERHEAD, Message
+from tests.carriers import account
 
 POLICIES: tuple[Policy, ...] = ("disconnect", "drop_oldest", "keep_latest")
 
 
 def message(event: str, size: int = 0, room: str | None = None) -> Message:
     return Message(event, b'{"x":"' + b"x" * size + b'"}', room=room)
+
+
+def made(**options: Any) -> Outbox:
+    return Outbox(Backpressure(**options), Format.PLAIN, account(), lambda: None)
 
 
 def length(item: Message) -> int:
@@ -57,7 +62,7 @@ MESSAGES = st.builds(message, st.sampled_from("abc"), st.integers(0, 700), st.no
 
 @given(st.sampled_from(POLICIES), st.lists(MESSAGES | st.just("pop"), max_size=40))
 def test_an_outbox_does_what_its_model_does(policy: Policy, steps: list[Message | str]) -> None:
-    outbox = Outbox(Backpressure(max_buffer=1024, policy=policy), Format.PLAIN)
+    outbox = made(max_buffer=1024, policy=policy)
     model = Model(1024, policy)
     for step in steps:
         if isinstance(step, Message):
@@ -72,7 +77,7 @@ def test_an_outbox_does_what_its_model_does(policy: Policy, steps: list[Message 
 
 @given(st.sampled_from(POLICIES), st.lists(MESSAGES, max_size=60))
 def test_replies_are_never_dropped_and_keep_their_order(policy: Policy, pushed: list[Message]) -> None:
-    outbox = Outbox(Backpressure(max_buffer=4096, policy=policy), Format.PLAIN)
+    outbox = made(max_buffer=4096, policy=policy)
     taken = [item for item in pushed if outbox.push(item) is not Overflow.FULL]
     left = [outbox.pop() for _ in range(len(outbox))]
     replies = [item for item in taken if item.room is None]
@@ -83,14 +88,14 @@ def test_replies_are_never_dropped_and_keep_their_order(policy: Policy, pushed: 
 
 def test_keep_latest_goes_by_the_key_function_even_when_it_is_not_consistent() -> None:
     answers = iter("abcdefgh")
-    outbox = Outbox(Backpressure(policy="keep_latest", key=lambda _: next(answers)), Format.PLAIN)
+    outbox = made(policy="keep_latest", key=lambda _: next(answers))
     for _ in range(3):
         assert outbox.push(message("e", room="r")) is Overflow.QUEUED
     assert [outbox.pop().event for _ in range(3)] == ["e", "e", "e"]
 
 
 def test_an_empty_outbox_has_nothing_to_pop() -> None:
-    outbox = Outbox(Backpressure(), Format.PLAIN)
+    outbox = made()
     outbox.push(message("a"))
     outbox.clear()
     assert (outbox.size, len(outbox)) == (0, 0)

@@ -109,7 +109,7 @@ async def test_the_first_message_passes_a_rate_limit(backend: type[MemoryBackend
 
 
 async def test_a_first_message_beyond_the_rate_limit_may_come_again() -> None:
-    limited = app(rate_limit=RateLimit(50, 1, scope="ip"))
+    limited = app(rate_limit=RateLimit(0.01, 1, scope="ip"))
     async with TestClient(limited) as client:
         first, second = await client.connect(), await client.connect()
         await first.send("__refresh_auth__", {"token": "ada"}, id=1)

@@ -23,6 +23,7 @@ from socketspec.protocol.messages import Message
 from socketspec.protocol.publications import Position, Publication, Topic
 from socketspec.runtime.engine import Engine
 from socketspec.testing import TestClient
+from tests.carriers import account
 
 BUFFER = Backpressure(max_buffer=16_384)
 
@@ -37,7 +38,7 @@ class SlowTransport:
 
     def __init__(self) -> None:
         self._written: Message | None = None
-        self._outbox = Outbox(BUFFER, Format.JSON)
+        self._outbox = Outbox(BUFFER, Format.JSON, account(), self.abort)
         self._drained = asyncio.Event()
         self.most = 0
         """The most that has waited in the outbox."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -434,8 +435,53 @@ async def test_a_document_may_have_a_mebibyte(endpoint: Endpoint, padding: int, 
             await auth.authenticate(token(RSA, "RS256", "a"))
 
 
+def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("_jwks", "_jwks_fetch"):
+        monkeypatch.setattr(f"socketspec.security.{module}.TIMEOUT", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "begin", "drop"),
+    [
+        ("http", b"HTTP/1.1 200 OK\r\nX-Endless: ", b"a"),
+        ("http", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0"),
+        ("http", b"HTTP/1.1 200 OK\r\n\r\n", b" "),
+        ("https", b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc\x03\x03", b"a"),
+    ],
+)
+async def test_no_part_of_an_answer_can_be_drawn_out_and_the_next_request_is_made(
+    scheme: str, begin: bytes, drop: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten(monkeypatch)
+    clock, left = Clock(), threading.Semaphore(0)
+
+    def drip() -> None:
+        for _ in range(2):
+            connection, _ = listener.accept()
+            try:
+                connection.sendall(begin)
+                while True:
+                    connection.sendall(drop)
+                    time.sleep(0.02)
+            except OSError:
+                left.release()
+                connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=drip, daemon=True)
+        server.start()
+        keys = KeySet(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}/keys", algorithms=["RS256"], clock=clock)
+        for _ in range(2):
+            with pytest.raises(KeysUnavailable):
+                await keys.find("a", "RS256")
+            assert await asyncio.to_thread(left.acquire, timeout=10)
+            clock.now += 60
+            await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_name() == "socketspec-jwks"))
+        server.join()
+
+
 async def test_a_document_that_drips_in_is_given_up(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("socketspec.security._jwks._TIMEOUT", 0.1)
+    shorten(monkeypatch)
     endpoint.body, endpoint.pause = document(jwk(RSA, "a")), 0.02
     keys = KeySet(endpoint.url, algorithms=["RS256"])
     with pytest.raises(KeysUnavailable):

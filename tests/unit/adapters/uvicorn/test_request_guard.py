@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from socketspec.adapters.uvicorn.body_watch import BODY_PERIOD, LEAST_BYTES
+from socketspec.adapters.uvicorn.gate import Gate, GatedState
 from socketspec.adapters.uvicorn.request_guard import (
     MAX_HEAD,
     MAX_HEADERS,
@@ -157,15 +159,23 @@ class App:
         await send({"type": "http.response.body", "body": body})
 
 
+class Quick(App):
+    """Answers before it has read anything."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+
 class Guarded:
     """A guarded connection without a network. To be made where an event loop runs."""
 
-    def __init__(self, app: App | None = None, *, has_eof: bool = True) -> None:
+    def __init__(self, app: App | None = None, *, has_eof: bool = True, state: ServerState | None = None) -> None:
         self.app = app or App()
         self.loop = Loop()
         self.transport = Transport(has_eof=has_eof)
         config = Config(self.app, ws=Upgraded, log_config=None, access_log=False)  # type: ignore[arg-type]  # all that is called
-        self.protocol = GuardedH11Protocol(config, ServerState(), {}, self.loop)  # type: ignore[arg-type]  # likewise
+        self.protocol = GuardedH11Protocol(config, state or ServerState(), {}, self.loop)  # type: ignore[arg-type]  # likewise
         self.protocol.connection_made(self.transport)
         Upgraded.made.clear()
 
@@ -369,7 +379,7 @@ async def test_the_deadline_is_the_whole_heads_and_answered_with_408() -> None:
 
 async def test_a_complete_head_ends_the_deadline_and_the_next_ones_first_byte_sets_another() -> None:
     guarded = await Guarded().feed(plain(b"Content-Length: 5"), b"hel")
-    assert guarded.loop.pending() == []  # bodies take their time
+    assert guarded.loop.pending() == [BODY_PERIOD]
     await guarded.feed(b"lo")
     keep_alive = guarded.protocol.timeout_keep_alive
     assert guarded.loop.pending() == [keep_alive]
@@ -387,6 +397,71 @@ async def test_a_lost_connection_leaves_no_timer() -> None:
     refused = await Guarded().feed(b"\0")
     refused.protocol.connection_lost(None)
     assert refused.loop.pending() == []
+
+
+BODY = plain(b"Content-Length: 1000000")
+
+
+async def test_a_body_that_drips_is_refused_however_often_a_byte_comes() -> None:
+    guarded = await Guarded().feed(BODY, *[b"x"] * 100)
+    guarded.loop.fire(BODY_PERIOD)
+    await guarded.feed()
+    assert guarded.transport.statuses == [408]
+    assert guarded.app.events[-1] == "http.disconnect"
+    assert guarded.loop.pending() == [guarded.protocol.close_timeout]
+
+
+async def test_a_body_that_comes_at_the_least_rate_may_take_its_time() -> None:
+    guarded = await Guarded().feed(BODY)
+    for _ in range(5):
+        await guarded.feed(b"x" * LEAST_BYTES)
+        guarded.loop.fire(BODY_PERIOD)
+    await guarded.feed(b"x" * (LEAST_BYTES - 1))
+    assert guarded.transport.statuses == []
+    guarded.loop.fire(BODY_PERIOD)
+    assert guarded.transport.statuses == [408]
+
+
+async def test_a_body_that_the_application_does_not_take_is_not_the_clients_fault() -> None:
+    guarded = await Guarded().feed(BODY)
+    guarded.protocol.flow.pause_reading()
+    guarded.loop.fire(BODY_PERIOD)
+    assert (guarded.transport.statuses, guarded.loop.pending()) == ([], [BODY_PERIOD])
+
+
+async def test_what_is_left_of_a_body_after_its_answer_cannot_hold_the_connection() -> None:
+    guarded = await Guarded(Quick()).feed(BODY, b"x" * LEAST_BYTES)
+    assert guarded.transport.statuses == [200]
+    guarded.loop.fire(BODY_PERIOD)
+    assert guarded.transport.ended == "closed"
+
+
+async def test_beyond_the_limit_of_a_node_upgrades_get_503_and_requests_are_answered() -> None:
+    state = GatedState(gate := Gate(1, spare=3))
+    first = await Guarded(state=state).feed(upgrade())
+    state.connections.add(first)  # type: ignore[arg-type]  # in the place of the upgraded protocol
+    assert (gate.connections, gate.is_full) == (1, True)
+    second = await Guarded(state=state).feed(upgrade())
+    assert second.transport.statuses == [503]
+    assert b"\r\nretry-after: 5\r\n" in second.transport.written
+    assert gate.refused == 1
+    probe = await Guarded(state=state).feed(plain())
+    assert probe.transport.statuses == [200]
+    state.connections.discard(first)
+    Upgraded.made.clear()
+    assert (await Guarded(state=state).feed(upgrade())).outcome == "upgraded"
+
+
+async def test_who_asks_for_nothing_makes_room_the_oldest_first_and_who_is_answered_stays() -> None:
+    state = GatedState(gate := Gate(1, spare=2))
+    asks = await Guarded(state=state).feed(BODY)
+    old, new = Guarded(state=state), Guarded(state=state)
+    assert gate.has_room(0)
+    assert [each.transport.ended for each in (asks, old, new)] == ["", "aborted", ""]
+    old.protocol.connection_lost(None)
+    assert (gate.dropped, gate.has_room(0), gate.has_room(1)) == (1, True, True)
+    assert new.transport.ended == "aborted"
+    assert not gate.has_room(1)
 
 
 async def test_over_tls_which_has_no_half_close_a_refused_connection_is_closed() -> None:

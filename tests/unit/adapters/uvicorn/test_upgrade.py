@@ -440,7 +440,7 @@ async def test_the_scope_is_that_of_asgi() -> None:
         ],
         "subprotocols": [],
         "state": {},
-        "extensions": ["socketspec.handover", "websocket.http.response"],
+        "extensions": ["socketspec.handover", "socketspec.when_closed", "websocket.http.response"],
     }
 
 

@@ -376,7 +376,7 @@ async def test_beyond_max_pending_a_command_is_refused_at_once() -> None:
         await until(lambda: len(servers.pipelines) == 1)
         calls += [asyncio.create_task(runner.run(get("k"))) for _ in range(3)]
         await asyncio.sleep(0)  # all of them are queued
-        with pytest.raises(BackendError, match=r"not sent: 3 commands wait.*max_pending"):
+        with pytest.raises(BackendError, match=r"not sent: 3 commands of 6 bytes wait.*max_pending"):
             await runner.run(get("k"))
         calls[1].cancel()  # makes room
         await asyncio.wait(calls[1:2])
@@ -385,6 +385,36 @@ async def test_beyond_max_pending_a_command_is_refused_at_once() -> None:
         servers.release()
         replies = await asyncio.gather(*calls[2:])
         assert replies == [b"k"] * 3
+
+
+async def test_beyond_max_pending_bytes_a_command_is_refused_at_once() -> None:
+    servers = PlayedServers()
+    servers.hold(A)
+    async with running(servers, max_pending_bytes=1000) as runner:
+        calls = [asyncio.create_task(runner.run(get("k")))]
+        await until(lambda: len(servers.pipelines) == 1)
+        calls += [asyncio.create_task(runner.run(get("k" * 400))) for _ in range(2)]
+        await asyncio.sleep(0)  # all of them are queued
+        assert runner.pending_bytes == 802
+        with pytest.raises(BackendError, match=r"2 commands of 802 bytes wait.*max_pending_bytes"):
+            await runner.run(get("k" * 198))
+        calls.append(asyncio.create_task(runner.run(get("k" * 197))))
+        calls[1].cancel()  # makes room
+        await asyncio.wait(calls[1:2])
+        calls.append(asyncio.create_task(runner.run(get("k" * 400))))
+        await asyncio.sleep(0)
+        servers.release()
+        await asyncio.gather(calls[0], *calls[2:])
+        assert runner.pending_bytes == 0
+        assert await runner.run(get("k" * 5000)) == b"k" * 5000  # alone, it may be larger
+
+
+async def test_what_is_tried_again_overdue_or_left_at_the_end_is_counted_once() -> None:
+    servers = PlayedServers(lambda _: replied.ReadOnlyError("read only"))
+    async with running(servers, command_timeout=0.1) as runner:
+        outcomes = await asyncio.gather(*(runner.run(get("k" * 100)) for _ in range(20)), return_exceptions=True)
+        assert all(isinstance(outcome, BackendError) for outcome in outcomes)
+    assert runner.pending_bytes == 0
 
 
 async def test_a_failing_search_for_the_servers_is_the_reason_that_is_given() -> None:

@@ -1,0 +1,162 @@
+"""``socketspec serve`` where something runs out: open files, connections, and what the log may show of secrets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import ssl
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+from websockets.typing import Subprotocol
+
+from tests.server_process import make_certificates
+from tests.support import Server, client, free_port, serving
+
+APP = """
+from fastapi import FastAPI
+from socketspec import Identity, SocketApp
+from socketspec.adapters.fastapi import mount
+from socketspec.adapters.prometheus import mount_metrics
+from socketspec.security.auth import APIKeyAuth
+
+app = FastAPI()
+mount_metrics(app)
+socket = SocketApp()
+guarded = SocketApp(health_url=None, namespace="/guarded", auth=APIKeyAuth({"SECRET-key": Identity(user_id="ada")}))
+mount(socket, app, "/ws")
+mount(guarded, app, "/guarded")
+
+
+@socket.on("echo")
+async def echo(conn, payload: dict):
+    return payload
+"""
+FEW = 64
+
+
+@contextmanager
+def served(folder: Path, *options: str, files: tuple[int, int] | None = None) -> Iterator[Server]:
+    port = free_port()
+    program = ["socketspec.cli.main"] if files is None else ["tests.e2e.few_files", *map(str, files)]
+    server = Server(folder, {"main.py": APP}, [*program, "serve", "main:app", "--port", str(port), *options], port)
+    with serving(server):
+        yield server
+
+
+def crowd(stack: ExitStack, port: int, size: int) -> None:
+    """Connections that ask for nothing."""
+    for _ in range(size):
+        one = stack.enter_context(socket.socket())
+        one.setblocking(False)
+        one.connect_ex(("127.0.0.1", port))
+
+
+async def echoes(server: Server, times: int = 10) -> None:
+    async with client(server.url("/ws")) as ada:
+        for number in range(times):
+            assert await ada.call("echo", {"n": number}) == {"n": number}
+
+
+def live(server: Server) -> int:
+    return server.get("/socket-health?check=live").status
+
+
+@pytest.mark.parametrize("options", [(), ("--workers", "2")])
+async def test_connections_without_a_request_keep_nobody_out_though_files_are_few(
+    options: Sequence[str], tmp_path: Path
+) -> None:
+    with served(tmp_path / "few", *options, files=(FEW, FEW)) as server, ExitStack() as stack:
+        async with client(server.url("/ws")) as innocent:
+            crowd(stack, server.port, 3 * FEW)
+            for number in range(10):
+                assert await innocent.call("echo", {"n": number}) == {"n": number}
+                assert await asyncio.to_thread(live, server) == 200
+            await echoes(server, 1)
+        assert server.stop() == 0  # with the crowd still there
+        assert "out of system resource" not in server.log
+        assert server.log.count("Cannot accept connections") <= 2
+
+
+async def test_silent_tls_handshakes_keep_nobody_out_and_end_within_the_deadline(tmp_path: Path) -> None:
+    certificates = make_certificates(tmp_path)
+    port = free_port()
+    files = ["--ssl-certfile", str(certificates.server), "--ssl-keyfile", str(certificates.server_key)]
+    command = ["tests.e2e.few_files", str(FEW), str(FEW), "serve", "main:app", "--port", str(port), *files]
+    server = Server(tmp_path / "tls", {"main.py": APP}, command, port)
+    trust = ssl.create_default_context(cafile=str(certificates.ca))
+    try:
+        await server.logged("Application startup complete", within=30)
+        with ExitStack() as stack:
+            first = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            first.setblocking(False)
+            assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(first, 1), 13) == b""
+            crowd(stack, port, 3 * FEW)
+            async with connect(f"wss://127.0.0.1:{port}/ws", ssl=trust, proxy=None) as ada:
+                await ada.send(json.dumps({"event": "echo", "payload": {"n": 1}, "id": 1}))
+                assert json.loads(await ada.recv())["payload"] == {"n": 1}
+        assert server.stop() == 0
+        server.assert_clean()
+    finally:
+        server.kill()
+
+
+async def test_it_opens_as_many_files_as_it_may(tmp_path: Path) -> None:
+    with served(tmp_path / "soft", files=(FEW, 4096)) as server, ExitStack() as stack:
+        crowd(stack, server.port, 2 * FEW)
+        await echoes(server, 1)
+
+
+async def test_a_full_node_refuses_clients_and_answers_probes(tmp_path: Path) -> None:
+    with served(tmp_path / "full", "--max-connections", "2") as server:
+        async with client(server.url("/ws")) as ada, client(server.url("/ws")):
+            with pytest.raises(InvalidStatus) as refused:
+                await connect(server.url("/ws"), proxy=None)
+            assert refused.value.response.status_code == 503
+            assert refused.value.response.headers["Retry-After"] == "5"
+            assert live(server) == 200
+            ready = server.get("/socket-health")
+            assert (ready.status, ready.json()["status"], ready.json()["live"]) == (503, "busy", True)
+            assert await ada.call("echo", {"n": 1}) == {"n": 1}
+            metrics = server.get("/metrics").text
+            assert "\nsocketspec_max_connections 2.0\n" in metrics
+            assert "\nsocketspec_full_refused_total 1.0\n" in metrics
+            assert "\nsocketspec_made_room_total 0.0\n" in metrics
+        await echoes(server, 1)
+        assert server.get("/socket-health").status == 200
+
+
+async def test_an_address_may_have_so_many_connections_as_trusted_proxies_tell_it(tmp_path: Path) -> None:
+    with served(tmp_path / "addresses", "--max-connections-per-address", "2") as server:
+
+        def from_address(address: str) -> connect:
+            return connect(server.url("/ws"), additional_headers={"X-Forwarded-For": address}, proxy=None)
+
+        async with from_address("192.0.2.1"), from_address("2001:db8::1"), from_address("2001:db8::2"):
+            async with from_address("192.0.2.1"):
+                for address in ("192.0.2.1", "2001:db8::3", "::ffff:192.0.2.1"):
+                    with pytest.raises(InvalidStatus) as refused:
+                        await from_address(address)
+                    assert refused.value.response.status_code == 429
+                    assert refused.value.response.headers["Retry-After"] == "5"
+                async with from_address("192.0.2.2"), from_address("2001:db8:0:1::1"):
+                    pass
+            async with from_address("192.0.2.1"):
+                pass
+
+
+async def test_no_level_of_the_log_shows_credentials(tmp_path: Path) -> None:
+    sent = {"Authorization": "Bearer SECRET-1", "X-API-Key": "SECRET-key", "Cookie": "sid=SECRET-3"}
+    with served(tmp_path / "debug", "--log-level", "debug") as server:
+        for path in ("/ws?token=SECRET-5", "/guarded?api_key=SECRET-6"):
+            offered = [Subprotocol("socketspec.bearer.SECRET-4"), Subprotocol("socketspec.json")]
+            async with connect(server.url(path), additional_headers=sent, subprotocols=offered, proxy=None):
+                server.get("/socket-health?token=SECRET-7", sent)
+        assert server.stop() == 0
+        assert "SECRET" not in server.log
+        assert server.log.count("[accepted]") == 2
