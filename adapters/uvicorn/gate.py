@@ -69,13 +69,14 @@ class Gate:
         return self.is_full
 
     def has_room(self, opening: int) -> bool:
-        """Whether one more connection may be accepted, beside `opening` ones whose TLS handshake is under way.
+        """Whether one more connection may be accepted, beside `opening` ones whose TLS handshake is under way."""
+        return len(self._all) + opening < self.ceiling
 
-        Where there are too many, the oldest that asks for nothing is dropped: whoever holds connections without a
-        request cannot keep probes out.
+    def drop_idle(self) -> bool:
+        """Drop the oldest connection that asks for nothing: whoever holds such ones cannot keep probes out.
+
+        Returns whether there was one.
         """
-        if len(self._all) + opening < self.ceiling:
-            return True
         idle = next((connection for connection in self._plain if connection.is_idle), None)
         if idle is None:
             return False

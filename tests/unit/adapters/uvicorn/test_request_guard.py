@@ -456,12 +456,15 @@ async def test_who_asks_for_nothing_makes_room_the_oldest_first_and_who_is_answe
     state = GatedState(gate := Gate(1, spare=2))
     asks = await Guarded(state=state).feed(BODY)
     old, new = Guarded(state=state), Guarded(state=state)
-    assert gate.has_room(0)
+    assert not gate.has_room(0)
+    assert gate.drop_idle()
     assert [each.transport.ended for each in (asks, old, new)] == ["", "aborted", ""]
     old.protocol.connection_lost(None)
-    assert (gate.dropped, gate.has_room(0), gate.has_room(1)) == (1, True, True)
+    assert (gate.dropped, gate.has_room(0), gate.has_room(1)) == (1, True, False)
+    assert gate.drop_idle()
     assert new.transport.ended == "aborted"
-    assert not gate.has_room(1)
+    assert not gate.drop_idle()  # the one that is left is being answered
+    assert gate.dropped == 2
 
 
 async def test_over_tls_which_has_no_half_close_a_refused_connection_is_closed() -> None:
