@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-__all__ = ("UNLIMITED", "connections_for", "files_for", "free_files", "raise_limit", "reserve_of")
+__all__ = ("UNLIMITED", "connections_for", "free_files", "raise_limit", "reserve_of")
 
 UNLIMITED: Final = 1 << 30
 """What counts as no limit at all."""
@@ -48,18 +48,6 @@ def reserve_of(files: int) -> int:
 def connections_for(files: int) -> int:
     """WebSocket connections for which so many files suffice."""
     return max(1, files - reserve_of(files))
-
-
-def files_for(connections: int) -> int:
-    """How many files suffice for so many WebSocket connections: the least of which `connections_for` says so."""
-    low, high = connections, connections * 2 + 2 * MOST_RESERVE
-    while low < high:  # the more files, the more connections
-        middle = (low + high) // 2
-        if connections_for(middle) >= connections:
-            high = middle
-        else:
-            low = middle + 1
-    return low
 
 
 def _open_now() -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Final
 
 from socketspec.cli.costs import COSTS, Costs
+from socketspec.cli.open_files import files_for
 from socketspec.cli.rollout import Rollout, drain_rate, rollout
 
 __all__ = ("MAX_NODES", "Capacity", "Demand", "Plan", "PlanError", "nodes_reached", "plan", "share_of_core")
@@ -57,7 +58,9 @@ class Capacity:
     node_memory: int = 2 << 30
     """Of one node, the container's limit."""
     node_connections: int = 50_000
-    """Most connections of one node: open files, and how many should be lost with it."""
+    """Most connections of one node, its ``--max-connections``: how many should be lost with it."""
+    open_files: int = 1_048_576
+    """Files that a node may have open, the hard limit of its container: a connection is one."""
     recovery: float = 60.0
     """Seconds within which the connections of a node that died should be back."""
     drain_window: float = 10.0
@@ -76,7 +79,7 @@ class Plan:
     nodes: int
     machines: int
     limited_by: str
-    """What asks for that many: cpu, memory, connections, recovery, or spare."""
+    """What asks for that many: cpu, memory, connections, open files, recovery, or spare."""
     rooms: float
     deliveries: float
     """Messages to clients, a second."""
@@ -84,6 +87,10 @@ class Plan:
     """Nodes on which a message has a member."""
     node_connections: int
     """With all nodes there."""
+    node_connections_most: int
+    """The most a node has to take: with the spare ones missing, or as the last old one of a rolling deploy."""
+    node_files: int
+    """Files that a node has to be allowed for the most connections that it may have."""
     node_cpu: float
     """Part of one core, with all nodes there."""
     node_cpu_spare: float
@@ -158,6 +165,7 @@ def _check(demand: Demand, capacity: Capacity) -> None:
         "connections": demand.connections,
         "session": demand.session,
         "node_connections": capacity.node_connections,
+        "open_files": capacity.open_files,
         "recovery": capacity.recovery,
         "cores_per_machine": capacity.cores_per_machine,
     }
@@ -224,6 +232,8 @@ def _fits(demand: Demand, capacity: Capacity, costs: Costs, nodes: int) -> str:
         return "memory"
     if demand.connections / left > capacity.node_connections:
         return "connections"
+    if files_for(math.ceil(demand.connections / left)) > capacity.open_files:
+        return "open files"
     if nodes > 1 and _crash_recovery(demand, nodes, costs) > capacity.recovery:
         return "recovery"
     return ""
@@ -259,6 +269,8 @@ def _described(demand: Demand, capacity: Capacity, costs: Costs, nodes: int, lim
     redis_cpu = _redis_cpu(demand, reached, costs)
     memory = _memory(demand, left, costs)
     limit = _rounded(memory * capacity.headroom)
+    deploy = _rollout(demand, capacity, costs, nodes)
+    most = max(demand.connections / left, demand.connections / nodes * deploy.crowding)
     rooms = demand.connections * demand.rooms_per_connection / members if members else 0.0
     shards = max(math.ceil(redis_cpu * capacity.headroom), 1)
     found = Plan(
@@ -269,6 +281,8 @@ def _described(demand: Demand, capacity: Capacity, costs: Costs, nodes: int, lim
         deliveries=demand.rate * members,
         nodes_per_message=reached,
         node_connections=math.ceil(demand.connections / nodes),
+        node_connections_most=math.ceil(most),
+        node_files=files_for(capacity.node_connections),
         node_cpu=_cpu(demand, nodes, costs),
         node_cpu_spare=_cpu(demand, left, costs),
         node_memory=memory,
@@ -293,7 +307,7 @@ def _described(demand: Demand, capacity: Capacity, costs: Costs, nodes: int, lim
         full_reconnect=demand.connections * _coming(demand, costs) / nodes,
         drain_rate=drain_rate(demand.connections / nodes, capacity.drain_window),
         node_stop=capacity.drain_window + 2 * capacity.drain_grace + 10,
-        rollout=_rollout(demand, capacity, costs, nodes),
+        rollout=deploy,
         warnings=(),
     )
     return _with_warnings(found, demand, capacity, costs)
@@ -360,6 +374,17 @@ def _with_warnings(found: Plan, demand: Demand, capacity: Capacity, costs: Costs
             f"the last old node of a rolling deploy may hold {found.rollout.crowding:.1f} times its connections, "
             f"{crowded_memory >> 20:,} MiB, where proxies do not balance by connections: more than the memory limit; "
             "use a larger surge or more memory"
+        )
+    if found.node_connections_most > capacity.node_connections:
+        warnings.append(
+            f"a node that may have {capacity.node_connections:,} connections (--max-connections) refuses some of the "
+            f"{found.node_connections_most:,} that come to the last old one of a rolling deploy where proxies do not "
+            "balance by connections, and they try again; use a larger surge, or let it have more"
+        )
+    if found.node_files > capacity.open_files:
+        warnings.append(
+            f"{capacity.open_files:,} open files do not suffice for {capacity.node_connections:,} connections, which "
+            f"take {found.node_files:,}: a node is full before that"
         )
     if found.redis_shards > 1:
         warnings.append(

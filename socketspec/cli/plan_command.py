@@ -128,7 +128,14 @@ def _add_capacity(group: argparse._ArgumentGroup) -> None:
         type=whole("connections", 1, _MOST),
         default=50_000,
         metavar="N",
-        help="at most (default: 50000)",
+        help="at most, the nodes' --max-connections (default: 50000)",
+    )
+    group.add_argument(
+        "--open-files",
+        type=whole("files", 1, _MOST),
+        default=1_048_576,
+        metavar="N",
+        help="that a node may have, its container's hard limit (default: 1048576)",
     )
     group.add_argument(
         "--recovery",
@@ -235,7 +242,12 @@ def _rows(capacity: Capacity, found: Plan) -> dict[str, list[tuple[str, str]]]:
     return {
         "Nodes": [
             ("nodes, of one core each", f"{found.nodes:,}{machines} (limited by {found.limited_by})"),
-            ("connections a node", f"{found.node_connections:,}"),
+            (
+                "connections a node",
+                f"{found.node_connections:,}, up to {found.node_connections_most:,}; "
+                f"--max-connections {capacity.node_connections}",
+            ),
+            ("open files a node", f"{found.node_files:,} or more (ulimit -n)"),
             ("CPU of a node", f"{found.node_cpu:.0%}{missing}"),
             ("CPU of all", f"{found.total_cpu:.1f} cores"),
             (
