@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import logging
 import os
 import signal
@@ -114,6 +115,7 @@ class DrainingServer(uvicorn.Server):
         await super().startup(sockets=[])
         engines.gated_by(self.gate)
         if not self.should_exit:
+            _keep_what_is_there()
             self.servers += [self._acceptor(listener) for listener in sockets]  # type: ignore[misc] # what it calls
 
     def _acceptor(self, listener: socket.socket) -> Acceptor:
@@ -164,6 +166,16 @@ class DrainingServer(uvicorn.Server):
         logger.setLevel(logging.CRITICAL)
         for server in self.servers:
             server.close()
+
+
+def _keep_what_is_there() -> None:
+    """Let the garbage collector look only at what comes from now on.
+
+    A client that sends many small objects makes it run again and again. Each time it would go through everything that
+    was imported as well, which takes a tenth of a second, in which nobody is served.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _exit_process_soon() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from websockets.typing import Subprotocol
 from tests.support import Server, client, free_port, serving
 
 APP = """
+import gc
 from fastapi import FastAPI
 from socketspec import Identity, SocketApp
 from socketspec.adapters.fastapi import mount
@@ -26,6 +27,11 @@ socket = SocketApp()
 guarded = SocketApp(health_url=None, namespace="/guarded", auth=APIKeyAuth({"SECRET-key": Identity(user_id="ada")}))
 mount(socket, app, "/ws")
 mount(guarded, app, "/guarded")
+
+
+@app.get("/frozen")
+async def frozen() -> int:
+    return gc.get_freeze_count()
 
 
 @socket.on("echo")
@@ -89,6 +95,12 @@ async def test_an_address_may_have_so_many_connections_as_trusted_proxies_tell_i
                     pass
             async with from_address("192.0.2.1"):
                 pass
+
+
+@pytest.mark.parametrize("options", [(), ("--workers", "2")])
+async def test_the_garbage_collector_leaves_alone_what_was_imported(options: Sequence[str], tmp_path: Path) -> None:
+    with served(tmp_path / "frozen", *options) as server:
+        assert server.get("/frozen").json() > 10_000
 
 
 async def test_no_level_of_the_log_shows_credentials(tmp_path: Path) -> None:
