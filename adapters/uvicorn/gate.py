@@ -35,6 +35,8 @@ class Gate:
         """Connections of all kinds."""
         self.refused: int = 0
         """Upgrades that were answered with 503."""
+        self.address_refused: int = 0
+        """Upgrades that were answered with 429: their address had as many as it may have."""
         self.dropped: int = 0
         """Connections that asked for nothing, and had to make room."""
         self._all: Collection[object] = ()

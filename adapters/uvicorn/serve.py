@@ -104,6 +104,8 @@ class DrainingServer(uvicorn.Server):
                 limits.max_connections,
             )
         self.gate: Gate = Gate(most, spare=max(1, reserve_of(files) // 2))
+        if isinstance(config, _Config):
+            config.gate = self.gate
         self._accepts_per_second = limits.accepts_per_second
         self.server_state = GatedState(self.gate)
 
@@ -290,6 +292,8 @@ class _Config(uvicorn.Config):
     """Captures warnings when it sets up logging. In workers, uvicorn does that before they import the application."""
 
     limits: Limits = Limits()
+    gate: Gate | None = None
+    """That of the server with this configuration."""
 
     def configure_logging(self) -> None:
         super().configure_logging()
@@ -303,9 +307,13 @@ class _Config(uvicorn.Config):
         if most is not None:
             outermost: Any = self.loaded_app
             if isinstance(outermost, ProxyHeadersMiddleware):  # it finds out the address
-                outermost.app = cast("Any", PerAddress(outermost.app, most))
+                outermost.app = cast("Any", PerAddress(outermost.app, most, self._refused))
             else:
-                self.loaded_app = cast("Any", PerAddress(outermost, most))
+                self.loaded_app = cast("Any", PerAddress(outermost, most, self._refused))
+
+    def _refused(self) -> None:
+        if self.gate is not None:
+            self.gate.address_refused += 1
 
 
 def _wake_loggers() -> None:

@@ -91,6 +91,7 @@ async def test_an_address_may_have_so_many_connections_as_trusted_proxies_tell_i
                         await from_address(address)
                     assert refused.value.response.status_code == 429
                     assert refused.value.response.headers["Retry-After"] == "5"
+                assert "\nsocketspec_address_refused_total 3.0\n" in server.get("/metrics").text
                 async with from_address("192.0.2.2"), from_address("2001:db8:0:1::1"):
                     pass
             async with from_address("192.0.2.1"):
