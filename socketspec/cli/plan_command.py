@@ -124,6 +124,13 @@ def _add_capacity(group: argparse._ArgumentGroup) -> None:
         "--node-memory", type=number("MiB", 1, 1e9), default=2048.0, metavar="MIB", help="(default: 2048)"
     )
     group.add_argument(
+        "--node-buffer",
+        type=number("MiB", 1, 1e9),
+        default=256.0,
+        metavar="MIB",
+        help="that may wait for slow clients, the app's max_node_buffer (default: 256)",
+    )
+    group.add_argument(
         "--node-connections",
         type=whole("connections", 1, _MOST),
         default=50_000,
@@ -179,7 +186,8 @@ def _run(arguments: argparse.Namespace) -> int:
             for each in fields(costs):
                 print(f"{each.name:<26}{getattr(costs, each.name):g}")
             return 0
-        given = vars(arguments) | {"node_memory": round(arguments.node_memory * _MIB)}
+        sizes = {name: round(getattr(arguments, name) * _MIB) for name in ("node_memory", "node_buffer")}
+        given = vars(arguments) | sizes
         if arguments.room_size is None:
             given["room_size"] = float(min(_ROOM, arguments.connections))
         demand = Demand(**{each.name: given[each.name] for each in fields(Demand)})
@@ -254,6 +262,7 @@ def _rows(capacity: Capacity, found: Plan) -> dict[str, list[tuple[str, str]]]:
                 "memory of a node",
                 f"{found.node_memory / _MIB:,.0f} MiB used, limit {found.node_memory_limit // _MIB:,} MiB",
             ),
+            ("waiting for slow clients", f"at most {capacity.node_buffer // _MIB:,} MiB a node (max_node_buffer)"),
             ("memory of all", f"{found.total_memory / 2**30:,.1f} GiB"),
             ("network to clients", f"{_bits(found.network_out)} out, {_bits(found.network_in)} in"),
             ("network of a node", f"{_bits(found.node_network)}"),

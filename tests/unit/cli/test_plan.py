@@ -202,6 +202,15 @@ def test_more_connections_than_a_node_may_have_are_warned_of() -> None:
     assert not any("refuses some" in each for each in wide.warnings)
 
 
+def test_the_memory_of_a_node_has_room_for_what_may_wait_for_slow_clients() -> None:
+    demand = Demand(connections=2_000, rate=1)
+    found = plan(demand, Capacity(node_buffer=300 << 20))
+    assert found.node_memory_limit >= found.node_memory + (300 << 20) > found.node_memory * 2
+    assert found.warnings == ()
+    tight = plan(demand, Capacity(node_buffer=300 << 20, node_memory=350 << 20))
+    assert any("300 MiB wait for slow clients (max_node_buffer)" in each for each in tight.warnings)
+
+
 def test_files_that_do_not_suffice_for_the_connections_of_a_node_are_warned_of() -> None:
     few = plan(Demand(connections=1000, rate=1), Capacity(open_files=1024))
     assert any("1,024 open files do not suffice for 50,000 connections" in each for each in few.warnings)
