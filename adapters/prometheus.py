@@ -43,6 +43,7 @@ NAMES: Final[Mapping[str, str]] = {
     "socketspec_connections": "Open connections of this node.",
     "socketspec_max_connections": "Connections that this process may have, of all apps; with `socketspec serve`.",
     "socketspec_full_refused_total": "Connections refused because this process had all that it may have.",
+    "socketspec_address_refused_total": "Connections refused because their address had all that it may have.",
     "socketspec_made_room_total": "Connections without a request that were closed to make room.",
     "socketspec_connections_opened_total": "Connections whose handshake was accepted.",
     "socketspec_connections_closed_total": "Connections that ended, by reason.",
@@ -170,16 +171,17 @@ def _plain(
 def _server() -> Iterator[Metric]:
     """The figures of the server around the apps; no numbers where it is not ours."""
     most = GaugeMetricFamily("socketspec_max_connections", NAMES["socketspec_max_connections"], labels=[])
-    refused, made_room = (
-        CounterMetricFamily(name, NAMES[name], labels=[])
-        for name in ("socketspec_full_refused_total", "socketspec_made_room_total")
+    refused, address_refused, made_room = (
+        CounterMetricFamily(f"socketspec_{name}_total", NAMES[f"socketspec_{name}_total"], labels=[])
+        for name in ("full_refused", "address_refused", "made_room")
     )
     found = gate()
     if found is not None:
         most.add_metric([], found.max_connections)
         refused.add_metric([], found.refused)
+        address_refused.add_metric([], found.address_refused)
         made_room.add_metric([], found.dropped)
-    yield from (most, refused, made_room)
+    yield from (most, refused, address_refused, made_room)
 
 
 def _labelled(engines: Sequence[Engine]) -> Iterator[Metric]:

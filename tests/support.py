@@ -12,6 +12,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -90,15 +91,20 @@ class Server:
         command: Sequence[str],
         port: int,
         environment: Mapping[str, str] | None = None,
+        *,
+        trust: ssl.SSLContext | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, source in sources.items():
             (folder / name).write_text(source, encoding="utf-8")
         self.name = folder.name
         self.port = port
+        self.trust: ssl.SSLContext | None = trust
+        """What its certificate is checked with; None: it speaks plain HTTP."""
         self._is_told = False
         self._log = folder / "server.log"
-        variables = {**os.environ, "PYTHONPATH": f"{ROOT}", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        variables = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         variables |= environment or {}
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -127,11 +133,15 @@ class Server:
 
     def url(self, path: str) -> str:
         """The WebSocket URL of `path`."""
-        return f"ws://127.0.0.1:{self.port}{path}"
+        return f"{'wss' if self.trust else 'ws'}://127.0.0.1:{self.port}{path}"
 
     def get(self, path: str, headers: Mapping[str, str] | None = None, method: str = "GET") -> Reply:
         """Ask for an HTTP page."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = (
+            http.client.HTTPSConnection("127.0.0.1", self.port, timeout=10, context=self.trust)
+            if self.trust
+            else http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        )
         try:
             connection.request(method, path, headers=dict(headers or {}))
             answer = connection.getresponse()
@@ -270,14 +280,16 @@ async def client(
     headers: Mapping[str, str] | None = None,
     subprotocols: Sequence[str] = (),
     origin: str | None = None,
+    trust: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Client]:
-    """A connected client."""
+    """A connected client. `trust`: what the server's certificate is checked with, for wss."""
     async with connect(
         url,
         additional_headers=dict(headers or {}),
         subprotocols=[Subprotocol(name) for name in subprotocols] or None,
         origin=None if origin is None else Origin(origin),
         proxy=None,
+        ssl=trust,
         max_size=None,
         close_timeout=5,
     ) as connection:

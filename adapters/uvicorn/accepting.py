@@ -1,13 +1,14 @@
 """Accepts connections on a listening socket, in the place of the event loop's own server.
 
 Where the process has no file left for a connection, asyncio logs thousands of tracebacks and tries again at once, and
-meanwhile nobody is served. This one stops accepting for a moment, and says so once a minute. It uses only what every
-event loop has, uvloop among them.
+meanwhile nobody is served. This one closes a connection that asks for nothing, or stops accepting for a moment, and
+says so once a minute. It uses only what every event loop has, uvloop among them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 import ssl
@@ -30,6 +31,8 @@ SHORT_PAUSE: Final = 0.05
 """The same, where there will be room in a moment."""
 FAIR_CHANCE: Final = 0.5
 """Seconds that a TLS handshake has before it may be broken off to make room."""
+SHORT_OF: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""Errors that a closed connection may help against."""
 LOG_EVERY: Final = 60.0
 """Seconds between log lines about that."""
 
@@ -96,8 +99,8 @@ class Acceptor:
         for _ in range(A_TURN):
             if self._too_early():
                 return
-            dropped = self._gate.dropped
-            if not self._gate.has_room(len(self._opening)) and not self._drop_handshake():
+            has_dropped = not self._gate.has_room(len(self._opening))
+            if has_dropped and not self._make_room():
                 self._wait_for_room()
                 return
             try:
@@ -107,12 +110,22 @@ class Acceptor:
             except ConnectionError:  # the client has left already
                 continue
             except OSError as error:
-                self._cannot("%s", error.strerror or error)
+                self._failed(error)
                 return
             self._tokens -= 1
             self._open(accepted)
-            if self._gate.dropped > dropped:  # its file is closed in the next turn
+            if has_dropped:  # its file is closed in the next turn
                 return
+
+    def _failed(self, error: OSError) -> None:
+        """Try again when there may be a file: at once where one can be had, as whoever asks for nothing has one."""
+        self._say("%s", error.strerror or error)
+        if error.errno not in SHORT_OF or not self._make_room():
+            self._pause(SHORT_PAUSE if self._opening else PAUSE)
+
+    def _make_room(self) -> bool:
+        """Close one connection that asks for nothing. Returns whether there was one."""
+        return self._gate.drop_idle() or self._drop_handshake()
 
     def _drop_handshake(self) -> bool:
         """Break off the TLS handshake that has been under way for longest. Returns whether there was a slow one."""
@@ -128,7 +141,8 @@ class Acceptor:
         if self._opening:  # in a moment these are open, and may be dropped if they ask for nothing
             self._pause(SHORT_PAUSE)
         else:
-            self._cannot("there are %d connections, and all are busy", self._gate.ceiling)
+            self._say("there are %d connections, and all are busy", self._gate.ceiling)
+            self._pause(PAUSE)
 
     def _too_early(self) -> bool:
         """Whether more would be accepted than there may be in a second; then, come back when one may."""
@@ -142,8 +156,7 @@ class Acceptor:
         self._pause((1 - self._tokens) / self._rate)
         return True
 
-    def _cannot(self, why: str, detail: object) -> None:
-        self._pause(PAUSE)
+    def _say(self, why: str, detail: object) -> None:
         now = self._loop.time()
         if now - self._said_at >= LOG_EVERY:
             self._said_at = now

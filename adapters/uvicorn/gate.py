@@ -35,6 +35,8 @@ class Gate:
         """Connections of all kinds."""
         self.refused: int = 0
         """Upgrades that were answered with 503."""
+        self.address_refused: int = 0
+        """Upgrades that were answered with 429: their address had as many as it may have."""
         self.dropped: int = 0
         """Connections that asked for nothing, and had to make room."""
         self._all: Collection[object] = ()
@@ -69,13 +71,14 @@ class Gate:
         return self.is_full
 
     def has_room(self, opening: int) -> bool:
-        """Whether one more connection may be accepted, beside `opening` ones whose TLS handshake is under way.
+        """Whether one more connection may be accepted, beside `opening` ones whose TLS handshake is under way."""
+        return len(self._all) + opening < self.ceiling
 
-        Where there are too many, the oldest that asks for nothing is dropped: whoever holds connections without a
-        request cannot keep probes out.
+    def drop_idle(self) -> bool:
+        """Drop the oldest connection that asks for nothing: whoever holds such ones cannot keep probes out.
+
+        Returns whether there was one.
         """
-        if len(self._all) + opening < self.ceiling:
-            return True
         idle = next((connection for connection in self._plain if connection.is_idle), None)
         if idle is None:
             return False

@@ -24,16 +24,18 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 class PerAddress:
     """The application `app`, for whose WebSockets each address may have `limit` connections; more get 429.
 
-    To be called behind what reads the address from trusted proxies' headers.
+    `refused` is called for each of those. To be called behind what reads the address from trusted proxies' headers.
     """
 
-    def __init__(self, app: Callable[..., Awaitable[Any]], limit: int) -> None:
+    def __init__(self, app: Callable[..., Awaitable[Any]], limit: int, refused: Callable[[], None]) -> None:
         self._app = app
+        self._refused = refused
         self._limit = limit
         self._connections: Counter[str] = Counter()
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket" and scope["client"] and not self._counted(scope):
+            self._refused()
             headers = [(b"retry-after", b"%d" % RETRY_AFTER), (b"content-type", b"text/plain; charset=utf-8")]
             await send({"type": "websocket.http.response.start", "status": 429, "headers": headers})
             body = b"There are too many connections from this address.\n"

@@ -145,6 +145,19 @@ class _GuardedConnection(h11.Connection):
         """What to answer after an error."""
         self.waiting: int = 0
         """Bytes that have come of a head that is not complete."""
+        self.unsent: list[bytes] = []
+        """The head of an answer whose body has not begun."""
+
+    def send_with_data_passthrough(self, event: h11.Event) -> list[bytes] | None:
+        """As h11's, but the head of an answer goes out with the beginning of its body, as ASGI has it: in one piece."""
+        data = super().send_with_data_passthrough(event)
+        if data is None:
+            return None
+        if isinstance(event, h11.Response):
+            self.unsent = data
+            return []
+        unsent, self.unsent = self.unsent, []
+        return unsent + data
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         """As h11's."""
@@ -314,13 +327,13 @@ class GuardedH11Protocol(H11Protocol):
         self._timer = self.loop.call_later(self.close_timeout, self.transport.abort)
 
     def _end_cycle(self) -> bool:
-        """Tell the application that its request is over. Returns whether it has begun to answer."""
+        """Tell the application that its request is over. Returns whether some of its answer is out."""
         cycle = cast("RequestResponseCycle | None", self.cycle)
         if cycle is None or cycle.response_complete:
             return False
         cycle.disconnected = True
         cycle.message_event.set()
-        return cycle.response_started
+        return cycle.response_started and not self._guarded.unsent
 
     def _leave_gate(self) -> None:
         if self._gate is not None:

@@ -8,116 +8,19 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from typing import Final
 
 from socketspec.cli.costs import COSTS, Costs
+from socketspec.cli.open_files import files_for
+from socketspec.cli.plan_model import Capacity, Demand, Plan, PlanError
 from socketspec.cli.rollout import Rollout, drain_rate, rollout
 
 __all__ = ("MAX_NODES", "Capacity", "Demand", "Plan", "PlanError", "nodes_reached", "plan", "share_of_core")
 
 MAX_NODES: Final = 100_000
 _SURGE: Final = re.compile(r"([1-9][0-9]?|100)%")
-
-
-class PlanError(ValueError):
-    """No number of nodes fits; the text says why."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Demand:
-    """What is to be carried. Rates are per second, times are seconds, sizes are bytes."""
-
-    connections: int
-    rate: float
-    """Messages published, in all rooms together."""
-    room_size: float = 50.0
-    """Members of a room that is published to."""
-    rooms_per_connection: float = 1.0
-    size: int = 200
-    """Of a payload, encoded."""
-    by_clients: float = 1.0
-    """Part of the messages that clients publish through events; the rest comes from backend code."""
-    events: float = 0.0
-    """Events of clients that are not broadcast."""
-    session: float = 1800.0
-    """How long a connection lasts; it says how many come and go."""
-    heartbeat: float = 25.0
-    """The app's ``heartbeat_interval``; 0: none."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Capacity:
-    """What a node may be used for."""
-
-    headroom: float = 2.0
-    """CPU and memory that a node has, for what it needs: 2 leaves half of both unused."""
-    spare: int = 1
-    """Nodes that may be missing without a node's use going above that."""
-    node_memory: int = 2 << 30
-    """Of one node, the container's limit."""
-    node_connections: int = 50_000
-    """Most connections of one node: open files, and how many should be lost with it."""
-    recovery: float = 60.0
-    """Seconds within which the connections of a node that died should be back."""
-    drain_window: float = 10.0
-    drain_grace: float = 10.0
-    surge: int | str = "25%"
-    """Nodes that a rolling deploy replaces at once: a number, or a percentage of them, as Kubernetes' maxSurge."""
-    start: float = 10.0
-    """Until a new node is ready."""
-    cores_per_machine: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What it takes. CPU is in cores, memory and sizes in bytes, network in bits a second, times in seconds."""
-
-    nodes: int
-    machines: int
-    limited_by: str
-    """What asks for that many: cpu, memory, connections, recovery, or spare."""
-    rooms: float
-    deliveries: float
-    """Messages to clients, a second."""
-    nodes_per_message: float
-    """Nodes on which a message has a member."""
-    node_connections: int
-    """With all nodes there."""
-    node_cpu: float
-    """Part of one core, with all nodes there."""
-    node_cpu_spare: float
-    """The same with the spare ones missing."""
-    node_memory: int
-    """With the spare ones missing; without headroom."""
-    node_memory_limit: int
-    """What to give a node."""
-    total_cpu: float
-    total_memory: int
-    network_out: float
-    """To clients, of all nodes."""
-    network_in: float
-    node_network: float
-    """Out and in, of one node, with Redis."""
-    redis_cpu: float
-    redis_shards: int
-    """Primaries among which Redis should be divided."""
-    redis_memory: int
-    redis_in: float
-    redis_out: float
-    redis_connections: int
-    connects: float
-    """New connections a second, in everyday life."""
-    crash_recovery: float
-    """Until the connections of a node that died are back, if they come as fast as they can."""
-    full_reconnect: float
-    """Until all connections are back after all were lost at once."""
-    drain_rate: float
-    """Connections a second that one node sends to the others while it drains."""
-    node_stop: float
-    """At most, from SIGTERM to the end of a node."""
-    rollout: Rollout
-    warnings: tuple[str, ...]
 
 
 def nodes_reached(nodes: int, members: float) -> float:
@@ -158,6 +61,7 @@ def _check(demand: Demand, capacity: Capacity) -> None:
         "connections": demand.connections,
         "session": demand.session,
         "node_connections": capacity.node_connections,
+        "open_files": capacity.open_files,
         "recovery": capacity.recovery,
         "cores_per_machine": capacity.cores_per_machine,
     }
@@ -224,6 +128,8 @@ def _fits(demand: Demand, capacity: Capacity, costs: Costs, nodes: int) -> str:
         return "memory"
     if demand.connections / left > capacity.node_connections:
         return "connections"
+    if files_for(math.ceil(demand.connections / left)) > capacity.open_files:
+        return "open files"
     if nodes > 1 and _crash_recovery(demand, nodes, costs) > capacity.recovery:
         return "recovery"
     return ""
@@ -258,7 +164,9 @@ def _described(demand: Demand, capacity: Capacity, costs: Costs, nodes: int, lim
     connects = demand.connections / demand.session
     redis_cpu = _redis_cpu(demand, reached, costs)
     memory = _memory(demand, left, costs)
-    limit = _rounded(memory * capacity.headroom)
+    limit = _rounded(max(memory * capacity.headroom, memory + capacity.node_buffer))
+    deploy = _rollout(demand, capacity, costs, nodes)
+    most = max(demand.connections / left, demand.connections / nodes * deploy.crowding)
     rooms = demand.connections * demand.rooms_per_connection / members if members else 0.0
     shards = max(math.ceil(redis_cpu * capacity.headroom), 1)
     found = Plan(
@@ -269,6 +177,8 @@ def _described(demand: Demand, capacity: Capacity, costs: Costs, nodes: int, lim
         deliveries=demand.rate * members,
         nodes_per_message=reached,
         node_connections=math.ceil(demand.connections / nodes),
+        node_connections_most=math.ceil(most),
+        node_files=files_for(capacity.node_connections),
         node_cpu=_cpu(demand, nodes, costs),
         node_cpu_spare=_cpu(demand, left, costs),
         node_memory=memory,
@@ -293,7 +203,7 @@ def _described(demand: Demand, capacity: Capacity, costs: Costs, nodes: int, lim
         full_reconnect=demand.connections * _coming(demand, costs) / nodes,
         drain_rate=drain_rate(demand.connections / nodes, capacity.drain_window),
         node_stop=capacity.drain_window + 2 * capacity.drain_grace + 10,
-        rollout=_rollout(demand, capacity, costs, nodes),
+        rollout=deploy,
         warnings=(),
     )
     return _with_warnings(found, demand, capacity, costs)
@@ -361,6 +271,7 @@ def _with_warnings(found: Plan, demand: Demand, capacity: Capacity, costs: Costs
             f"{crowded_memory >> 20:,} MiB, where proxies do not balance by connections: more than the memory limit; "
             "use a larger surge or more memory"
         )
+    warnings += _beyond_limits(found, capacity)
     if found.redis_shards > 1:
         warnings.append(
             f"Redis needs {found.redis_cpu:.1f} cores: use a cluster of {found.redis_shards} primaries or more; "
@@ -371,3 +282,23 @@ def _with_warnings(found: Plan, demand: Demand, capacity: Capacity, costs: Costs
     if demand.room_size > found.node_connections * found.nodes * 0.5 and demand.rate > 10:
         warnings.append("most connections are in one room: a message is written to all of them, on every node")
     return replace(found, warnings=tuple(warnings))
+
+
+def _beyond_limits(found: Plan, capacity: Capacity) -> Iterator[str]:
+    """Where a node may come to have more than its limits allow."""
+    if found.node_connections_most > capacity.node_connections:
+        yield (
+            f"a node that may have {capacity.node_connections:,} connections (--max-connections) refuses some of the "
+            f"{found.node_connections_most:,} that come to the last old one of a rolling deploy where proxies do not "
+            "balance by connections, and they try again; use a larger surge, or let it have more"
+        )
+    if found.node_memory + capacity.node_buffer > capacity.node_memory:
+        yield (
+            f"where {capacity.node_buffer >> 20:,} MiB wait for slow clients (max_node_buffer), a node that uses "
+            f"{found.node_memory >> 20:,} MiB has more than its memory; set SOCKETSPEC_MAX_NODE_BUFFER to less"
+        )
+    if found.node_files > capacity.open_files:
+        yield (
+            f"{capacity.open_files:,} open files do not suffice for {capacity.node_connections:,} connections, which "
+            f"take {found.node_files:,}: a node is full before that"
+        )

@@ -124,11 +124,25 @@ def _add_capacity(group: argparse._ArgumentGroup) -> None:
         "--node-memory", type=number("MiB", 1, 1e9), default=2048.0, metavar="MIB", help="(default: 2048)"
     )
     group.add_argument(
+        "--node-buffer",
+        type=number("MiB", 1, 1e9),
+        default=256.0,
+        metavar="MIB",
+        help="that may wait for slow clients, the app's max_node_buffer (default: 256)",
+    )
+    group.add_argument(
         "--node-connections",
         type=whole("connections", 1, _MOST),
         default=50_000,
         metavar="N",
-        help="at most (default: 50000)",
+        help="at most, the nodes' --max-connections (default: 50000)",
+    )
+    group.add_argument(
+        "--open-files",
+        type=whole("files", 1, _MOST),
+        default=1_048_576,
+        metavar="N",
+        help="that a node may have, its container's hard limit (default: 1048576)",
     )
     group.add_argument(
         "--recovery",
@@ -172,7 +186,8 @@ def _run(arguments: argparse.Namespace) -> int:
             for each in fields(costs):
                 print(f"{each.name:<26}{getattr(costs, each.name):g}")
             return 0
-        given = vars(arguments) | {"node_memory": round(arguments.node_memory * _MIB)}
+        sizes = {name: round(getattr(arguments, name) * _MIB) for name in ("node_memory", "node_buffer")}
+        given = vars(arguments) | sizes
         if arguments.room_size is None:
             given["room_size"] = float(min(_ROOM, arguments.connections))
         demand = Demand(**{each.name: given[each.name] for each in fields(Demand)})
@@ -235,13 +250,19 @@ def _rows(capacity: Capacity, found: Plan) -> dict[str, list[tuple[str, str]]]:
     return {
         "Nodes": [
             ("nodes, of one core each", f"{found.nodes:,}{machines} (limited by {found.limited_by})"),
-            ("connections a node", f"{found.node_connections:,}"),
+            (
+                "connections a node",
+                f"{found.node_connections:,}, up to {found.node_connections_most:,}; "
+                f"--max-connections {capacity.node_connections}",
+            ),
+            ("open files a node", f"{found.node_files:,} or more (ulimit -n)"),
             ("CPU of a node", f"{found.node_cpu:.0%}{missing}"),
             ("CPU of all", f"{found.total_cpu:.1f} cores"),
             (
                 "memory of a node",
                 f"{found.node_memory / _MIB:,.0f} MiB used, limit {found.node_memory_limit // _MIB:,} MiB",
             ),
+            ("waiting for slow clients", f"at most {capacity.node_buffer // _MIB:,} MiB a node (max_node_buffer)"),
             ("memory of all", f"{found.total_memory / 2**30:,.1f} GiB"),
             ("network to clients", f"{_bits(found.network_out)} out, {_bits(found.network_in)} in"),
             ("network of a node", f"{_bits(found.node_network)}"),

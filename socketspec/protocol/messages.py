@@ -14,7 +14,10 @@ from socketspec.protocol.publications import Position
 
 __all__ = ("Message", "Span", "Write", "encode_payload")
 
-_LONG_NUMBER: Final = re.compile(rb"\d{4300}")
+_LONG_NUMBER: Final = re.compile(rb"(?<!\d)\d{4300}")
+"""Digits that may be a number longer than parsers read. It can begin only where digits begin: else a text of 4,299
+digits again and again, which a client may have sent, would be read from each of them.
+"""
 
 
 def encode_payload(value: object) -> bytes:

@@ -45,6 +45,11 @@ class Gate(Protocol):
         ...
 
     @property
+    def address_refused(self) -> int:
+        """How many it has refused because their address had all that it may have."""
+        ...
+
+    @property
     def dropped(self) -> int:
         """Connections that asked for nothing and had to make room, so far."""
         ...

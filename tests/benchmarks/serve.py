@@ -92,6 +92,8 @@ async def serve(app: Any, options: argparse.Namespace) -> None:
         lifespan=options.lifespan,
     )
     orders = asyncio.create_task(obey(apps.one_by_one(app.send), app))
+    gc.collect()
+    gc.freeze()  # as `socketspec serve` does; for every server alike
     await uvicorn.Server(config).serve(sockets=[listener])
     orders.cancel()
 

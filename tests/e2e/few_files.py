@@ -1,4 +1,7 @@
-"""``socketspec`` in a process that may open few files: ``python -m tests.e2e.few_files SOFT HARD serve …``."""
+"""``socketspec`` in a process that may open few files, on an event loop of choice.
+
+python -m tests.e2e.few_files asyncio|uvloop SOFT HARD serve …
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,9 @@ import sys
 
 from socketspec.cli.main import main
 
+if sys.argv[1:2] == ["asyncio"]:  # also in workers, which import this module anew, with the same arguments
+    sys.modules["uvloop"] = None  # type: ignore[assignment] # how Python is told that there is none
+
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[2])))
-    sys.exit(main(sys.argv[3:]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[2]), int(sys.argv[3])))
+    sys.exit(main(sys.argv[4:]))

@@ -1,13 +1,9 @@
-"""``socketspec serve`` where something runs out: open files, connections, and what the log may show of secrets."""
+"""``socketspec serve`` where something runs out: connections, and what the log may show of secrets."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import socket
-import ssl
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,10 +11,10 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
 
-from tests.server_process import make_certificates
 from tests.support import Server, client, free_port, serving
 
 APP = """
+import gc
 from fastapi import FastAPI
 from socketspec import Identity, SocketApp
 from socketspec.adapters.fastapi import mount
@@ -33,28 +29,24 @@ mount(socket, app, "/ws")
 mount(guarded, app, "/guarded")
 
 
+@app.get("/frozen")
+async def frozen() -> int:
+    return gc.get_freeze_count()
+
+
 @socket.on("echo")
 async def echo(conn, payload: dict):
     return payload
 """
-FEW = 64
 
 
 @contextmanager
-def served(folder: Path, *options: str, files: tuple[int, int] | None = None) -> Iterator[Server]:
+def served(folder: Path, *options: str) -> Iterator[Server]:
     port = free_port()
-    program = ["socketspec.cli.main"] if files is None else ["tests.e2e.few_files", *map(str, files)]
-    server = Server(folder, {"main.py": APP}, [*program, "serve", "main:app", "--port", str(port), *options], port)
+    command = ["socketspec.cli.main", "serve", "main:app", "--port", str(port), *options]
+    server = Server(folder, {"main.py": APP}, command, port)
     with serving(server):
         yield server
-
-
-def crowd(stack: ExitStack, port: int, size: int) -> None:
-    """Connections that ask for nothing."""
-    for _ in range(size):
-        one = stack.enter_context(socket.socket())
-        one.setblocking(False)
-        one.connect_ex(("127.0.0.1", port))
 
 
 async def echoes(server: Server, times: int = 10) -> None:
@@ -65,51 +57,6 @@ async def echoes(server: Server, times: int = 10) -> None:
 
 def live(server: Server) -> int:
     return server.get("/socket-health?check=live").status
-
-
-@pytest.mark.parametrize("options", [(), ("--workers", "2")])
-async def test_connections_without_a_request_keep_nobody_out_though_files_are_few(
-    options: Sequence[str], tmp_path: Path
-) -> None:
-    with served(tmp_path / "few", *options, files=(FEW, FEW)) as server, ExitStack() as stack:
-        async with client(server.url("/ws")) as innocent:
-            crowd(stack, server.port, 3 * FEW)
-            for number in range(10):
-                assert await innocent.call("echo", {"n": number}) == {"n": number}
-                assert await asyncio.to_thread(live, server) == 200
-            await echoes(server, 1)
-        assert server.stop() == 0  # with the crowd still there
-        assert "out of system resource" not in server.log
-        assert server.log.count("Cannot accept connections") <= 2
-
-
-async def test_silent_tls_handshakes_keep_nobody_out_and_end_within_the_deadline(tmp_path: Path) -> None:
-    certificates = make_certificates(tmp_path)
-    port = free_port()
-    files = ["--ssl-certfile", str(certificates.server), "--ssl-keyfile", str(certificates.server_key)]
-    command = ["tests.e2e.few_files", str(FEW), str(FEW), "serve", "main:app", "--port", str(port), *files]
-    server = Server(tmp_path / "tls", {"main.py": APP}, command, port)
-    trust = ssl.create_default_context(cafile=str(certificates.ca))
-    try:
-        await server.logged("Application startup complete", within=30)
-        with ExitStack() as stack:
-            first = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
-            first.setblocking(False)
-            assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(first, 1), 13) == b""
-            crowd(stack, port, 3 * FEW)
-            async with connect(f"wss://127.0.0.1:{port}/ws", ssl=trust, proxy=None) as ada:
-                await ada.send(json.dumps({"event": "echo", "payload": {"n": 1}, "id": 1}))
-                assert json.loads(await ada.recv())["payload"] == {"n": 1}
-        assert server.stop() == 0
-        server.assert_clean()
-    finally:
-        server.kill()
-
-
-async def test_it_opens_as_many_files_as_it_may(tmp_path: Path) -> None:
-    with served(tmp_path / "soft", files=(FEW, 4096)) as server, ExitStack() as stack:
-        crowd(stack, server.port, 2 * FEW)
-        await echoes(server, 1)
 
 
 async def test_a_full_node_refuses_clients_and_answers_probes(tmp_path: Path) -> None:
@@ -144,10 +91,17 @@ async def test_an_address_may_have_so_many_connections_as_trusted_proxies_tell_i
                         await from_address(address)
                     assert refused.value.response.status_code == 429
                     assert refused.value.response.headers["Retry-After"] == "5"
+                assert "\nsocketspec_address_refused_total 3.0\n" in server.get("/metrics").text
                 async with from_address("192.0.2.2"), from_address("2001:db8:0:1::1"):
                     pass
             async with from_address("192.0.2.1"):
                 pass
+
+
+@pytest.mark.parametrize("options", [(), ("--workers", "2")])
+async def test_the_garbage_collector_leaves_alone_what_was_imported(options: Sequence[str], tmp_path: Path) -> None:
+    with served(tmp_path / "frozen", *options) as server:
+        assert server.get("/frozen").json() > 10_000
 
 
 async def test_no_level_of_the_log_shows_credentials(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import math
 import random
 import re
 import resource
@@ -18,9 +19,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from socketspec.adapters.uvicorn.open_files import connections_for
 from socketspec.cli.capacity import Capacity, Demand, PlanError, nodes_reached, plan, share_of_core
 from socketspec.cli.costs import COSTS
 from socketspec.cli.main import main
+from socketspec.cli.open_files import OWN_FILES, files_for
 from tests.support import Server, serving
 
 APP = """
@@ -123,6 +126,7 @@ CAPACITIES = st.builds(
     spare=st.integers(0, 3),
     node_memory=st.sampled_from([1 << 29, 1 << 30, 1 << 33]),
     node_connections=st.integers(1_000, 100_000),
+    open_files=st.sampled_from([1024, 65_536, 1_048_576]),
     recovery=st.floats(5, 600),
 )
 
@@ -136,6 +140,9 @@ def test_a_plan_keeps_to_what_a_node_may_be_used_for(demand: Demand, capacity: C
     assert found.node_cpu <= found.node_cpu_spare + 1e-9
     assert found.node_memory * capacity.headroom <= capacity.node_memory
     assert demand.connections <= capacity.node_connections * left
+    assert connections_for(capacity.open_files - OWN_FILES) * left >= demand.connections
+    assert math.ceil(demand.connections / left) <= found.node_connections_most
+    assert found.node_connections <= found.node_connections_most
     if found.nodes > 1:
         assert found.crash_recovery <= capacity.recovery
     assert 0 <= found.nodes_per_message <= found.nodes
@@ -159,6 +166,7 @@ def test_more_to_carry_or_more_headroom_never_takes_fewer_nodes(
     [
         (Demand(connections=1_000_000, rate=1), Capacity(), "connections"),
         (Demand(connections=1_000_000, rate=1), Capacity(node_memory=1 << 28), "memory"),
+        (Demand(connections=1_000_000, rate=1), Capacity(open_files=16_384), "open files"),
         (Demand(connections=10_000, rate=20_000), Capacity(), "cpu"),
         (Demand(connections=80_000, rate=1), Capacity(recovery=5), "recovery"),
         (Demand(connections=10, rate=1), Capacity(spare=2), "spare"),
@@ -175,6 +183,40 @@ def test_a_window_too_short_for_the_others_is_warned_of_and_the_named_one_is_not
     assert any("a drain window of 1 s sends connections faster" in each for each in short.warnings), short
     enough = plan(demand, Capacity(drain_window=short.rollout.window))
     assert not any("drain window" in each for each in enough.warnings)
+
+
+def test_open_files_are_counted_as_the_server_counts_them() -> None:
+    for connections in [*range(1, 5_000), *range(5_000, 60_000, 777)]:
+        free = files_for(connections) - OWN_FILES
+        assert connections_for(free) >= connections
+        assert connections < 100 or connections_for(free - 2) < connections
+
+
+def test_more_connections_than_a_node_may_have_are_warned_of() -> None:
+    demand = Demand(connections=120_000, rate=10)
+    tight = plan(demand, Capacity(surge=1))
+    most = tight.node_connections_most
+    assert most > Capacity().node_connections
+    assert any(f"refuses some of the {most:,}" in each for each in tight.warnings)
+    wide = plan(demand, Capacity(surge=1, node_connections=most))
+    assert not any("refuses some" in each for each in wide.warnings)
+
+
+def test_the_memory_of_a_node_has_room_for_what_may_wait_for_slow_clients() -> None:
+    demand = Demand(connections=2_000, rate=1)
+    found = plan(demand, Capacity(node_buffer=300 << 20))
+    assert found.node_memory_limit >= found.node_memory + (300 << 20) > found.node_memory * 2
+    assert found.warnings == ()
+    tight = plan(demand, Capacity(node_buffer=300 << 20, node_memory=350 << 20))
+    assert any("300 MiB wait for slow clients (max_node_buffer)" in each for each in tight.warnings)
+
+
+def test_files_that_do_not_suffice_for_the_connections_of_a_node_are_warned_of() -> None:
+    few = plan(Demand(connections=1000, rate=1), Capacity(open_files=1024))
+    assert any("1,024 open files do not suffice for 50,000 connections" in each for each in few.warnings)
+    assert few.node_files == files_for(50_000)
+    enough = plan(Demand(connections=1000, rate=1), Capacity(open_files=few.node_files))
+    assert not any("open files" in each for each in enough.warnings)
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,48 @@ async def test_where_accepting_fails_it_pauses_says_so_once_and_goes_on(
             await until(lambda: len(server.made) == 3)
 
 
+class Idle(asyncio.Protocol):
+    """A connection that asks for nothing; one that is dropped gives its file back to the listener."""
+
+    is_idle = True
+
+    def __init__(self, listener: Poor) -> None:
+        self.listener = listener
+        self.is_dropped = False
+
+    def drop(self) -> None:
+        self.is_dropped = True
+        self.listener.error = None
+
+
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+async def test_where_there_is_no_file_who_asks_for_nothing_makes_room_at_once(
+    error: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ExitStack() as stack:
+        async with served() as server:
+            oldest, second = Idle(server.listener), Idle(server.listener)
+            server.gate.came(oldest)
+            server.gate.came(second)
+            server.listener.error = error
+            clients(stack, server, 1)
+            await until(lambda: len(server.made) == 1)
+            assert (oldest.is_dropped, second.is_dropped) == (True, False)
+            assert "Too many open files" in caplog.text
+
+
+async def test_an_error_that_more_files_would_not_help_against_closes_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accepting, "PAUSE", 0.02)
+    with ExitStack() as stack:
+        async with served() as server:
+            idle = Idle(server.listener)
+            server.gate.came(idle)
+            server.listener.error = errno.EPERM
+            clients(stack, server, 1)
+            await until(lambda: server.listener.tries >= 3)
+            assert not idle.is_dropped
+
+
 async def test_no_more_are_accepted_in_a_second_than_there_may_be() -> None:
     with ExitStack() as stack:
         async with served(accepts_per_second=20.0) as server:

@@ -80,6 +80,8 @@ class Transport(asyncio.Transport):
     def __init__(self, *, has_eof: bool = True) -> None:
         super().__init__()
         self.written = b""
+        self.pieces: list[bytes] = []
+        """What was written at once."""
         self.ended = ""
         self.protocol: Any = None
         self._has_eof = has_eof
@@ -87,6 +89,7 @@ class Transport(asyncio.Transport):
     def write(self, data: Any) -> None:
         assert not self.ended, "written after the end"
         self.written += data
+        self.pieces += [bytes(data)] if data else []
 
     def can_write_eof(self) -> bool:
         return self._has_eof
@@ -146,6 +149,7 @@ class App:
         start = {"type": "http.response.start", "status": 200, "headers": []}
         if self._answers_first:
             await send(start)
+            await send({"type": "http.response.body", "body": b"first", "more_body": True})
         body, more = b"", True
         while more:
             event = await receive()
@@ -456,12 +460,15 @@ async def test_who_asks_for_nothing_makes_room_the_oldest_first_and_who_is_answe
     state = GatedState(gate := Gate(1, spare=2))
     asks = await Guarded(state=state).feed(BODY)
     old, new = Guarded(state=state), Guarded(state=state)
-    assert gate.has_room(0)
+    assert not gate.has_room(0)
+    assert gate.drop_idle()
     assert [each.transport.ended for each in (asks, old, new)] == ["", "aborted", ""]
     old.protocol.connection_lost(None)
-    assert (gate.dropped, gate.has_room(0), gate.has_room(1)) == (1, True, True)
+    assert (gate.dropped, gate.has_room(0), gate.has_room(1)) == (1, True, False)
+    assert gate.drop_idle()
     assert new.transport.ended == "aborted"
-    assert not gate.has_room(1)
+    assert not gate.drop_idle()  # the one that is left is being answered
+    assert gate.dropped == 2
 
 
 async def test_over_tls_which_has_no_half_close_a_refused_connection_is_closed() -> None:
@@ -481,6 +488,36 @@ async def test_a_broken_body_after_the_answer_has_begun_just_ends_the_connection
     await guarded.feed(b"what?\r\n")
     assert guarded.transport.statuses == [200]
     assert guarded.transport.ended == "closed"
+
+
+class Slowly(App):
+    """Begins its answer, and goes on with it when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = asyncio.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await self.go_on.wait()
+        await send({"type": "http.response.body", "body": b"ok"})
+
+
+async def test_the_head_of_an_answer_goes_out_with_its_body_in_one_piece() -> None:
+    app = Slowly()
+    guarded = await Guarded(app).feed(GET)
+    assert guarded.transport.pieces == []
+    app.go_on.set()
+    await guarded.feed()
+    [piece] = guarded.transport.pieces
+    assert piece.startswith(b"HTTP/1.1 200 ")
+    assert piece.endswith(b"\r\n\r\nok")
+
+
+async def test_an_answer_of_which_nothing_is_out_gives_way_to_a_refusal() -> None:
+    guarded = await Guarded(Slowly()).feed(plain(b"Transfer-Encoding: chunked"))
+    await guarded.feed(b"what?\r\n")
+    assert guarded.transport.statuses == [400]
 
 
 async def test_a_server_that_stops_closes_what_waits_and_what_was_refused() -> None:
