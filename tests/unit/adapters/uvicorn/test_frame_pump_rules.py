@@ -299,6 +299,18 @@ async def test_who_breaks_a_rule_while_a_message_is_on_its_way_gets_no_more_time
 
 
 @in_virtual_time
+async def test_who_closes_while_a_message_is_on_its_way_gets_no_more_time_by_it() -> None:
+    client, sink = await opened()
+    client.sends(frame(1, b"a", final=False))
+    await asyncio.sleep(ASSEMBLY - CLOSE + 1)
+    client.wire.takes = False
+    client.sends(close_frame(1000))
+    assert sink.ends == [(1000, "")]
+    await asyncio.sleep(CLOSE + A_WHILE)
+    assert client.wire.is_aborted
+
+
+@in_virtual_time
 async def test_a_deadline_between_two_turns_ends_the_connection_and_what_comes_is_still_read() -> None:
     client, sink = await opened()
     client.sends(frame(1, b"a", final=False))
