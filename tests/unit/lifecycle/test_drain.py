@@ -22,9 +22,9 @@ from socketspec.testing import ConnectionClosed, TestClient, TestConnection
 from tests.virtual_time import in_virtual_time, now
 
 TICK = 0.1
+"""Seconds between two waves, at most."""
 INSTANT = 1e-4
 """Virtual seconds that turns of the loop may take, without any wait."""
-"""Seconds between two waves, at most."""
 
 
 def peak(times: Iterable[float], width: float) -> int:
