@@ -163,6 +163,9 @@ async def test_one_unsubscribe_too_many_while_it_lingers_does_not_end_it_under_t
     await asyncio.sleep(10 * LINGER)
     assert node.asked == ["subscribe"]
     assert node.hears("somebody is still here")
+    await node.broker.unsubscribe(ROOM)
+    await asyncio.sleep(LINGER + 1)
+    assert node.asked == ["unsubscribe"]
 
 
 @in_virtual_time
