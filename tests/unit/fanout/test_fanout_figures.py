@@ -1,4 +1,4 @@
-"""What a node measures of its fan-out, its order for one client, and joins that share one subscription."""
+"""What a node measures of its fan-out, its order and pace, and joins that share one subscription."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from socketspec import SocketApp
 from socketspec.errors import BackendError
+from socketspec.fanout.channel import MESSAGES_A_WRITE
 from socketspec.protocol.publications import Topic
 from socketspec.telemetry.counters import Histogram
 from socketspec.testing import TestClient
@@ -80,6 +81,19 @@ async def test_what_is_sent_to_one_client_keeps_its_order_when_somebody_joins_in
         assert carrier.events == ["to all", "first", "second"]
         for each in (conn, other):
             await each.disconnect()
+
+
+async def test_who_broadcasts_without_a_pause_lets_what_was_published_be_written() -> None:
+    app, carrier = SocketApp(), Carrier()
+    async with app.lifespan():
+        conn = await opened(app, carrier)
+        await app.rooms.join(conn, "hall")
+        for _ in range(MESSAGES_A_WRITE - 1):
+            await app.rooms.broadcast("hall", "x")
+        assert carrier.events == []
+        await app.rooms.broadcast("hall", "x")
+        assert carrier.events == ["x"] * MESSAGES_A_WRITE
+        await conn.disconnect()
 
 
 class Gated(WatchedBroker):
