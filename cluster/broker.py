@@ -129,10 +129,10 @@ class RedisBroker(Broker):
 
     async def unsubscribe(self, topic: Topic) -> None:
         heard = self._heard.get(topic)
-        if heard is None:
+        if heard is None or not heard.wanted:  # one too many: that is no business of those who come later
             return
         heard.wanted -= 1
-        if heard.wanted <= 0 and heard.lingering is None:
+        if not heard.wanted:
             loop = asyncio.get_running_loop()
             heard.lingering = loop.call_later(self._linger, self._give_up, topic, heard)
 

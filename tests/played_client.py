@@ -282,6 +282,10 @@ class PlayedClient:
     @property
     def frames(self) -> list[Frame]:
         """The whole frames it got after the answer."""
+        return self._split()[0]
+
+    def _split(self) -> tuple[list[Frame], bytes]:
+        """The whole frames after the answer, and what came of the next one."""
         found: list[Frame] = []
         rest = self.answer.rest
         while rest:
@@ -293,13 +297,15 @@ class PlayedClient:
                 break
             found.append(Frame(first, rest[start : start + size]))
             rest = rest[start + size :]
-        return found
+        return found, rest
 
     @property
     def closed(self) -> tuple[int, str]:
         """Code and reason of the one close frame, which nothing follows; 1005 where it has no code."""
-        *_, last = self.frames
-        assert [one.first for one in self.frames].count(0x88) == 1
+        frames, rest = self._split()
+        assert not rest, f"part of a frame follows: {rest!r}"
+        *_, last = frames
+        assert [one.first for one in frames].count(0x88) == 1
         assert last.first == 0x88, f"no close frame, but {last}"
         if not last.payload:
             return 1005, ""

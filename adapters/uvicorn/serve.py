@@ -23,6 +23,7 @@ from typing import Any, Final, Literal, NamedTuple, cast
 import uvicorn
 from uvicorn.config import LOGGING_CONFIG, STARTUP_FAILURE
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+from uvicorn.server import ServerState
 from uvicorn.supervisors import Multiprocess, multiprocess
 
 from socketspec.adapters.uvicorn.accepting import Acceptor
@@ -107,7 +108,7 @@ class DrainingServer(uvicorn.Server):
         if isinstance(config, _Config):
             config.gate = self.gate
         self._accepts_per_second = limits.accepts_per_second
-        self.server_state = GatedState(self.gate)
+        self.server_state: ServerState = GatedState(self.gate)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application, then accept."""
@@ -118,7 +119,7 @@ class DrainingServer(uvicorn.Server):
         engines.gated_by(self.gate)
         if not self.should_exit:
             _keep_what_is_there()
-            self.servers += [self._acceptor(listener) for listener in sockets]  # type: ignore[misc] # what it calls
+            self.servers.extend(cast("Any", [self._acceptor(listener) for listener in sockets]))  # has what it calls
 
     def _acceptor(self, listener: socket.socket) -> Acceptor:
         return Acceptor(

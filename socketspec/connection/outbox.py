@@ -88,13 +88,13 @@ class Outbox:
         "_broadcasts",
         "_droppable",
         "_format",
+        "_give_up",
         "_latest",
         "_limits",
         "_next",
         "_queue",
         "_waiting",
         "dropped",
-        "give_up",
         "size",
     )
 
@@ -102,7 +102,7 @@ class Outbox:
         self._limits = limits
         self._format = format
         self._waiting = waiting
-        self.give_up: Callable[[], None] = give_up
+        self._give_up = give_up
         # Keyed by the order of arrival, so that a message in the midst of the queue can be replaced or removed.
         self._queue: OrderedDict[int, tuple[Message, tuple[str, str] | None]] = OrderedDict()
         self._broadcasts: OrderedDict[int, None] = OrderedDict()
@@ -144,6 +144,10 @@ class Outbox:
         if not self._queue:
             raise KeyError("nothing waits")
         return self._remove(next(iter(self._queue)))
+
+    def give_up(self) -> None:
+        """Have the connection closed as one that reads too slowly, and what waits forgotten."""
+        self._give_up()
 
     def clear(self) -> None:
         """Forget everything."""

@@ -24,9 +24,8 @@ class Waits(Protocol):
 
     size: int
 
-    @property
-    def give_up(self) -> Callable[[], None]:
-        """Forgets what waits, and closes the connection as one that reads too slowly."""
+    def give_up(self) -> None:
+        """Forget what waits, and close the connection as one that reads too slowly."""
         ...
 
 

@@ -91,8 +91,18 @@ class _Opens(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
         return self.do_open(partial(_watched, _WatchedTLS, self._deadline), req)
 
 
-def _watched(kind: type[_Watched], deadline: _Deadline, host: str, *, timeout: float) -> _Watched:
-    connection = kind(host, timeout=timeout)
+def _watched(
+    kind: type[_Watched],
+    deadline: _Deadline,
+    host: str,
+    /,
+    *,
+    port: int | None = None,
+    timeout: float | None = TIMEOUT,
+    source_address: tuple[str, int] | None = None,
+    blocksize: int = 8192,
+) -> _Watched:
+    connection = kind(host, port, timeout=timeout, source_address=source_address, blocksize=blocksize)
     connection.deadline = deadline
     return connection
 
@@ -114,6 +124,7 @@ def fetcher(url: str, *, allow_http: bool) -> Fetch:
     request = urllib.request.Request(url, headers={"Accept": "application/json"})  # noqa: S310 - _check_url saw it
 
     def fetch() -> bytes:
+        document = b""
         with _Deadline(TIMEOUT) as deadline:
             try:
                 document = _read(urllib.request.build_opener(_NoRedirects(), _Opens(deadline), *direct), request)

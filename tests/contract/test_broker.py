@@ -155,3 +155,17 @@ async def test_a_started_backend_is_ready_and_says_so_in_words(backend: Backend)
         health = await backend.health()
         assert health.ready
         assert health.detail
+
+
+async def test_unsubscribes_too_many_do_not_count_against_the_next_subscriptions(backend: Backend) -> None:
+    async with node(backend) as heard:
+        await backend.broker.subscribe(ROOM)
+        for _ in range(3):
+            await backend.broker.unsubscribe(ROOM)
+        for _ in range(2):
+            await backend.broker.subscribe(ROOM)
+        await backend.broker.unsubscribe(ROOM)
+        for event in ("first", "second"):
+            await backend.broker.publish(ROOM, said(event))
+        await heard.until(2)
+        assert heard.events() == ["first", "second"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import resource
 import select
 import signal
 import time
@@ -31,6 +32,9 @@ IDLE = 1.5
 """Seconds that a test may wait beyond three times what it took without a change: what it waits for does not come."""
 BUSY = 15.0
 """Seconds that a test may run beyond ten times what it took: it will not end."""
+
+MEMORY = 2 * 1024**3
+"""Bytes of address space that a child may have: a loop without an end must not take the machine's."""
 
 
 class Verdict(NamedTuple):
@@ -174,6 +178,7 @@ def _forked(work: Callable[[BinaryIO], None]) -> tuple[int, BinaryIO]:
     child = os.fork()
     if child == 0:
         os.setsid()  # so that what a test has started ends with it
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         os.close(reading)
         errors, silence = os.dup(2), os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):

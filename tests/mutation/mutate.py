@@ -2,11 +2,11 @@
 
     make mutation ARGS="socketspec/fanout/hub.py"                40 changes, drawn with a seed that is printed
     make mutation ARGS="socketspec/fanout/hub.py --all"          every change there is
-    make mutation ARGS="socketspec --draw 10 --seed 7"    10 in each file of a folder
+    make mutation ARGS="socketspec --draw 10 --seed 7"           10 in each file of a folder
 
-Judges are the unit tests, and the contract tests on the memory backend. What they do not notice is printed, and is
-either a test that is missing, code that is not needed, or a change of which nobody could tell: ``equivalent.txt``
-lists those, each with the reason.
+The judges are the unit tests, and the contract tests on the memory backend. What they do not notice is printed. It
+shows a missing test, code that is not needed, or a change that makes no difference: ``equivalent.txt`` lists the last
+kind, each change below its reason.
 """
 
 from __future__ import annotations

@@ -411,6 +411,13 @@ async def test_resume_never_moves_a_deadline_to_later() -> None:
 async def test_resume_of_a_session_that_is_over_ends_the_connection(how: str, refusal: str) -> None:
     shared, sessions = backend()
     app = SocketApp(backend=shared, session=SessionConfig(max_duration=100))
+    asked: list[str] = []
+
+    @app.room_guard("lobby")
+    async def guard(conn: Connection) -> bool:
+        asked.append(conn.id)
+        return True
+
     async with TestClient(app) as client:
         token = (await client.connect()).connection.session.id
         conn = await client.connect()
@@ -421,6 +428,7 @@ async def test_resume_of_a_session_that_is_over_ends_the_connection(how: str, re
         await conn.send("__resume__", {"session": token, "rooms": {"lobby": None}})
         code, close, _ = await refused(conn)
         assert (code, close) == (refusal, 4005 if how == "revoked" else 4002)
+        assert asked == []
         assert await app.rooms.count("lobby") == 0
 
 

@@ -10,13 +10,14 @@ import pytest
 
 from socketspec.backend.memory import MemoryBackend
 from socketspec.concurrency.tasks import Tasks
-from socketspec.fanout.channel import MESSAGES_BEHIND
-from socketspec.fanout.hub import WRITES_A_TURN, Hub
+from socketspec.fanout.channel import MESSAGES_A_WRITE, MESSAGES_BEHIND
+from socketspec.fanout.hub import PENDING_WRITES, WRITES_A_TURN, Hub
 from socketspec.protocol.messages import Write
 from socketspec.protocol.publications import Publication, Topic
 from socketspec.telemetry.counters import Counters
 
 TOPIC = Topic("/", "room", "hall")
+OTHER = Topic("/", "room", "corner")
 
 
 def add(hub: Hub, topic: Topic, member: Any, write: Write | None = None) -> None:
@@ -75,3 +76,25 @@ async def test_a_topic_that_everybody_has_left_is_not_behind() -> None:
     assert behind is not None
     await asyncio.wait_for(behind, 5)
     assert hub.deliver(TOPIC, burst(MESSAGES_BEHIND)) is None
+
+
+async def test_who_publishes_to_a_topic_without_members_lets_the_loop_turn_while_much_waits_for_others() -> None:
+    hub, _ = await hub_with(WRITES_A_TURN)
+    hub.deliver(TOPIC, burst(PENDING_WRITES // WRITES_A_TURN))
+    turned: list[bool] = []
+    asyncio.get_running_loop().call_soon(turned.append, True)
+    await hub.breathe(OTHER)
+    assert turned == [True]
+
+
+async def test_a_publisher_does_not_wait_for_a_long_queue_whose_turn_has_not_come() -> None:
+    hub, written = await hub_with(WRITES_A_TURN)
+    got: list[int] = []
+    await hub.acquire(OTHER)
+    hub.add(OTHER, "somebody", lambda *messages: got.append(len(messages)))
+    hub.deliver(TOPIC, burst(1))  # as many writes as one turn allows
+    hub.deliver(OTHER, burst(MESSAGES_A_WRITE))
+    await hub.breathe(OTHER)
+    assert (written, got) == ([WRITES_A_TURN], [])
+    await asyncio.sleep(0)
+    assert got == [MESSAGES_A_WRITE]

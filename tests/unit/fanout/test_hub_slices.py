@@ -45,9 +45,12 @@ class Member:
         self.is_open = True
         self.transport = self
         self.got: list[str] = []
+        self.least = 1
+        """Messages in the smallest write."""
 
     def write(self, *messages: Message) -> None:
         self.got.extend(message.event for message in messages)
+        self.least = min(self.least, len(messages))
 
     def write_otherwise(self, *messages: Message) -> None:
         self.write(*messages)
@@ -132,6 +135,15 @@ async def test_who_joins_in_the_midst_of_slices_gets_nothing_that_was_published_
     assert all(member.got == room.published for member in room.members)
 
 
+async def test_who_joins_in_the_midst_of_slices_gets_all_that_comes_later_however_much() -> None:
+    room = await in_the_midst(3 * MESSAGES_A_WRITE + 5)
+    late = room.join(Member("late"))
+    after = room.publish(4 * MESSAGES_A_WRITE)
+    await room.settle()
+    assert late.got == after
+    assert late.least > 0, "nobody is written to for nothing"
+
+
 async def test_who_joins_before_the_first_slice_gets_nothing_that_was_published_before() -> None:
     room = Sliced()
     await room.fill(SLICED)
@@ -153,6 +165,17 @@ async def test_who_leaves_in_the_midst_of_slices_has_got_what_was_published_befo
     await room.settle()
     assert first.got == last.got == before
     assert all(member.got == room.published for member in room.members[1:-1])
+
+
+async def test_who_leaves_just_before_its_slice_of_a_later_batch_gets_all_of_it() -> None:
+    room = await in_the_midst(3 * MESSAGES_A_WRITE)
+    while len(room.members[0].got) == MESSAGES_A_WRITE:  # noqa: ASYNC110 - it is turns of the loop that are counted
+        await asyncio.sleep(0)
+    before = list(room.published)
+    next_one = next(member for member in room.members if len(member.got) == MESSAGES_A_WRITE)
+    for member in (next_one, room.members[-1]):
+        remove(room.hub, TOPIC, member)
+        assert member.got == before
 
 
 async def test_who_leaves_gets_nothing_that_it_is_excluded_from() -> None:

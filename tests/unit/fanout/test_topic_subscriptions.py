@@ -151,6 +151,24 @@ async def test_one_unsubscribe_too_many_is_none_of_the_next_ones_business() -> N
 
 
 @in_virtual_time
+async def test_one_unsubscribe_too_many_while_it_lingers_does_not_end_it_under_the_next_ones() -> None:
+    node = Node()
+    await node.broker.subscribe(ROOM)
+    for _ in range(3):
+        await node.broker.unsubscribe(ROOM)
+        await asyncio.sleep(1)
+    for _ in range(2):
+        await node.broker.subscribe(ROOM)
+    await node.broker.unsubscribe(ROOM)
+    await asyncio.sleep(10 * LINGER)
+    assert node.asked == ["subscribe"]
+    assert node.hears("somebody is still here")
+    await node.broker.unsubscribe(ROOM)
+    await asyncio.sleep(LINGER + 1)
+    assert node.asked == ["unsubscribe"]
+
+
+@in_virtual_time
 async def test_whoever_comes_while_the_first_waits_waits_as_well() -> None:
     node = Node()
     node.links.gate.clear()

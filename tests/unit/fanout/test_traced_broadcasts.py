@@ -12,7 +12,7 @@ from socketspec import History, Room, SocketApp
 from socketspec.adapters.opentelemetry import instrument, uninstrument
 from socketspec.backend.memory import MemoryBackend
 from socketspec.errors import BackendError
-from socketspec.protocol.publications import Topic
+from socketspec.protocol.publications import Publication, Topic
 from socketspec.testing import TestClient
 from tests.watching import until
 
@@ -91,3 +91,13 @@ async def test_a_message_for_many_that_is_written_in_slices_ends_its_span_once(s
         await until(lambda: len(fan_outs()) >= 5)
         await asyncio.sleep(0)
         assert fan_outs() == [f"fan-out n{number}" for number in range(5)]
+
+
+async def test_what_comes_without_a_trace_has_no_span_here(spans: Any) -> None:
+    backend = MemoryBackend()
+    app = SocketApp(backend=backend)
+    async with TestClient(app) as client:
+        conn = await client.connect()
+        await backend.broker.publish(Topic("/", "all", ""), Publication("from a node that traces nothing", b"{}"))
+        assert (await conn.receive())["event"] == "from a node that traces nothing"
+        assert spans.get_finished_spans() == ()

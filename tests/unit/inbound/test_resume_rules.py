@@ -375,3 +375,14 @@ async def test_as_many_rooms_are_resumed_at_once_as_a_connection_may_be_in() -> 
         assert conn.connection.rooms == frozenset()
         await ask(conn, {str(number): None for number in range(3)})
         assert conn.connection.rooms == {"0", "1", "2"}
+
+
+async def test_a_resume_that_is_refused_has_the_number_of_its_request() -> None:
+    async with TestClient(SocketApp()) as client:
+        conn = await client.connect()
+        numbers: list[int] = []
+        for _ in range(3):
+            await conn.send("__resume__", {"rooms": "all"}, id=1)
+            request: str = (await conn.receive_event("__error__"))["payload"]["request_id"]
+            numbers.append(int(request.rpartition("-")[2], 16))
+        assert numbers == list(range(numbers[0], numbers[0] + 3))

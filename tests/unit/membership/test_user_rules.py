@@ -7,19 +7,18 @@ import gc
 import json
 import time
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from socketspec import SocketApp
-from socketspec.errors import (
-    ValidationFailed,
-)
+from socketspec.errors import BackendError, ValidationFailed
 from socketspec.protocol.handshake import Handshake, QueryParams
 from socketspec.protocol.publications import Member, Publication, Receipt, Topic
 from socketspec.session import SessionConfig
 from socketspec.testing import ConnectionClosed, TestClient, TestConnection
-from tests.backends import WatchedBackend, WatchedBroker
+from tests.backends import WatchedBackend, WatchedBroker, WatchedPresence
 from tests.carriers import Carrier, opened
 from tests.identities import ByName
 
@@ -189,6 +188,32 @@ async def test_who_is_refused_or_fails_leaves_no_subscription_behind() -> None:
         assert (await end_of(failed))[1] == 1013
         assert not backend.fanout.stands(ADA)
         assert backend.watched.left[1:] == [(ADA, failed.id)]
+
+
+async def test_who_hangs_up_before_its_place_could_be_made_leaves_nothing_behind() -> None:
+    asked, may_answer = asyncio.Event(), asyncio.Event()
+
+    class Presence(WatchedPresence):
+        async def members(self, topic: Topic) -> Sequence[Member]:
+            if not self.entered:
+                return await super().members(topic)
+            asked.set()
+            await may_answer.wait()
+            raise BackendError("redis is gone")
+
+    backend = WatchedBackend()
+    backend.presence = presence = Presence()
+    app = SocketApp(backend=backend, auth=ByName(), max_connections_per_user=1, connection_limit_policy="evict_oldest")
+    handshake = Handshake(query_params=QueryParams([("user", "ada")]))
+    async with app.lifespan() as engine:
+        opening = asyncio.create_task(opened(app, Carrier(), handshake))
+        await asked.wait()
+        ((_, member, _),) = presence.entered
+        await engine.closed(engine.directory.connections[member.connection_id], 1006)
+        may_answer.set()
+        await opening
+        assert presence.left == [(ADA, member.connection_id)]
+        assert not backend.fanout.stands(ADA)
 
 
 async def test_a_users_member_has_its_name_and_time() -> None:

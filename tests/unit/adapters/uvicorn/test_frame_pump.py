@@ -92,6 +92,15 @@ def test_control_frames_have_a_rate_that_begins_anew_each_second() -> None:
     assert len(rig.listener.controls) == 3 * rig.listener.max_control_frames
 
 
+def test_what_came_together_with_a_broken_rule_is_not_looked_at() -> None:
+    rig = Rig()
+    rig.feed(*[frame(PING)] * 10 * rig.listener.max_control_frames, frame(TEXT, b"late"), frame(CLOSE, b"\x03\xe8"))
+    rig.loop.pass_time(100)
+    assert rig.listener.ends == [(1008, "too many ping and pong frames")]
+    assert len(rig.listener.controls) == rig.listener.max_control_frames
+    assert rig.receiver.got == []
+
+
 def test_while_held_only_what_was_read_before_is_delivered() -> None:
     rig = Rig()
     rig.pump.hold()

@@ -286,13 +286,26 @@ async def test_a_message_that_dripped_and_is_whole_has_no_deadline_left() -> Non
     assert sink.ends == []
 
 
+@pytest.mark.parametrize("broken", [frame(3), frame(10) * 101])
 @in_virtual_time
-async def test_who_breaks_a_rule_while_a_message_is_on_its_way_gets_no_more_time_by_it() -> None:
+async def test_who_breaks_a_rule_while_a_message_is_on_its_way_gets_no_more_time_by_it(broken: bytes) -> None:
     client, sink = await opened()
     client.sends(frame(1, b"a", final=False))
     await asyncio.sleep(ASSEMBLY - CLOSE + 1)
-    client.sends(frame(3))
-    assert_failed(client, sink, 1002, "reserved opcode")
+    client.sends(broken)
+    await sink.ended.wait()
+    await asyncio.sleep(CLOSE + A_WHILE)
+    assert client.wire.is_aborted
+
+
+@in_virtual_time
+async def test_who_closes_while_a_message_is_on_its_way_gets_no_more_time_by_it() -> None:
+    client, sink = await opened()
+    client.sends(frame(1, b"a", final=False))
+    await asyncio.sleep(ASSEMBLY - CLOSE + 1)
+    client.wire.takes = False
+    client.sends(close_frame(1000))
+    assert sink.ends == [(1000, "")]
     await asyncio.sleep(CLOSE + A_WHILE)
     assert client.wire.is_aborted
 

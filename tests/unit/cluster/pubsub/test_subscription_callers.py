@@ -152,3 +152,20 @@ async def test_one_that_gives_up_after_it_was_unsubscribed_does_not_touch_who_ca
         server.confirm(server.link, b"SSUBSCRIBE", ROOM)
         await next_one
         await hears(node, b"hello")
+
+
+@in_virtual_time
+async def test_one_that_gives_up_while_it_is_unsubscribed_does_not_keep_the_others_waiting() -> None:
+    async with hearing() as node:
+        (server,) = node.servers
+        server.mute.add(ROOM)
+        callers = [asyncio.create_task(node.subscriptions.subscribe(ROOM)) for _ in range(3)]
+        await turns(lambda: server.count(b"SSUBSCRIBE", ROOM))
+        for caller in callers[:2]:
+            caller.cancel()
+        node.subscriptions.unsubscribe(ROOM)
+        with pytest.raises(BackendError, match="unsubscribed from meanwhile"):
+            await callers[2]
+        for caller in callers[:2]:
+            with pytest.raises(asyncio.CancelledError):
+                await caller
