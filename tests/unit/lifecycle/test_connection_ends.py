@@ -15,8 +15,10 @@ from socketspec.errors import (
     BackendError,
 )
 from socketspec.logs import JsonFormatter
+from socketspec.protocol.handshake import Handshake, QueryParams
 from socketspec.protocol.publications import Topic
 from socketspec.testing import TestClient
+from tests.backends import WatchedBackend
 from tests.carriers import Carrier, opened
 from tests.identities import ByName
 from tests.virtual_time import in_virtual_time
@@ -121,6 +123,26 @@ async def test_the_first_reason_stays_when_the_client_closes_in_turn() -> None:
         assert (conn.connection.close_code, conn.connection.close_reason) == (4321, "enough")
         assert conn.connection.state.value == "closed"
     assert reasons == ["enough"]
+
+
+async def test_what_goes_to_everybody_does_not_go_to_a_connection_that_is_being_cleaned_up() -> None:
+    backend = WatchedBackend()
+    app, gone, there = SocketApp(backend=backend, auth=ByName()), Carrier(), Carrier()
+    async with app.lifespan():
+        ending = await opened(app, gone, Handshake(query_params=QueryParams([("user", "ada")])))
+        staying = await opened(app, there, Handshake(query_params=QueryParams([("user", "bob")])))
+        backend.watched.may_leave.clear()
+        engine = await app.ensure_started()
+        cleaning = asyncio.ensure_future(engine.closed(ending, 1006))
+        async with asyncio.timeout(5):
+            await backend.watched.leaving.wait()
+        await app.rooms.broadcast_all("meanwhile")
+        engine.hub.settle()
+        assert there.events == ["meanwhile"]
+        assert gone.events == []
+        backend.watched.may_leave.set()
+        await cleaning
+        await staying.disconnect()
 
 
 @in_virtual_time

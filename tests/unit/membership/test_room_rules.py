@@ -237,6 +237,25 @@ async def test_leaving_ends_the_subscription_even_where_presence_fails(how: str)
         assert backend.watched.left == [(ROOM, conn.id)]
 
 
+async def test_who_leaves_gets_nothing_more_however_long_presence_takes_to_answer() -> None:
+    backend = WatchedBackend()
+    app = SocketApp(backend=backend)
+    async with TestClient(app) as client:
+        leaver, other = await client.connect(), await client.connect()
+        for conn in (leaver, other):
+            await app.rooms.join(conn.connection, "hall")
+        backend.watched.may_leave.clear()
+        leaving = asyncio.create_task(app.rooms.leave(leaver.connection, "hall"))
+        async with asyncio.timeout(5):
+            await backend.watched.leaving.wait()
+        await app.rooms.broadcast("hall", "meanwhile")
+        assert (await other.receive())["event"] == "meanwhile"
+        backend.watched.may_leave.set()
+        await leaving
+        await leaver.send("__ping__")
+        assert (await leaver.receive())["event"] == "__pong__", "nothing else had come"
+
+
 async def test_a_subscription_stands_while_one_member_is_left() -> None:
     backend = WatchedBackend()
     app = SocketApp(backend=backend)
