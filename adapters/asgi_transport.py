@@ -13,8 +13,8 @@ from socketspec.adapters.close_reason import fitting_reason
 from socketspec.concurrency.tasks import Tasks
 from socketspec.connection.outbox import Backpressure, Outbox, Overflow
 from socketspec.connection.waiting import Waiting
+from socketspec.protocol.encoding import Message
 from socketspec.protocol.formats import Format
-from socketspec.protocol.messages import Message
 from socketspec.telemetry.counters import Counters
 from socketspec.text import get_logger
 

@@ -12,9 +12,9 @@ from pydantic_core import from_json
 
 from socketspec import Connection, SocketApp
 from socketspec.connection.waiting import Waiting
+from socketspec.protocol.encoding import Message
 from socketspec.protocol.formats import Format
 from socketspec.protocol.handshake import Handshake
-from socketspec.protocol.messages import Message
 
 __all__ = ("Carrier", "account", "opened")
 

@@ -19,7 +19,7 @@ from socketspec.cluster.stores.sessions import revoke_command
 from socketspec.declaration.contracts import Broadcasts, Contract, check_declared
 from socketspec.declaration.rooms import DeclaredRooms, Room
 from socketspec.errors import ConfigurationError
-from socketspec.protocol.messages import encode_payload
+from socketspec.protocol.encoding import encode_payload
 from socketspec.protocol.names import check_namespace, check_outbound, check_room_name, check_user_id
 from socketspec.protocol.orders import control_topic, disconnect_order, revoke_order
 from socketspec.protocol.publications import Position, Publication, Receipt, RoomMessage, Topic, room_message

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from socketspec.backend.protocols import Limits
-from socketspec.backend.token_buckets import TokenBucket
+from socketspec.backend.rate_buckets import TokenBucket
 from socketspec.cluster.commands.command import Command, CommandRunner, Script
 from socketspec.cluster.commands.keys import Keys
 from socketspec.errors import BackendError

@@ -14,9 +14,9 @@ from socketspec.connection.states import TRANSITIONS, State
 from socketspec.connection.transport import Transport
 from socketspec.errors import CLOSE_CODES, CloseCode, EventError, check_close_code
 from socketspec.identity import ANONYMOUS, Identity
+from socketspec.protocol.encoding import Message
 from socketspec.protocol.formats import Format
 from socketspec.protocol.handshake import Handshake, Headers, QueryParams
-from socketspec.protocol.messages import Message
 from socketspec.protocol.publications import Topic
 from socketspec.session.clock import SessionClock
 from socketspec.session.config import Session

@@ -5,7 +5,7 @@ from __future__ import annotations
 from socketspec.backend.protocols import Broker
 from socketspec.declaration.contracts import Contracts
 from socketspec.fanout.hub import Hub
-from socketspec.protocol.messages import encode_payload
+from socketspec.protocol.encoding import encode_payload
 from socketspec.protocol.names import check_outbound
 from socketspec.protocol.publications import History, Publication, Receipt, Topic
 from socketspec.telemetry.counters import Counters

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Sequence
 from itertools import chain, groupby, islice
 from typing import Final
 
-from socketspec.protocol.messages import Message, Write
+from socketspec.protocol.encoding import Message, Write
 from socketspec.protocol.publications import Topic
 
 __all__ = ("Recipients", "Slices")

@@ -19,7 +19,7 @@ from typing import Final
 from socketspec.backend.protocols import Broker
 from socketspec.concurrency.tasks import Tasks
 from socketspec.fanout.channel import MESSAGES_A_WRITE, Channel, Recipients, Slices
-from socketspec.protocol.messages import OVERHEAD, Message, Write
+from socketspec.protocol.encoding import OVERHEAD, Message, Write
 from socketspec.protocol.publications import Publication, Topic
 from socketspec.telemetry.counters import Counters
 from socketspec.telemetry.tracing import installed

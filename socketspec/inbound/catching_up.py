@@ -14,7 +14,7 @@ from socketspec.backend.protocols import HistoryStore
 from socketspec.connection.connection import Connection
 from socketspec.errors import BackendError
 from socketspec.fanout.hub import Hub
-from socketspec.protocol.messages import OVERHEAD, Message, encode_payload
+from socketspec.protocol.encoding import OVERHEAD, Message, encode_payload
 from socketspec.protocol.publications import Position, Publication, Topic
 from socketspec.text import get_logger
 

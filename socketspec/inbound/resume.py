@@ -24,7 +24,7 @@ from socketspec.lifecycle.admission import refusal_code
 from socketspec.lifecycle.credentials import Credentials
 from socketspec.membership.rooms import RoomFull, RoomMembership
 from socketspec.protocol.decoding import Envelope
-from socketspec.protocol.messages import Message, encode_payload
+from socketspec.protocol.encoding import Message, encode_payload
 from socketspec.protocol.publications import Position, Topic
 from socketspec.telemetry.counters import Counters
 from socketspec.text import get_logger

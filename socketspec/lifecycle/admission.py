@@ -17,8 +17,8 @@ from socketspec.protocol.names import check_user_id
 from socketspec.security.auth import AuthBackend, NoCredentials, authenticate
 from socketspec.security.origins import OriginPolicy
 from socketspec.session.config import Session
+from socketspec.session.lookup import SessionLookup
 from socketspec.session.revocation import Revoked
-from socketspec.session.verifier import SessionVerifier
 from socketspec.text import get_logger
 
 __all__ = ("Admission", "Admissions", "refusal_code")
@@ -62,14 +62,14 @@ class Admissions:
         self,
         origins: OriginPolicy,
         auth: tuple[AuthBackend, ...],
-        verifier: SessionVerifier,
+        lookup: SessionLookup,
         drain: Drain,
         now: Callable[[], float],
     ) -> None:
         self._origins = origins
         self._auth = auth
         self._waits_for_credentials = any(getattr(backend, "first_message", False) for backend in auth)
-        self._verifier = verifier
+        self._lookup = lookup
         self._drain = drain
         self._now = now
 
@@ -89,7 +89,7 @@ class Admissions:
         try:
             identity = await self.authenticate(handshake) if self._auth else ANONYMOUS
             checked_at = self._now()
-            session = await self._verifier.open(identity, handshake.query_params.get("session"))
+            session = await self._lookup.open(identity, handshake.query_params.get("session"))
         except NoCredentials as error:
             return admit(identity=None, error=None if self._waits_for_credentials else error)
         except EventError as error:

@@ -12,7 +12,7 @@ from socketspec import Identity, SocketApp
 from socketspec.backend.memory import MemoryBackend, MemorySessions
 from socketspec.protocol.handshake import Handshake
 from socketspec.session import SessionConfig
-from socketspec.session.tokens import new_token
+from socketspec.session.session_tokens import new_token
 from socketspec.testing import TestClient, TestConnection
 
 V1 = ["socketspec.v1.json"]

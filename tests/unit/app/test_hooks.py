@@ -13,9 +13,9 @@ from socketspec import Broadcasts, Connection, Emits, SocketApp
 from socketspec.connection.outbox import Backpressure, Outbox, Overflow
 from socketspec.errors import ConfigurationError, PermissionDenied
 from socketspec.lifecycle.deadlines import due
+from socketspec.protocol.encoding import Message
 from socketspec.protocol.formats import Format
 from socketspec.protocol.handshake import Handshake
-from socketspec.protocol.messages import Message
 from socketspec.security.auth import JWTAuth
 from socketspec.security.ratelimit import RateLimit
 from socketspec.testing import ConnectionClosed, TestClient, TestConnection

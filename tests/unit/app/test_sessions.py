@@ -17,7 +17,7 @@ from socketspec.errors import BackendError, ValidationFailed
 from socketspec.protocol.handshake import Handshake, Headers, QueryParams
 from socketspec.session import SessionConfig
 from socketspec.session.revocation import revocation_subjects
-from socketspec.session.tokens import check_session, new_token
+from socketspec.session.session_tokens import check_session, new_token
 from socketspec.testing import ConnectionClosed, HandshakeRefused, TestClient, TestConnection
 
 V1 = ["socketspec.v1.json"]

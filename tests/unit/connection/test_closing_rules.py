@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from socketspec import SocketApp
-from socketspec.protocol.messages import Message
+from socketspec.protocol.encoding import Message
 from tests.carriers import Carrier, opened
 
 

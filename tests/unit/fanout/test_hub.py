@@ -15,7 +15,7 @@ from socketspec.concurrency.tasks import Tasks
 from socketspec.fanout import hub as hub_module
 from socketspec.fanout.channel import MESSAGES_A_WRITE
 from socketspec.fanout.hub import HELD_BYTES, MAX_QUEUED, PENDING_WRITES, WRITES_A_TURN, Hub
-from socketspec.protocol.messages import Message, Write
+from socketspec.protocol.encoding import Message, Write
 from socketspec.protocol.publications import History, Publication, Receipt, Topic
 from socketspec.telemetry.counters import Counters
 

@@ -17,9 +17,9 @@ from socketspec.connection import Backpressure
 from socketspec.connection.outbox import Outbox, Overflow
 from socketspec.errors import BackendError
 from socketspec.inbound import catching_up
+from socketspec.protocol.encoding import Message
 from socketspec.protocol.formats import Format
 from socketspec.protocol.handshake import Handshake
-from socketspec.protocol.messages import Message
 from socketspec.protocol.publications import Position, Publication, Topic
 from socketspec.runtime.engine import Engine
 from socketspec.testing import TestClient

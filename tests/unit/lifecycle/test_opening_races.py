@@ -15,7 +15,7 @@ from socketspec.errors import (
     BackendError,
 )
 from socketspec.session import SessionConfig
-from socketspec.session.tokens import new_token
+from socketspec.session.session_tokens import new_token
 from socketspec.testing import ConnectionClosed, TestClient, TestConnection
 from tests.identities import ByName
 

@@ -22,7 +22,7 @@ from socketspec.errors import (
 )
 from socketspec.protocol.handshake import Handshake
 from socketspec.session import SessionConfig
-from socketspec.session.tokens import new_token
+from socketspec.session.session_tokens import new_token
 from socketspec.testing import ConnectionClosed, HandshakeRefused, TestClient, TestConnection
 from tests.carriers import Carrier, opened
 from tests.identities import ByName

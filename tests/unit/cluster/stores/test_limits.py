@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socketspec.backend.token_buckets import TokenBucket
+from socketspec.backend.rate_buckets import TokenBucket
 from socketspec.cluster.commands.command import Command
 from socketspec.cluster.commands.keys import Keys
 from socketspec.cluster.stores.limits import AWAY_SECONDS, RedisLimits

@@ -10,7 +10,7 @@ from socketspec import Connection, SocketApp
 from socketspec.backend.memory import MemoryBackend
 from socketspec.backend.protocols import Deliver, Lost
 from socketspec.connection.states import State
-from socketspec.membership.lost_members import WORKERS
+from socketspec.membership.leave_hooks import WORKERS
 from socketspec.protocol.publications import Member, Topic
 from socketspec.testing import TestClient
 
