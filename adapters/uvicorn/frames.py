@@ -15,7 +15,7 @@ try:
 except ImportError:  # a websockets without its C part, on PyPy for example
     from websockets.utils import apply_mask
 
-from socketspec.adapters.close_reason import fitting_reason
+from socketspec.text import close_reason
 
 __all__ = (
     "BINARY",
@@ -321,5 +321,5 @@ def frame_header(opcode: int, length: int) -> bytes:
 
 def close_frame(code: int, reason: str) -> bytes:
     """A server's close frame with as much of `reason` as fits into it; one without a code for 1005."""
-    payload = b"" if code == 1005 else struct.pack("!H", code) + fitting_reason(reason).encode()
+    payload = b"" if code == 1005 else struct.pack("!H", code) + close_reason(reason).encode()
     return frame_header(CLOSE, len(payload)) + payload

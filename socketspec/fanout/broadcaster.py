@@ -43,8 +43,7 @@ class Broadcaster:
         what `Broker.publish` raises.
         """
         check_outbound(event)
-        room = topic.name if topic.kind == "room" else None
-        self._contracts.check_broadcast(room, event, payload, whom="a user" if topic.kind == "user" else "everybody")
+        self._contracts.check_broadcast(topic, event, payload)
         publication = Publication(event=event, payload=encode_payload(payload), exclude=exclude)
         if self._feed is not None:
             whom = f"user {topic.name}" if topic.kind == "user" else topic.name

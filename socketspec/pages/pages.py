@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from socketspec.errors import ConfigurationError
 from socketspec.pages.responses import Page, Response, asset, json_response, page
-from socketspec.protocol.handshake import Headers, QueryParams
-from socketspec.security.bearer import BearerSecret, bearer_token
+from socketspec.protocol.handshake import Headers, QueryParams, token_of
+from socketspec.security.bearer import BearerSecret
 
 __all__ = ("Health", "Pages")
 
@@ -101,12 +101,12 @@ class Pages:
     def _may_see(self, headers: Headers, query: QueryParams) -> bool:
         if self._secret is None:
             return True
-        token = bearer_token(headers.get("authorization", ""))
+        token = token_of(headers.get("authorization", ""))
         return self._secret.matches(query.get("token") if token is None else token)
 
     async def _answer_drain(self, method: str, headers: Headers) -> Response:
         """Drain the app; the answer comes when it is done."""
-        if not self._drain_secret.matches(bearer_token(headers.get("authorization", ""))):
+        if not self._drain_secret.matches(token_of(headers.get("authorization", ""))):
             return json_response({"detail": "Send the drain token as Authorization: Bearer."}, 401)
         if method not in ("GET", "POST"):  # Kubernetes' httpGet can only GET
             return Response(405, b'{"detail":"GET or POST."}', extra={"allow": "GET, POST"})
