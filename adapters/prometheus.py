@@ -149,7 +149,7 @@ _COUNTERS: Final[Mapping[str, Callable[[Engine], float]]] = {
 }
 _GAUGES: Final[Mapping[str, Callable[[Engine], float]]] = {
     "socketspec_connections": lambda engine: len(engine.connections),
-    "socketspec_rooms": lambda engine: engine.hub.rooms,
+    "socketspec_rooms": lambda engine: sum(topic.kind == "room" for topic in engine.hub.topics),
     "socketspec_buffered_bytes": lambda engine: sum(
         conn.transport.buffered for conn in list(engine.connections.values())
     ),

@@ -78,10 +78,6 @@ class RedisLimits(Limits):
         self._is_away = False
         self._ask_again_at = 0.0
 
-    def __len__(self) -> int:
-        """How many buckets this node remembers."""
-        return len(self._locals)
-
     async def take(self, key: str, *, rate: float, capacity: float) -> float:
         """Take one token; 0.0, or the seconds until there may be one: later, if other nodes take it first.
 

@@ -74,10 +74,10 @@ class Connection:
         session: Session,
         clock: SessionClock,
         identity: Identity = ANONYMOUS,
-        state: State = State.OPENING,
-        id: str = "",
+        state: State,
+        id: str,
     ) -> None:
-        self.id: str = id or connection_id()
+        self.id: str = id
         self.identity: Identity = identity
         """Who is connected."""
         self.session: Session = session

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
-from socketspec.connection.connection import connection_id
 from socketspec.errors import AuthError, BackendError, CloseCode, ErrorCode, EventError
 from socketspec.identity import ANONYMOUS, Identity
 from socketspec.lifecycle.drain import Drain
@@ -34,7 +33,7 @@ class Admission:
 
     refusal: tuple[int, str] | None = None
     """Refuse before accepting, with this HTTP status and text."""
-    connection: str = field(default_factory=connection_id)
+    connection: str
     """The id of the connection that is to come."""
     subprotocol: str | None = None
     format: Format = Format.PLAIN

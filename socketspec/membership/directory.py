@@ -22,9 +22,6 @@ class Directory:
         """Set when the last connection has been cleaned up after, cleared when another one comes."""
         self._by_subject: dict[str, Connection | dict[Connection, None]] = {}
 
-    def __len__(self) -> int:
-        return len(self.connections)
-
     def add(self, conn: Connection) -> None:
         """List a new connection by its id."""
         self.connections[conn.id] = conn
@@ -67,8 +64,3 @@ class Directory:
         if found is None:
             return []
         return list(found) if isinstance(found, dict) else [found]
-
-    @property
-    def subjects(self) -> int:
-        """How many subjects have a connection."""
-        return len(self._by_subject)

@@ -71,7 +71,7 @@ def build(path: str, **options):
 
     @socket.on("who")
     async def who(conn: Connection):
-        return {"connections": len(socket.engine.connections), "topics": len(socket.engine.hub), "reasons": reasons}
+        return {"connections": len(socket.engine.connections), "topics": len(socket.engine.hub.topics), "reasons": reasons}
 
     @socket.on("whoami")
     async def whoami(conn: Connection):

@@ -22,6 +22,7 @@ from socketspec.security.ratelimit import RateLimit
 from socketspec.testing import TestClient, TestConnection
 from tests.backends import SharedBackend
 from tests.carriers import Carrier, opened
+from tests.engines import running
 
 
 class Item(BaseModel):
@@ -49,7 +50,7 @@ def make_app(**options: Any) -> SocketApp:
 
 
 async def counted(app: SocketApp) -> dict[tuple[str, str], int]:
-    return dict((await app.ensure_started()).counters.events)
+    return dict((await running(app)).counters.events)
 
 
 async def error_of(conn: TestConnection) -> dict[str, Any]:
@@ -116,7 +117,7 @@ async def test_what_comes_before_the_connect_hooks_are_through_is_not_handled() 
 
     @app.on_connect
     async def early(conn: Connection) -> None:
-        engine = await app.ensure_started()
+        engine = await running(app)
         assert engine.receive(conn, '{"event":"act"}', binary=False) is None
 
     @app.on("act")
@@ -259,7 +260,7 @@ async def test_the_debug_feed_shows_what_is_handled_as_it_came() -> None:
         frame = '{"event":"item", "payload":{"n":0}}'
         await conn.send_raw(frame)
         await conn.send("item", {"n": "x"})
-        engine = await app.ensure_started()
+        engine = await running(app)
         assert engine.feed is not None
         shown = [event for event in engine.feed.since(0) if event["direction"] == "in"]
         assert [(event["connection_id"], event["event"], event["data"]) for event in shown] == [

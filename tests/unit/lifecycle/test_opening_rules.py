@@ -25,6 +25,7 @@ from socketspec.session import SessionConfig
 from socketspec.session.session_tokens import new_token
 from socketspec.testing import ConnectionClosed, HandshakeRefused, TestClient, TestConnection
 from tests.carriers import Carrier, opened
+from tests.engines import engine_of
 from tests.identities import ByName
 
 
@@ -72,8 +73,7 @@ async def test_a_node_that_stops_refuses_with_503() -> None:
             await client.connect()
         assert refused.value.status == 503
         assert "stopping" in str(refused.value)
-        assert app.engine is not None
-        assert app.engine.counters.refused == {503: 1}
+        assert engine_of(app).counters.refused == {503: 1}
 
 
 async def test_another_origin_is_refused_with_403_and_counted() -> None:
@@ -83,10 +83,9 @@ async def test_another_origin_is_refused_with_403_and_counted() -> None:
             await client.connect(headers={"origin": "https://other.app"})
         assert refused.value.status == 403
         assert "origin" in str(refused.value)
-        assert app.engine is not None
-        assert (app.engine.counters.refused, app.engine.counters.opened) == ({403: 1}, 0)
+        assert (engine_of(app).counters.refused, engine_of(app).counters.opened) == ({403: 1}, 0)
         await client.connect(headers={"origin": "https://my.app"})
-        assert (app.engine.counters.refused, app.engine.counters.opened) == ({403: 1}, 1)
+        assert (engine_of(app).counters.refused, engine_of(app).counters.opened) == ({403: 1}, 1)
 
 
 async def test_a_session_that_cannot_be_looked_up_is_refused_with_503(caplog: pytest.LogCaptureFixture) -> None:
@@ -249,8 +248,7 @@ async def test_an_opening_that_the_server_cancels_counts_as_a_lost_connection() 
         await entered.wait()
         connecting.cancel()
         await asyncio.wait([connecting])
-        assert app.engine is not None
-        assert app.engine.counters.closed == {"connection_lost": 1}
+        assert engine_of(app).counters.closed == {"connection_lost": 1}
 
 
 # Hooks that refuse or fail

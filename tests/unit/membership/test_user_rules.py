@@ -21,6 +21,7 @@ from socketspec.session import SessionConfig
 from socketspec.testing import ConnectionClosed, TestClient, TestConnection
 from tests.backends import WatchedBackend, WatchedBroker
 from tests.carriers import Carrier, opened
+from tests.engines import running
 from tests.identities import ByName
 
 
@@ -150,7 +151,7 @@ async def test_a_connection_that_has_ended_is_forgotten(user: str) -> None:
         query = {"user": user}
         stays = [await client.connect(query_params=query) for _ in range(2)]
         handshake = Handshake(query_params=QueryParams(query.items()), subprotocols=("socketspec.v1.json",))
-        engine = await app.ensure_started()
+        engine = await running(app)
         conn = await opened(app, Carrier(), handshake)
         await app.rooms.join(conn, "hall")
         gone = weakref.ref(conn)

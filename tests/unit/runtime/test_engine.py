@@ -292,7 +292,7 @@ async def test_two_hundred_connections_come_and_go_without_a_trace() -> None:
             await conn.receive()
             await conn.close(1006 if number % 2 else 1000)
         assert engine.connections == {}
-        assert len(engine.hub) == 2, "only the topics of everybody and of the nodes' orders are left"
+        assert len(engine.hub.topics) == 2, "only the topics of everybody and of the nodes' orders are left"
         assert [await socket.rooms.count(f"room{number}") for number in range(7)] == [0] * 7
         assert (len(engine.tasks), len(engine.handlers), len(asyncio.all_tasks())) == (0, 0, tasks)
 
