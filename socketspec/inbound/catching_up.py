@@ -1,5 +1,6 @@
-"""From a client's position in a room to its live messages: what is new is held, what was missed is read a page at a
-time, and neither is sent faster than the socket takes it.
+"""From a client's position in a room to its live messages: held, read a page at a time, sent no faster than it takes.
+
+What is new is held while what was missed is read.
 """
 
 from __future__ import annotations

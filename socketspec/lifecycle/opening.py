@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from functools import partial
 from typing import Any
@@ -103,7 +102,7 @@ class Opening:
             try:
                 await self._let_in(conn, admission.identity, session, admission.checked_at)
             except BaseException:  # cancelled: the adapter never gets the connection, so nobody else cleans up
-                await asyncio.shield(self._closing.lost(conn, 1006))
+                await self._closing.closed(conn, 1006)
                 raise
         return conn
 

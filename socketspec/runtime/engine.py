@@ -209,4 +209,4 @@ class Engine:
 
     async def closed(self, conn: Connection, code: int) -> None:
         """As `lost`, and wait until the connection has been cleaned up after."""
-        await asyncio.shield(self._closing.lost(conn, code))
+        await self._closing.closed(conn, code)

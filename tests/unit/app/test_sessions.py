@@ -19,6 +19,7 @@ from socketspec.session import SessionConfig
 from socketspec.session.revocation import revocation_subjects
 from socketspec.session.session_tokens import check_session, new_token
 from socketspec.testing import ConnectionClosed, HandshakeRefused, TestClient, TestConnection
+from tests.carriers import Carrier
 from tests.engines import running
 
 V1 = ["socketspec.v1.json"]
@@ -185,13 +186,14 @@ async def test_a_revocation_that_cannot_be_recorded_raises_and_closes_nobody() -
 
 async def test_a_revocation_between_the_check_and_the_opening_is_not_missed() -> None:
     app = SocketApp(auth=ByClaims())
-    async with TestClient(app) as client:
+    async with TestClient(app):
         engine = await running(app)
         admission = await engine.admit(Handshake(query_params=QueryParams(claims().items())))
         await app.sessions.revoke(user="ada")
-        pipe = (await client.connect(query_params=claims(sub="bob"))).connection.transport
-        conn = await engine.open(admission, Handshake(headers=Headers()), pipe)
-        assert conn.close_code == 4005
+        carrier = Carrier()
+        conn = await engine.open(admission, Handshake(headers=Headers()), carrier)
+        assert carrier.closed is not None
+        assert carrier.closed[0] == 4005
         assert not conn.is_open
 
 

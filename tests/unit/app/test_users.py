@@ -52,8 +52,7 @@ async def connect(client: TestClient, user: str | None, subprotocols: Sequence[s
 async def ended(conn: TestConnection) -> tuple[int, str]:
     with pytest.raises(ConnectionClosed) as closed:
         await conn.receive()
-    assert conn.connection.finished is not None
-    await conn.connection.finished
+    await conn.close()
     return closed.value.code, closed.value.reason
 
 
