@@ -18,8 +18,9 @@ from socketspec.protocol.handshake import Handshake, Headers, QueryParams
 from socketspec.session import SessionConfig
 from socketspec.session.revocation import revocation_subjects
 from socketspec.session.session_tokens import check_session, new_token
-from socketspec.testing import ConnectionClosed, HandshakeRefused, TestClient, TestConnection
+from socketspec.testing import HandshakeRefused, TestClient, TestConnection
 from tests.carriers import Carrier
+from tests.endings import end_of
 from tests.engines import running
 
 V1 = ["socketspec.v1.json"]
@@ -86,15 +87,6 @@ def backend() -> tuple[MemoryBackend, Recording]:
 
 def claims(**named: Any) -> dict[str, str]:
     return {"token": json.dumps({"sub": "ada", **named})}
-
-
-async def end_of(conn: TestConnection) -> tuple[list[dict[str, Any]], int, str]:
-    messages: list[dict[str, Any]] = []
-    while True:
-        try:
-            messages.append(await conn.receive())
-        except ConnectionClosed as closed:
-            return messages, closed.code, closed.reason
 
 
 async def refused(conn: TestConnection) -> tuple[str, int, str]:

@@ -8,56 +8,20 @@ import logging
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, field_validator
 
 from socketspec import Connection, Identity, SocketApp
 from socketspec.backend.memory import MemoryLimits
 from socketspec.errors import (
     BackendError,
-    PermissionDenied,
 )
 from socketspec.logs import JsonFormatter
 from socketspec.protocol.handshake import Handshake
 from socketspec.security.ratelimit import RateLimit
-from socketspec.testing import TestClient, TestConnection
+from socketspec.testing import TestClient
 from tests.backends import SharedBackend
 from tests.carriers import Carrier, opened
 from tests.engines import running
-
-
-class Item(BaseModel):
-    n: int
-
-    @field_validator("n")
-    @classmethod
-    def _not_13(cls, n: int) -> int:
-        if n == 13:
-            raise RuntimeError("a validator with a bug")
-        return n
-
-
-def make_app(**options: Any) -> SocketApp:
-    app = SocketApp(**options)
-
-    @app.on("item")
-    async def item(conn: Connection, payload: Item) -> None:
-        if payload.n == 1:
-            raise PermissionDenied("Not this one.")
-        if payload.n == 2:
-            raise ValueError("broken")
-
-    return app
-
-
-async def counted(app: SocketApp) -> dict[tuple[str, str], int]:
-    return dict((await running(app)).counters.events)
-
-
-async def error_of(conn: TestConnection) -> dict[str, Any]:
-    message = await conn.receive()
-    assert message["event"] == "__error__", message
-    payload: dict[str, Any] = message["payload"]
-    return payload | {"id": message.get("id")}
+from tests.items import counted, error_of, make_app
 
 
 class Limits(MemoryLimits):

@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from typing import Any
 
 import pytest
 
 from socketspec import Connection, Identity, SocketApp
-from socketspec.backend.memory import MemoryBackend, MemorySessions
 from socketspec.errors import (
     AuthError,
     BackendError,
@@ -23,44 +20,12 @@ from socketspec.errors import (
 from socketspec.protocol.handshake import Handshake
 from socketspec.session import SessionConfig
 from socketspec.session.session_tokens import new_token
-from socketspec.testing import ConnectionClosed, HandshakeRefused, TestClient, TestConnection
+from socketspec.testing import HandshakeRefused, TestClient
 from tests.carriers import Carrier, opened
+from tests.endings import end_of
 from tests.engines import engine_of
+from tests.gated_sessions import gated_app
 from tests.identities import ByName
-
-
-class GatedSessions(MemorySessions):
-    """Lookups of revocations that wait for the test, or fail."""
-
-    def __init__(self) -> None:
-        super().__init__(time.monotonic)
-        self.looking = asyncio.Event()
-        self.gate = asyncio.Event()
-        self.gate.set()
-        self.away = False
-
-    async def is_revoked(self, subjects: Sequence[str]) -> bool:
-        if self.away:
-            raise BackendError("redis is gone")
-        self.looking.set()
-        await self.gate.wait()
-        return await super().is_revoked(subjects)
-
-
-def gated_app(**options: Any) -> tuple[SocketApp, GatedSessions]:
-    backend = MemoryBackend()
-    backend.sessions = sessions = GatedSessions()
-    return SocketApp(backend=backend, auth=ByName(), **options), sessions
-
-
-async def end_of(conn: TestConnection) -> tuple[list[dict[str, Any]], int, str]:
-    messages: list[dict[str, Any]] = []
-    while True:
-        try:
-            messages.append(await conn.receive())
-        except ConnectionClosed as closed:
-            return messages, closed.code, closed.reason
-
 
 # Turned away before the handshake is accepted
 

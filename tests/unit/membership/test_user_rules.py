@@ -18,24 +18,16 @@ from socketspec.errors import (
 from socketspec.protocol.handshake import Handshake, QueryParams
 from socketspec.protocol.publications import Member, Publication, Receipt, Topic
 from socketspec.session import SessionConfig
-from socketspec.testing import ConnectionClosed, TestClient, TestConnection
+from socketspec.testing import TestClient, TestConnection
 from tests.backends import WatchedBackend, WatchedBroker
 from tests.carriers import Carrier, opened
+from tests.endings import end_of
 from tests.engines import running
 from tests.identities import ByName
 
 
 async def users(client: TestClient, *names: str) -> list[TestConnection]:
     return [await client.connect(query_params={"user": name}) for name in names]
-
-
-async def end_of(conn: TestConnection) -> tuple[list[dict[str, Any]], int, str]:
-    messages: list[dict[str, Any]] = []
-    while True:
-        try:
-            messages.append(await conn.receive())
-        except ConnectionClosed as closed:
-            return messages, closed.code, closed.reason
 
 
 ADA = Topic("/", "user", "ada")

@@ -12,17 +12,8 @@ from socketspec.backend.memory import MemoryBackend
 from socketspec.connection.states import State
 from socketspec.errors import PermissionDenied
 from socketspec.lifecycle.closing import CLIENT_REASONS
-from socketspec.testing import ConnectionClosed, HandshakeRefused, TestClient, TestConnection
-
-
-async def end_of(conn: TestConnection) -> tuple[list[dict[str, Any]], int, str]:
-    """What still came before the end, and how it ended."""
-    messages: list[dict[str, Any]] = []
-    while True:
-        try:
-            messages.append(await conn.receive())
-        except ConnectionClosed as closed:
-            return messages, closed.code, closed.reason
+from socketspec.testing import HandshakeRefused, TestClient
+from tests.endings import end_of
 
 
 async def test_handlers_see_the_handshake_and_metadata_that_hooks_left() -> None:
