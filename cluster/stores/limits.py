@@ -54,7 +54,7 @@ class _Local:
 
 
 class RedisLimits(Limits):
-    """Token buckets in Redis. What this node's own bucket refuses, or Redis did a moment ago, Redis is not asked.
+    """Token buckets in Redis. It is not asked about what this node's own bucket refuses, nor where it refused just now.
 
     While Redis is away, or does not answer within `patience` seconds, the node's own bucket decides: a limit then holds
     for each node by itself, and is never lifted. Remembers at most `max_keys` buckets. `clock` is monotonic, seconds.

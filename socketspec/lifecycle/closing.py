@@ -98,8 +98,7 @@ class Closing:
             return
         task = self._tasks.spawn(self._clean_up(conn), name=f"clean-up of {conn.id}")
         if not task.done():
-            self._under_way[conn] = task
-            task.add_done_callback(lambda _: self._under_way.pop(conn, None))
+            self._under_way[conn] = task  # until its last line
 
     async def _clean_up(self, conn: Connection) -> None:
         # For log records of this task, which an event of another connection may have started. Ends with the task.
@@ -120,6 +119,7 @@ class Closing:
                 await self._hooks.run_final(self._registry.on_disconnect, conn, conn.close_reason)
         finally:
             self._directory.remove(conn)
+            self._under_way.pop(conn, None)
             self._counters.count_closed(conn.close_reason)
 
     async def _leave(self, deadline: float, conn: Connection, what: str, leaving: Coroutine[Any, Any, None]) -> None:

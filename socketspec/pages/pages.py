@@ -10,10 +10,10 @@ from socketspec.pages.responses import Page, Response, asset, json_response, pag
 from socketspec.protocol.handshake import Headers, QueryParams, token_of
 from socketspec.security.bearer import BearerSecret
 
-__all__ = ("Health", "Pages")
+__all__ = ("HealthReport", "Pages")
 
 
-class Health(NamedTuple):
+class HealthReport(NamedTuple):
     """How an app is, as its health page says it."""
 
     status: str
@@ -28,14 +28,14 @@ class Pages:
     """Answers GET requests for the app's own paths. What it shows, and the drain, come from the four functions given:
 
     `schema` makes the app's schema, `health` says how the app is, `drain` lets all connections go and returns how many
-    there were, `events_since` returns the debug feed's events after the one of that number.
+    there were, `events_since` returns the debug feed's events numbered above the given number.
     """
 
     def __init__(
         self,
         *,
         schema: Callable[[], Mapping[str, Any]],
-        health: Callable[[], Awaitable[Health]],
+        health: Callable[[], Awaitable[HealthReport]],
         drain: Callable[[], Awaitable[int]],
         events_since: Callable[[int], Sequence[Mapping[str, Any]]],
         docs_url: str | None,

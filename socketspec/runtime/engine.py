@@ -1,7 +1,10 @@
 """One app at work: makes its parts and joins them, starts and stops them. Adapters call it.
 
-An adapter calls `admit` with the opening handshake, `open` once it has accepted, `receive` for every message, and
-`lost` or `closed` when the transport is gone.
+An adapter calls `admit` with the opening handshake, `open` once it has accepted, `receive` for every message,
+`oversized` for one that is larger than it reads, and `lost` or `closed` when the transport is gone. Of the rest it
+reads `settings` (paths, sizes, what may wait), `counters` and `waiting` (what its transports count in), `tasks` (which
+own what it runs for the app), `requests` (for its log records) and `now`. Metrics read `hub`, `connections`, `stopping`
+and `backend`, too.
 """
 
 from __future__ import annotations

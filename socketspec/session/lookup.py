@@ -69,7 +69,7 @@ class SessionLookup:
         if not is_given_to(token, self._namespace, user):
             return None
         await self.check(identity, token)
-        if self._config.max_duration is None:  # nothing was stored: it is a name, and says of itself whose
+        if self._config.max_duration is None:  # nothing is stored then; that the token is bound to this user is enough
             return Session(id=token, config=self._config)
         began = await self._sessions.began(self._key(user, token))
         return None if began is None else self._session(token, began)
