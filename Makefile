@@ -41,7 +41,7 @@ run: $(RUN) ## Set up, then run the demo chat on 127.0.0.1:8000 (PORT=9000 NODES
 test: $(DEV) $(if $(ARGS),,tools) ## Set up, get the tools, then run the tests on all cores (ARGS="-k rooms -x" for some)
 	$(BIN)/python -m pytest -q -n auto --durations=10 $(ARGS)
 
-test-fast: $(DEV) ## Set up, then run the tests of a moment each: unit/ and contract/, about 90 seconds
+test-fast: $(DEV) ## Set up, then run the tests of a moment each: unit/ and contract/, a few minutes
 	$(BIN)/python -m pytest -q -n auto tests/unit tests/contract $(ARGS)
 
 tools: $(DEV) ## Get what the tests run: Debian's Redis, proxies and Chromium, and the tools of deploy-tools
@@ -96,7 +96,7 @@ bench: $(DEV) ## Measure against peers: one table (ARGS="--quick", ARGS="idle le
 bench-guard: $(DEV) ## Count instructions, and fail where they have become more (ARGS="event accept", ARGS=--write)
 	@$(BIN)/python tests/benchmarks/guard.py $(ARGS)
 
-mutation: $(DEV) ## Change the code and see what the tests notice (ARGS="socketspec/hub.py --all")
+mutation: $(DEV) ## Change the code and see what the tests notice (ARGS="socketspec/fanout/hub.py --all")
 	@$(BIN)/python -m tests.mutation.mutate $(ARGS)
 
 check: ## Everything CI runs

@@ -9,14 +9,13 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMa
 from types import CoroutineType
 from typing import Any
 
-from socketspec.adapters.close_reason import fitting_reason
 from socketspec.concurrency.tasks import Tasks
 from socketspec.connection.outbox import Backpressure, Outbox, Overflow
 from socketspec.connection.waiting import Waiting
+from socketspec.protocol.encoding import Message
 from socketspec.protocol.formats import Format
-from socketspec.protocol.messages import Message
 from socketspec.telemetry.counters import Counters
-from socketspec.text import get_logger
+from socketspec.text import close_reason, get_logger
 
 __all__ = ("ASGITransport", "Event", "Send")
 
@@ -152,7 +151,7 @@ class ASGITransport:
                 self._counters.sent_bytes += len(message.data(self._format))
             if self._close is not None and not self._gone:
                 code, reason = self._close
-                event = {"type": "websocket.close", "code": code, "reason": fitting_reason(reason)}
+                event = {"type": "websocket.close", "code": code, "reason": close_reason(reason)}
                 try:
                     await self._timed(self._send(event))
                 except (_StalledError, OSError):

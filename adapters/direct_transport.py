@@ -14,8 +14,8 @@ from typing import Final
 from socketspec.adapters.handover import RawConnection
 from socketspec.connection.outbox import Backpressure, Outbox, Overflow
 from socketspec.connection.waiting import Waiting
+from socketspec.protocol.encoding import Message
 from socketspec.protocol.formats import Format
-from socketspec.protocol.messages import Message
 from socketspec.telemetry.counters import Counters
 
 __all__ = ("DirectTransport",)

@@ -22,7 +22,7 @@ except ImportError as _error:
 
 from socketspec import __version__
 from socketspec.errors import EventError
-from socketspec.protocol.messages import Span
+from socketspec.protocol.encoding import Span
 from socketspec.protocol.publications import Topic
 from socketspec.telemetry import tracing
 

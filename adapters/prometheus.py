@@ -30,10 +30,11 @@ from starlette.routing import Route, Router
 from socketspec import __version__
 from socketspec.backend.protocols import BackendFigures, Measured
 from socketspec.errors import ConfigurationError
+from socketspec.protocol.handshake import token_of
 from socketspec.runtime.engine import Engine
 from socketspec.runtime.engines import engines as running_engines
 from socketspec.runtime.engines import everywhere, gate
-from socketspec.security.bearer import BearerSecret, bearer_token
+from socketspec.security.bearer import BearerSecret
 from socketspec.security.secret_options import check_secret
 from socketspec.telemetry.counters import Histogram
 
@@ -112,7 +113,7 @@ def mount_metrics(app: Starlette | Router, path: str = "/metrics", *, token: str
     secret = None if token is None else BearerSecret(token)
 
     async def metrics(request: Request) -> Response:
-        if secret is not None and not secret.matches(bearer_token(request.headers.get("authorization", ""))):
+        if secret is not None and not secret.matches(token_of(request.headers.get("authorization", ""))):
             return PlainTextResponse("Send the token as Authorization: Bearer.\n", 401)
         body = await asyncio.to_thread(_render, _engines(running_engines()))
         return Response(body, media_type=CONTENT_TYPE_LATEST)
@@ -149,7 +150,7 @@ _COUNTERS: Final[Mapping[str, Callable[[Engine], float]]] = {
 }
 _GAUGES: Final[Mapping[str, Callable[[Engine], float]]] = {
     "socketspec_connections": lambda engine: len(engine.connections),
-    "socketspec_rooms": lambda engine: engine.hub.rooms,
+    "socketspec_rooms": lambda engine: sum(topic.kind == "room" for topic in engine.hub.topics),
     "socketspec_buffered_bytes": lambda engine: sum(
         conn.transport.buffered for conn in list(engine.connections.values())
     ),

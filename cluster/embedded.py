@@ -25,7 +25,8 @@ STOP_TIMEOUT: Final = 5.0
 ATTEMPTS: Final = 5
 """Free ports that are tried: between our check and the server's start another process may take one."""
 
-# Its input ends when our process does, however that comes about. Then it ends the server and removes the folder.
+# A shell that waits for the end of its input, which ends with our process, even a killed one; then it kills the server
+# and removes its folder.
 _WATCH: Final = 'read -r _; kill -9 "$1"; rm -rf -- "$2"'
 
 
@@ -107,7 +108,8 @@ class EmbeddedServer:
         if self._owner != os.getpid():
             return
         watcher, self._watcher = self._watcher, None
-        if watcher is not None:  # first: it would kill the server's pid once more, which may be another process by then
+        if watcher is not None:
+            # The watcher first: when its input closed it would kill the server's pid, by then perhaps another process.
             watcher.kill()
             watcher.wait()
             if watcher.stdin is not None:

@@ -54,7 +54,7 @@ IS_REPLICA: Final = (
 )
 """What is wrong with a server that should be the primary."""
 TLS_HINT: Final = {True: "If it does not speak TLS, use redis://.", False: "If it speaks TLS, use rediss://."}
-"""A hint for a new connection that ends in silence; the key is whether we use TLS."""
+"""What to suggest when a server closes a new connection without a word, by whether we use TLS."""
 
 
 class Address(NamedTuple):

@@ -9,21 +9,20 @@ It is what the image serves unless it is told otherwise, and an example to copy 
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
 from collections.abc import Sequence
 from typing import Annotated, Final
 
 from fastapi import FastAPI, Response
-from pydantic import BaseModel, StringConstraints
+from pydantic import StringConstraints
 
 from node_settings import Settings, announce, read_or_exit
 from socketspec import Connection, Identity, Room, SocketApp
 from socketspec.adapters.fastapi import mount
 from socketspec.adapters.prometheus import mount_metrics
 from socketspec.cli.demo import chat
-from socketspec.cli.demo.messages import MESSAGE, PRESENCE, TYPING, ChatMessage, Joined, Presence, Typing
+from socketspec.cli.demo.messages import MESSAGE, TYPING, ChatMessage, InRoom, Presence, Typing
 from socketspec.connection import Backpressure
 from socketspec.errors import AuthError, ConfigurationError, PermissionDenied
 from socketspec.identity import ANONYMOUS
@@ -38,16 +37,8 @@ NOBODY: Final = "https://nobody.invalid"
 MAX_NAMES: Final = 100
 """Names that a presence message lists; in rooms with more people, only their number is told."""
 
-ROOM = re.compile("[a-z0-9][a-z0-9-]{0,62}")
-RoomName = Annotated[str, StringConstraints(pattern=f"^{ROOM.pattern}$")]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Key = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-
-
-class InRoom(BaseModel):
-    """Names a room: lower-case letters, digits and hyphens."""
-
-    room: RoomName
 
 
 class Say(InRoom):
@@ -163,23 +154,7 @@ except ConfigurationError as error:
 announce(settings, server=False)  # unless it was started by start.py, which has said all
 
 
-@socket.room_guard("chat:{room}")
-@socket.room_guard("live:{room}")
-async def name_is_fine(conn: Connection, room: str) -> bool:
-    """Clients that resume name their rooms themselves: what `InRoom` asks for is asked of them, too."""
-    return ROOM.fullmatch(room) is not None
-
-
-@socket.on("join", tags=["rooms"], ordered=True, broadcasts=[PRESENCE])
-async def join(conn: Connection, payload: InRoom) -> Joined:
-    """Enter a room and get its history. Entering again changes nothing and returns the history anew."""
-    return await chat.enter(socket, conn, payload.room)
-
-
-@socket.on("leave", tags=["rooms"], ordered=True, broadcasts=[PRESENCE])
-async def leave(conn: Connection, payload: InRoom) -> None:
-    """Leave a room."""
-    await chat.leave(socket, conn, payload.room)
+chat.register(socket)
 
 
 @socket.on("say", tags=["chat"], ordered=True, broadcasts=[MESSAGE])

@@ -21,9 +21,9 @@ from socketspec.app.app import SocketApp
 from socketspec.connection.connection import Connection
 from socketspec.errors import SocketSpecError
 from socketspec.identity import Identity
+from socketspec.protocol.encoding import Message
 from socketspec.protocol.formats import Format
 from socketspec.protocol.handshake import Handshake, Headers, QueryParams
-from socketspec.protocol.messages import Message
 from socketspec.runtime.engine import Engine
 
 __all__ = ("ConnectionClosed", "HandshakeRefused", "TestClient", "TestConnection")

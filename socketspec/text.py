@@ -53,8 +53,8 @@ def _shown(value: object) -> str:
 
 
 def traceback_text(error: BaseException) -> str:
-    """The traceback as Python prints it, but with the text of every exception on one line: it looks like no other line
-    of a log, whatever the exception says.
+    """The traceback as Python prints it, but with the text of every exception on one line, so no exception can forge a
+    line of the log.
     """
     parts = [_traceback(error)]
     for link, how in _behind(error):
@@ -101,7 +101,7 @@ def _name(error: BaseException) -> str:
 
 
 def _is_harmless(error: BaseException) -> bool:
-    """Whether the traceback of `error` has no line that somebody else chose, as Python prints it."""
+    """Whether Python's own traceback of `error` cannot contain a forged line."""
     return all(
         _shown(each).isprintable()
         and not hasattr(each, "__notes__")
@@ -118,7 +118,7 @@ class OneLine(logging.Filter):
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let every record through, with nothing in it that leaves its line."""
+        """Let every record through, escaped to one line."""
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
         if error is not None and not record.exc_text and not _is_harmless(error):
             record.exc_text = traceback_text(error)  # where there is one, formatters make no other
@@ -140,7 +140,7 @@ class OneLine(logging.Filter):
 
 
 def get_logger(name: str) -> logging.Logger:
-    """The logger called `name`, of whose records nothing leaves its line, whatever formatter they meet."""
+    """The logger `name`; its records stay on one line under every formatter."""
     logger = logging.getLogger(name)
     if not any(isinstance(each, OneLine) for each in logger.filters):
         logger.addFilter(OneLine())

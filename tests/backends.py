@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from socketspec.backend.memory import MemoryBackend, MemoryBroker, MemoryLimits, MemoryPresence
@@ -24,10 +25,17 @@ class SharedBackend(MemoryBackend):
 
 
 class WatchedPresence(MemoryPresence):
-    """Keeps what was asked. What is `failing`, ``enter`` or ``leave``, is done, and then nobody can tell whether."""
+    """Keeps what was asked. What is `failing`, ``enter`` or ``leave``, is done, and then nobody can tell whether.
+
+    Whoever leaves waits for as long as `may_leave` is not set.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.may_leave = asyncio.Event()
+        self.may_leave.set()
+        self.leaving = asyncio.Event()
+        """Set once somebody leaves."""
         self.failing: set[str] = set()
         self.entered: list[tuple[Topic, Member, int | None]] = []
         self.left: list[tuple[Topic, str]] = []
@@ -45,6 +53,8 @@ class WatchedPresence(MemoryPresence):
 
     async def leave(self, topic: Topic, connection_id: str) -> None:
         self.left.append((topic, connection_id))
+        self.leaving.set()
+        await self.may_leave.wait()
         await super().leave(topic, connection_id)
         self._fail("leave")
 

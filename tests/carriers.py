@@ -12,9 +12,10 @@ from pydantic_core import from_json
 
 from socketspec import Connection, SocketApp
 from socketspec.connection.waiting import Waiting
+from socketspec.protocol.encoding import Message
 from socketspec.protocol.formats import Format
 from socketspec.protocol.handshake import Handshake
-from socketspec.protocol.messages import Message
+from tests.engines import running
 
 __all__ = ("Carrier", "account", "opened")
 
@@ -74,5 +75,5 @@ class Carrier:
 async def opened(app: SocketApp, carrier: Carrier, handshake: Handshake | None = None) -> Connection:
     """A connection of `app` over `carrier`, made as an adapter makes one."""
     handshake = handshake or Handshake()
-    engine = await app.ensure_started()
+    engine = await running(app)
     return await engine.open(await engine.admit(handshake), handshake, carrier)

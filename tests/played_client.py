@@ -26,7 +26,7 @@ __all__ = (
     "Answer",
     "Frame",
     "PlayedClient",
-    "PlayedSink",
+    "PlayedReceiver",
     "Wire",
     "assert_failed",
     "close_frame",
@@ -312,7 +312,7 @@ class PlayedClient:
         return int.from_bytes(last.payload[:2], "big"), last.payload[2:].decode()
 
 
-class PlayedSink:
+class PlayedReceiver:
     """Takes a connection over, and keeps what it is told. A test gives the functions that are called with it."""
 
     def __init__(self) -> None:
@@ -369,16 +369,16 @@ class PlayedSink:
         self.ended.set()
 
 
-async def opened(**options: Any) -> tuple[PlayedClient, PlayedSink]:
+async def opened(**options: Any) -> tuple[PlayedClient, PlayedReceiver]:
     """An open connection that a sink has taken over. The client offers compression."""
-    sink = PlayedSink()
+    sink = PlayedReceiver()
     client = PlayedClient(sink, **options)
     client.sends(upgrade(DEFLATE))
     await turns(lambda: client.got and hasattr(sink, "line"))
     return client, sink
 
 
-def assert_failed(client: PlayedClient, sink: PlayedSink, code: int, reason: str) -> None:
+def assert_failed(client: PlayedClient, sink: PlayedReceiver, code: int, reason: str) -> None:
     """The client was told what it did wrong, and can read it before the connection goes."""
     assert client.closed == (code, reason)
     assert sink.ends == [(code, reason)]

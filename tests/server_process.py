@@ -73,7 +73,7 @@ def started() -> Iterator[None]:
     except Broken as error:
         if in_ci():
             raise
-        pytest.skip(f"a server that is there, but broken: see pytest -rs; {error}")
+        pytest.skip(f"a server that is there, but broken: make test ARGS=-rs shows why; {error}")
 
 
 def valkey_binary() -> str:

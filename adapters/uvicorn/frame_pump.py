@@ -185,7 +185,7 @@ class FramePump:
                 self.run_soon()
 
     def deliver_while_held(self, message: str | bytes, receiver: Receiver) -> bool:
-        """Hand over a message that was read before; whether `receiver` takes another one, and has not held it up.
+        """Deliver a message that was read earlier. Returns False where `receiver` called `hold`.
 
         The pump stays held: what comes after this message is not its turn yet.
         """

@@ -15,7 +15,7 @@ try:
 except ImportError:  # a websockets without its C part, on PyPy for example
     from websockets.utils import apply_mask
 
-from socketspec.adapters.close_reason import fitting_reason
+from socketspec.text import close_reason
 
 __all__ = (
     "BINARY",
@@ -83,7 +83,6 @@ class FrameReader:
         "_fragments",
         "_is_compressed",
         "_is_over",
-        "_max_fragments",
         "_need",
         "_opcode",
         "_parts",
@@ -92,12 +91,11 @@ class FrameReader:
         "max_size",
     )
 
-    def __init__(self, *, max_size: int, max_fragments: int = MAX_FRAGMENTS, inflate: Inflate | None = None) -> None:
+    def __init__(self, *, max_size: int, inflate: Inflate | None = None) -> None:
         self.max_size: int = max_size
         """Bytes of one message, after decompression."""
         self.inflate: Inflate | None = inflate
         """Decompresses messages. None: they may not be compressed."""
-        self._max_fragments = max_fragments
         self._data: bytes | bytearray = b""
         """What is not parsed yet begins at `_at`."""
         self._at = 0
@@ -262,7 +260,7 @@ class FrameReader:
             if opcode == TEXT:
                 self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._fragments += 1
-        if self._fragments > self._max_fragments + self._size // FRAGMENT_SIZE:
+        if self._fragments > MAX_FRAGMENTS + self._size // FRAGMENT_SIZE:
             raise _Failed(1008, "a message has too many frames")
         if self._is_compressed and self.inflate is not None:
             payload = self._inflated(self.inflate, payload, is_final)
@@ -321,5 +319,5 @@ def frame_header(opcode: int, length: int) -> bytes:
 
 def close_frame(code: int, reason: str) -> bytes:
     """A server's close frame with as much of `reason` as fits into it; one without a code for 1005."""
-    payload = b"" if code == 1005 else struct.pack("!H", code) + fitting_reason(reason).encode()
+    payload = b"" if code == 1005 else struct.pack("!H", code) + close_reason(reason).encode()
     return frame_header(CLOSE, len(payload)) + payload

@@ -41,6 +41,8 @@ logger: logging.Logger = logging.getLogger("uvicorn.error")
 
 BACKLOG: Final = 4096
 """Connections that the kernel may keep until they are accepted."""
+USER_TIMEOUT: Final = 15_000
+"""Milliseconds that a peer may acknowledge nothing of what is sent to it."""
 SIGNAL_CHECK: Final = 0.1
 """Seconds between looks whether a second signal has come during the drain."""
 LAST_GRACE: Final = 2.0
@@ -274,18 +276,18 @@ def serve(serving: Serving) -> bool:
         listener.close()
 
 
-def listening_socket(host: str, port: int, backlog: int, user_timeout_ms: int = 15_000) -> socket.socket:
+def listening_socket(host: str, port: int, backlog: int) -> socket.socket:
     """A listening TCP socket; ``"::"`` listens on IPv4 as well. Raises `OSError` where the address cannot be had.
 
-    Connections inherit `user_timeout_ms`, where the platform has it: a peer that acknowledges nothing, or lets no byte
-    be sent, is dropped after so many milliseconds, whatever waits for it.
+    Connections inherit `USER_TIMEOUT`, where the platform has it: a peer that acknowledges nothing, or lets no byte be
+    sent, is dropped after so many milliseconds, whatever waits for it.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     is_dual = host == "::" and socket.has_dualstack_ipv6()
     listener = socket.create_server((host, port), family=family, backlog=backlog, dualstack_ipv6=is_dual)
     option: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
     if option is not None:
-        listener.setsockopt(socket.IPPROTO_TCP, option, user_timeout_ms)
+        listener.setsockopt(socket.IPPROTO_TCP, option, USER_TIMEOUT)
     return listener
 
 

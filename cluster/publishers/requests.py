@@ -17,9 +17,9 @@ from socketspec.cluster.presence.commands import count_command, parse_count
 from socketspec.cluster.stores.history import parse_read, read_command
 from socketspec.cluster.stores.sessions import revoke_command
 from socketspec.declaration.contracts import Broadcasts, Contract, check_declared
-from socketspec.declaration.rooms import DeclaredRooms, Room
+from socketspec.declaration.rooms import DeclaredRooms, Room, no_history
 from socketspec.errors import ConfigurationError
-from socketspec.protocol.messages import encode_payload
+from socketspec.protocol.encoding import encode_payload
 from socketspec.protocol.names import check_namespace, check_outbound, check_room_name, check_user_id
 from socketspec.protocol.orders import control_topic, disconnect_order, revoke_order
 from socketspec.protocol.publications import Position, Publication, Receipt, RoomMessage, Topic, room_message
@@ -152,7 +152,7 @@ class Requests:
         _check_range(limit, since)
         declared = self._rooms.find(room)
         if declared is not None and declared.history is None:
-            raise ValueError(f"room {room!r} keeps no history; declare Room({room!r}, history=History(…))")
+            raise no_history(room)
 
         def parse(replies: list[Any]) -> list[RoomMessage]:
             return [room_message(kept) for kept in parse_read(replies[0], topic, since=since, limit=limit)]
@@ -175,9 +175,7 @@ class Requests:
 
     def _publication(self, topic: Topic, event: str, payload: object, exclude: str | Iterable[str] = ()) -> Publication:
         check_outbound(event)
-        room = topic.name if topic.kind == "room" else None
-        whom = "a user" if topic.kind == "user" else "everybody"
-        self._contract.check_broadcast(room, event, payload, whom=whom)
+        self._contract.check_broadcast(topic, event, payload)
         some: object = exclude  # untyped code passes anything
         if not isinstance(some, Iterable):
             raise TypeError(f"exclude: pass ids of connections, not {type(some).__name__}")

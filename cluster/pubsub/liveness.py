@@ -25,7 +25,8 @@ __all__ = ("HearingDeadline", "Liveness", "Probing")
 logger: logging.Logger = logging.getLogger("socketspec.cluster")
 
 SECONDS_A_TURN: Final = 0.2
-"""Seconds that are waited at once. At most twice as many count: else the event loop was busy elsewhere."""
+"""Seconds of one wait. One that took longer than twice that counts as twice: the event loop was busy, and could not
+have heard."""
 LATE: Final = 1.0
 """Seconds that a probe has for its way back, at least, however long publishing it took."""
 
@@ -34,7 +35,7 @@ _SILENCE: Final = "what is published does not arrive on it: it leads to a dead o
 
 
 class HearingDeadline:
-    """A deadline that stands still while nothing could have been heard. `seconds` are left at first."""
+    """A timeout of `seconds`, paused while nothing could have been heard."""
 
     def __init__(self, link: PubSubLink, news: asyncio.Event, seconds: float) -> None:
         self._link = link
@@ -42,11 +43,14 @@ class HearingDeadline:
         self._left = seconds
 
     def at_least(self, seconds: float) -> None:
-        """Have that much left."""
+        """Extend it, so that at least `seconds` are left."""
         self._left = max(self._left, seconds)
 
     async def until(self, is_true: Callable[[], bool]) -> bool:
-        """Wait until `is_true`, which is asked again with all news. False where time is up or the link is lost."""
+        """Wait until `is_true()`; it is checked whenever something happens.
+
+        False where time is up or the link is lost.
+        """
         loop = asyncio.get_running_loop()
         while not is_true():
             if self._left <= 0 or self._link.closed.done():
@@ -87,7 +91,7 @@ class Liveness:
 
     Args:
         tag: gives a hash tag whose slot the link's server owns. Raises `BackendError` or `LookupError`.
-        ask: is told of a channel that has become `channel`, or is no longer: it is to be subscribed to, or given up.
+        ask: called with a channel that probes begin or cease to use, so that it is subscribed to or given up.
         is_confirmed: whether the server has confirmed a channel.
         refresh_soon: has the servers looked up again.
         proved: is called whenever a probe has come back.

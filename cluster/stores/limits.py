@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from socketspec.backend.protocols import Limits
-from socketspec.backend.token_buckets import TokenBucket
+from socketspec.backend.rate_buckets import TokenBucket
 from socketspec.cluster.commands.command import Command, CommandRunner, Script
 from socketspec.cluster.commands.keys import Keys
 from socketspec.errors import BackendError
@@ -54,7 +54,7 @@ class _Local:
 
 
 class RedisLimits(Limits):
-    """Token buckets in Redis. What this node's own bucket refuses, or Redis did a moment ago, Redis is not asked.
+    """Token buckets in Redis. It is not asked about what this node's own bucket refuses, nor where it refused just now.
 
     While Redis is away, or does not answer within `patience` seconds, the node's own bucket decides: a limit then holds
     for each node by itself, and is never lifted. Remembers at most `max_keys` buckets. `clock` is monotonic, seconds.
@@ -77,10 +77,6 @@ class RedisLimits(Limits):
         self._locals: OrderedDict[str, _Local] = OrderedDict()  # least recently used first
         self._is_away = False
         self._ask_again_at = 0.0
-
-    def __len__(self) -> int:
-        """How many buckets this node remembers."""
-        return len(self._locals)
 
     async def take(self, key: str, *, rate: float, capacity: float) -> float:
         """Take one token; 0.0, or the seconds until there may be one: later, if other nodes take it first.

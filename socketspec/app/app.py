@@ -24,7 +24,7 @@ from socketspec.declaration.registry import EventSpec, Guard, Hook, Registry
 from socketspec.declaration.rooms import DeclaredRooms, Room
 from socketspec.declaration.signatures import enclosing_locals
 from socketspec.errors import BackendError, ConfigurationError
-from socketspec.pages.pages import Health, Pages
+from socketspec.pages.pages import HealthReport, Pages
 from socketspec.pages.schema import build_schema
 from socketspec.protocol.decoding import MAX_ITEMS
 from socketspec.protocol.names import check_event_name, is_reserved
@@ -366,23 +366,23 @@ class SocketApp:
             rooms=self.rooms.declared,
         )
 
-    async def _health(self) -> Health:
+    async def _health(self) -> HealthReport:
         """For the health page: whether this node should get new connections."""
         engine = self._engine
         if engine is None:
-            return Health("not_started", False, "not started", self.node, 0)
+            return HealthReport("not_started", False, "not started", self.node, 0)
         if engine.stopping:
-            return Health("stopping", False, "stopping", self.node, len(engine.connections))
+            return HealthReport("stopping", False, "stopping", self.node, len(engine.connections))
         try:
             ready, detail = await engine.backend.health()
         except BackendError as error:
             ready, detail = False, str(error)
         gate = engines.gate()
         if ready and gate is not None and gate.is_full:
-            return Health("busy", False, "as many connections as it may have", self.node, len(engine.connections))
-        return Health("ok" if ready else "out_of_touch", ready, detail, self.node, len(engine.connections))
+            return HealthReport("busy", False, "as many connections as it may have", self.node, len(engine.connections))
+        return HealthReport("ok" if ready else "out_of_touch", ready, detail, self.node, len(engine.connections))
 
     def _events_since(self, number: int) -> list[dict[str, Any]]:
-        """For the debug page: the feed's events after the one of that number."""
+        """For the debug page: the feed's events numbered above `number`."""
         feed = None if self._engine is None else self._engine.feed
         return [] if feed is None else feed.since(number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from socketspec.connection.connection import Connection
-from socketspec.declaration.rooms import DeclaredRooms, Room
+from socketspec.declaration.rooms import DeclaredRooms, Room, no_history
 from socketspec.protocol.publications import Member, Position, Receipt, RoomMessage, Topic, room_message
 from socketspec.runtime.engine import Engine
 
@@ -107,7 +107,7 @@ class Rooms:
         engine = await self._engine()
         declared = self._declared.check(room)
         if declared is None or declared.history is None:
-            raise ValueError(f"room {room!r} keeps no history; declare Room({room!r}, history=History(…))")
+            raise no_history(room)
         topic = _topic(engine, room)
         kept = await engine.backend.history.read(topic, since=since, limit=limit)
         return [room_message(publication) for publication in kept]

@@ -13,7 +13,7 @@ from itertools import islice
 
 from socketspec.backend.listeners import Listeners
 from socketspec.backend.protocols import Broker, Deliver, Health, HistoryStore, Limits, Lost, Presence, Sessions
-from socketspec.backend.token_buckets import BucketTable
+from socketspec.backend.rate_buckets import BucketTable
 from socketspec.protocol.publications import History, Member, Position, Publication, Receipt, Topic
 
 __all__ = ("MemoryBackend", "from_url")

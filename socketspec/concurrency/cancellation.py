@@ -1,4 +1,4 @@
-"""Whose cancellation it is: a task's own, or one that something it awaited let escape."""
+"""Tells a task's own cancellation from one that leaked out of what it awaited."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class Tasks:
 class SeparateTasks(Tasks):
     """Tasks that serve everybody, and outlive what was being handled when they were started.
 
-    They get none of its context variables: what they log would be told to be about that one connection and trace.
+    They get none of its context variables, else their log records would carry that one connection's ids.
     """
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import Callable
@@ -14,9 +13,9 @@ from socketspec.connection.states import TRANSITIONS, State
 from socketspec.connection.transport import Transport
 from socketspec.errors import CLOSE_CODES, CloseCode, EventError, check_close_code
 from socketspec.identity import ANONYMOUS, Identity
+from socketspec.protocol.encoding import Message
 from socketspec.protocol.formats import Format
 from socketspec.protocol.handshake import Handshake, Headers, QueryParams
-from socketspec.protocol.messages import Message
 from socketspec.protocol.publications import Topic
 from socketspec.session.clock import SessionClock
 from socketspec.session.config import Session
@@ -43,11 +42,9 @@ class Connection:
         "_sender",
         "_state",
         "clock",
-        "close_code",
         "close_reason",
         "connected_at",
         "departed",
-        "finished",
         "format",
         "handshake",
         "held",
@@ -56,7 +53,6 @@ class Connection:
         "in_flight",
         "session",
         "spent",
-        "subjects",
         "topics",
         "transport",
         "user_topic",
@@ -74,10 +70,10 @@ class Connection:
         session: Session,
         clock: SessionClock,
         identity: Identity = ANONYMOUS,
-        state: State = State.OPENING,
-        id: str = "",
+        state: State,
+        id: str,
     ) -> None:
-        self.id: str = id or connection_id()
+        self.id: str = id
         self.identity: Identity = identity
         """Who is connected."""
         self.session: Session = session
@@ -97,8 +93,6 @@ class Connection:
         """The topics of the rooms it is in, by room."""
         self.user_topic: Topic | None = None
         """Its user's topic, while it is counted among the user's connections."""
-        self.subjects: tuple[str, ...] = ()
-        """What can revoke it. Kept by `Directory`."""
         self.departed: frozenset[str] | None = None
         """The rooms it was in when it ended; None before that."""
         self.welcomed: bool = False
@@ -106,11 +100,9 @@ class Connection:
         self.held: bool = False
         """Whether nothing is read from it for now, not even its pongs."""
         self.spent: float = 0.0
-        """Seconds that its messages have taken the event loop since it last gave way."""
-        self.close_code: int = 0
+        """Seconds that its messages have taken the event loop since it last gave way. Only `Dispatcher` looks at it; it
+        is here because looking a connection up for every message would cost more than the message's share of this."""
         self.close_reason: str = ""
-        self.finished: asyncio.Task[None] | None = None
-        """The clean-up after it; None before that begins."""
 
     def __repr__(self) -> str:
         return f"<Connection {self.id} {self._state.value} user={self.identity.user_id!r}>"
@@ -201,7 +193,7 @@ class Connection:
         if not self.is_open and self._state is not State.AUTHENTICATING:
             return  # writing that was too much for the client, and has closed the connection
         self.move(State.CLOSING)
-        self.close_code, self.close_reason = code, reason
+        self.close_reason = reason
         self.transport.close(code, reason)
         self._closing(self)
 

@@ -16,8 +16,8 @@ from typing import Literal, get_args
 
 from socketspec.connection.waiting import Waiting
 from socketspec.errors import ConfigurationError
+from socketspec.protocol.encoding import OVERHEAD, Message
 from socketspec.protocol.formats import Format
-from socketspec.protocol.messages import OVERHEAD, Message
 
 __all__ = ("Backpressure", "Outbox", "Overflow", "Policy")
 

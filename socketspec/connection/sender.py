@@ -9,7 +9,7 @@ from typing import Any, Final
 from socketspec.declaration.contracts import Contracts
 from socketspec.errors import EventError
 from socketspec.fanout.hub import Hub
-from socketspec.protocol.messages import Message, Write, encode_payload
+from socketspec.protocol.encoding import Message, Write, encode_payload
 from socketspec.protocol.names import check_outbound
 from socketspec.telemetry.context import Requests, log_context
 from socketspec.telemetry.debug_feed import DebugFeed

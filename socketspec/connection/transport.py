@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from socketspec.protocol.messages import Message
+from socketspec.protocol.encoding import Message
 
 __all__ = ("Transport",)
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from socketspec.protocol.messages import OVERHEAD
+from socketspec.protocol.encoding import OVERHEAD
 from socketspec.text import get_logger
 
 __all__ = ("Waiting", "Waits")

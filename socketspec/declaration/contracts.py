@@ -13,6 +13,7 @@ from socketspec.declaration.patterns import RoomPattern
 from socketspec.declaration.payloads import PayloadType
 from socketspec.errors import ConfigurationError, ContractError
 from socketspec.protocol.names import check_event_name, is_reserved
+from socketspec.protocol.publications import Topic
 
 __all__ = ("Broadcasts", "Contract", "Contracts", "Emits", "check_declarations", "check_declared")
 
@@ -37,7 +38,7 @@ class Broadcasts:
 
 
 class Contract(NamedTuple):
-    """What somebody says they send; with None for either, anything. `who` is how errors name them."""
+    """What `who` (its name in errors) declares to send. None: anything."""
 
     who: str
     emits: Sequence[Emits] | None
@@ -55,11 +56,12 @@ class Contract(NamedTuple):
             )
         _check_model(f"{self.who} emits {event!r}", declared, payload)
 
-    def check_broadcast(self, room: str | None, event: str, payload: object, *, whom: str = "everybody") -> None:
-        """Raises `ContractError` where this is not declared. `room` is None for `whom`."""
+    def check_broadcast(self, topic: Topic, event: str, payload: object) -> None:
+        """Raises `ContractError` where this is not declared."""
         if self.broadcasts is None:
             return
-        what = f"{self.who} broadcasts {event!r} to " + (f"room {room!r}" if room else whom)
+        room = topic.name if topic.kind == "room" else None
+        what = f"{self.who} broadcasts {event!r} to {_named(topic)}"
         declared = [item for item in self.broadcasts if item.event == event and _room_fits(item.room, room)]
         if not declared:
             known = _listed(f"{item.event} → {item.room or 'everybody'}" for item in self.broadcasts)
@@ -109,11 +111,11 @@ class Contracts:
         if contract is not None:
             contract.check_emit(event, payload)
 
-    def check_broadcast(self, room: str | None, event: str, payload: object, *, whom: str = "everybody") -> None:
-        """Raises `ContractError` when the current handler does not declare this. `room` is None for `whom`."""
+    def check_broadcast(self, topic: Topic, event: str, payload: object) -> None:
+        """Raises `ContractError` when the current handler does not declare this."""
         contract = _handling.get() if self.strict else None
         if contract is not None:
-            contract.check_broadcast(room, event, payload, whom=whom)
+            contract.check_broadcast(topic, event, payload)
 
 
 def check_declarations(event: str, tags: object, emits: object, broadcasts: object) -> None:
@@ -127,7 +129,7 @@ def check_declarations(event: str, tags: object, emits: object, broadcasts: obje
 def check_declared(option: str, declared: object, kind: type[Emits | Broadcasts]) -> None:
     """Raises `ConfigurationError` where `declared` cannot be what was meant by a list of `kind`.
 
-    `option` is what was given it, as far as the equals sign: ``"Publisher(broadcasts"``.
+    `option` begins the error's text, up to the equals sign: ``"Publisher(broadcasts"``.
     """
     if declared is None:
         return
@@ -150,6 +152,13 @@ def _check_declaration(where: str, item: Emits | Broadcasts) -> None:
         _payload_type(item.model)
     if isinstance(item, Broadcasts) and item.room is not None:
         _pattern(item.room)
+
+
+def _named(topic: Topic) -> str:
+    """The members of `topic`, for people. Which user it is, a log need not tell."""
+    if topic.kind == "room":
+        return f"room {topic.name!r}"
+    return "a user" if topic.kind == "user" else "everybody"
 
 
 def _room_fits(pattern: str | None, room: str | None) -> bool:

@@ -11,7 +11,7 @@ from socketspec.errors import ConfigurationError, RoomNotFound, ValidationFailed
 from socketspec.protocol.names import check_room_name
 from socketspec.protocol.publications import History
 
-__all__ = ("DeclaredRooms", "Room")
+__all__ = ("DeclaredRooms", "Room", "no_history")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,11 @@ class Room:
             raise ConfigurationError(f"Room({self.name!r}, max_members={self.max_members!r}) must be at least 1.")
         if type(self.client_join) is not bool:
             raise ConfigurationError(f"Room({self.name!r}, client_join={self.client_join!r}) must be True or False.")
+
+
+def no_history(room: str) -> ValueError:
+    """What is raised where the history of a room is asked for that is not declared to have one."""
+    return ValueError(f"room {room!r} keeps no history; declare Room({room!r}, history=History(…))")
 
 
 class _Declared(NamedTuple):

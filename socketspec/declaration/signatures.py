@@ -106,7 +106,7 @@ def describe(call: object) -> str:
 
 
 def innermost(call: Any) -> Any:
-    """The plain function inside `call`, whose annotations its signature shows; what is innermost if there is none."""
+    """Unwraps `call` down to the plain function that has the annotations, or as far as it goes."""
     for _ in range(_MOST_WRAPPERS):
         if isinstance(call, functools.partial):
             call = call.func
@@ -148,18 +148,16 @@ def _kind(call: Any) -> Kind:
     return Kind.ASYNC if inspect.iscoroutinefunction(call) else Kind.SYNC
 
 
-def enclosing_locals(func: Any, *, skip: int = 1) -> dict[str, Any]:
+def enclosing_locals(func: Any) -> dict[str, Any]:
     """The local names of the functions and class bodies that lexically enclose `func` and are running now.
 
     For decorators: under ``from __future__ import annotations`` a model local to a function is in no closure. Looks at
-    the caller's frame (`skip` more of them for a decorator's own helpers) and at most 32 frames further out.
+    the caller's frame and at most 31 frames further out.
     """
     target = innermost(func)
     qualname: str = getattr(target, "__qualname__", "")
     names: dict[str, Any] = {}
     frame = inspect.currentframe()
-    for _ in range(skip):
-        frame = frame and frame.f_back
     for _ in range(_MOST_WRAPPERS):
         if frame is None:
             break

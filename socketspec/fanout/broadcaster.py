@@ -5,7 +5,7 @@ from __future__ import annotations
 from socketspec.backend.protocols import Broker
 from socketspec.declaration.contracts import Contracts
 from socketspec.fanout.hub import Hub
-from socketspec.protocol.messages import encode_payload
+from socketspec.protocol.encoding import encode_payload
 from socketspec.protocol.names import check_outbound
 from socketspec.protocol.publications import History, Publication, Receipt, Topic
 from socketspec.telemetry.counters import Counters
@@ -43,8 +43,7 @@ class Broadcaster:
         what `Broker.publish` raises.
         """
         check_outbound(event)
-        room = topic.name if topic.kind == "room" else None
-        self._contracts.check_broadcast(room, event, payload, whom="a user" if topic.kind == "user" else "everybody")
+        self._contracts.check_broadcast(topic, event, payload)
         publication = Publication(event=event, payload=encode_payload(payload), exclude=exclude)
         if self._feed is not None:
             whom = f"user {topic.name}" if topic.kind == "user" else topic.name

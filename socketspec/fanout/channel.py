@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Sequence
 from itertools import chain, groupby, islice
 from typing import Final
 
-from socketspec.protocol.messages import Message, Write
+from socketspec.protocol.encoding import Message, Write
 from socketspec.protocol.publications import Topic
 
 __all__ = ("Recipients", "Slices")
@@ -37,7 +37,7 @@ class Slices:
         self._before_batch = 0
         """How many messages came before the batch."""
         self._skipped: dict[str, int] = {}
-        """How many messages are not for a member, by connection id. Those who get the whole batch are not listed."""
+        """By connection id: the number of the first message that a late joiner gets. Who gets all is not listed."""
 
     def begin(self, batch: tuple[Message, ...], recipients: Recipients) -> None:
         """Go on with the next batch of the queue."""

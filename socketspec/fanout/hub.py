@@ -19,7 +19,7 @@ from typing import Final
 from socketspec.backend.protocols import Broker
 from socketspec.concurrency.tasks import Tasks
 from socketspec.fanout.channel import MESSAGES_A_WRITE, Channel, Recipients, Slices
-from socketspec.protocol.messages import OVERHEAD, Message, Write
+from socketspec.protocol.encoding import OVERHEAD, Message, Write
 from socketspec.protocol.publications import Publication, Topic
 from socketspec.telemetry.counters import Counters
 from socketspec.telemetry.tracing import installed
@@ -64,13 +64,10 @@ class Hub:
         self._after_size = 0
         self._pending = 0
 
-    def __len__(self) -> int:
-        return len(self._channels)
-
     @property
-    def rooms(self) -> int:
-        """How many rooms have a member on this node."""
-        return sum(topic.kind == "room" for topic in list(self._channels))
+    def topics(self) -> list[Topic]:
+        """Those that this node hears, or is about to."""
+        return list(self._channels)
 
     async def acquire(self, topic: Topic) -> None:
         """Have `topic` delivered to this node; returns once it is subscribed to. Raises what the broker raises."""

@@ -1,5 +1,6 @@
-"""From a client's position in a room to its live messages: what is new is held, what was missed is read a page at a
-time, and neither is sent faster than the socket takes it.
+"""From a client's position in a room to its live messages: held, read a page at a time, sent no faster than it takes.
+
+What is new is held while what was missed is read.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from socketspec.backend.protocols import HistoryStore
 from socketspec.connection.connection import Connection
 from socketspec.errors import BackendError
 from socketspec.fanout.hub import Hub
-from socketspec.protocol.messages import OVERHEAD, Message, encode_payload
+from socketspec.protocol.encoding import OVERHEAD, Message, encode_payload
 from socketspec.protocol.publications import Position, Publication, Topic
 from socketspec.text import get_logger
 

@@ -35,8 +35,8 @@ from socketspec.errors import (
 from socketspec.inbound.limiter import Limiter
 from socketspec.inbound.protocol_events import ProtocolEvents
 from socketspec.protocol.decoding import Envelope, decode
+from socketspec.protocol.encoding import Message, encode_payload
 from socketspec.protocol.formats import Format
-from socketspec.protocol.messages import Message, encode_payload
 from socketspec.protocol.names import CLIENT_EVENTS, is_reserved
 from socketspec.telemetry.context import Requests, current_request, log_context
 from socketspec.telemetry.counters import Counters

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from socketspec.backend.protocols import Limits
-from socketspec.backend.token_buckets import BucketTable
+from socketspec.backend.rate_buckets import BucketTable
 from socketspec.connection.connection import Connection
 from socketspec.security.ratelimit import RateLimit
 

@@ -15,7 +15,7 @@ from socketspec.lifecycle.admission import Admissions, refusal_code
 from socketspec.lifecycle.credentials import Credentials
 from socketspec.lifecycle.opening import Opening
 from socketspec.protocol.decoding import Envelope
-from socketspec.protocol.messages import Message, encode_payload
+from socketspec.protocol.encoding import Message, encode_payload
 from socketspec.text import get_logger
 
 __all__ = ("ProtocolEvents",)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -18,13 +18,12 @@ from socketspec.connection.connection import Connection
 from socketspec.errors import BackendError, EventError, ValidationFailed
 from socketspec.inbound.catching_up import CatchingUp, Held, Keep, Lag, unrecovered
 from socketspec.inbound.limiter import Limiter
-from socketspec.inbound.positions import positions_of
 from socketspec.inbound.surcharge import Surcharge
 from socketspec.lifecycle.admission import refusal_code
 from socketspec.lifecycle.credentials import Credentials
 from socketspec.membership.rooms import RoomFull, RoomMembership
 from socketspec.protocol.decoding import Envelope
-from socketspec.protocol.messages import Message, encode_payload
+from socketspec.protocol.encoding import Message, encode_payload
 from socketspec.protocol.publications import Position, Topic
 from socketspec.telemetry.counters import Counters
 from socketspec.text import get_logger
@@ -78,7 +77,7 @@ class Resume:
             await asyncio.wait((running,))  # one replay at a time
         try:
             brought = envelope.payload.get("session")
-            positions = positions_of(envelope.payload, self._max_rooms)
+            positions = _positions(envelope.payload, self._max_rooms)
             if brought is not None:
                 await self._resume_session(conn, brought)
         except ValidationFailed as error:
@@ -185,3 +184,27 @@ class Resume:
         except Exception:
             logger.exception("Resuming room %r failed for connection %s", lag.room, conn.id)
         return unrecovered("failed")
+
+
+def _positions(payload: Mapping[str, Any], limit: int) -> dict[str, Position | None]:
+    """The `rooms` of a ``__resume__``: ``{name: {"offset": int, "epoch": str, "tag": str}}``, or null for a position.
+
+    Raises `ValidationFailed`.
+    """
+    rooms = payload.get("rooms", {})
+    if not isinstance(rooms, dict) or len(rooms) > limit:
+        raise ValidationFailed(f"`payload.rooms` must be an object of at most {limit} rooms.")
+    return {name: _position(name, value) for name, value in rooms.items()}
+
+
+def _position(name: str, value: Any) -> Position | None:
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        offset, epoch, tag = value.get("offset"), value.get("epoch"), value.get("tag", "")
+        if type(offset) is int and 0 <= offset < 2**63 and isinstance(epoch, str) and isinstance(tag, str):
+            return Position(offset, epoch, tag)
+    raise ValidationFailed(
+        f"The position of {name[:80]!r} must be null or "
+        '{"offset": integer, "epoch": string, "tag": string}, as its last message said.'
+    )

@@ -15,7 +15,8 @@ __all__ = ("Surcharge",)
 CREDIT: Final = 10
 """Rooms without a right that are looked at in one resume when there is no token left.
 
-Whether there is a right shows only afterwards, and the rooms with one go on, wherever they stand among the others.
+Rights are known only after the look, so looking stops late: rooms with a right, wherever they stand in the list, must
+not be lost.
 """
 
 
@@ -36,7 +37,7 @@ class Surcharge:
         return self._refused >= CREDIT
 
     async def take(self) -> dict[str, Any] | None:
-        """Pay for a room without a right. Where there is no token left, what its row says instead; see `refuse`."""
+        """Pay for a room without a right. Returns the room's row where there is no token left, else None."""
         if self._limiter is None:
             return None
         if not self._wait:

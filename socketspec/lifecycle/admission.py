@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
-from socketspec.connection.connection import connection_id
 from socketspec.errors import AuthError, BackendError, CloseCode, ErrorCode, EventError
 from socketspec.identity import ANONYMOUS, Identity
 from socketspec.lifecycle.drain import Drain
@@ -17,8 +16,8 @@ from socketspec.protocol.names import check_user_id
 from socketspec.security.auth import AuthBackend, NoCredentials, authenticate
 from socketspec.security.origins import OriginPolicy
 from socketspec.session.config import Session
+from socketspec.session.lookup import SessionLookup
 from socketspec.session.revocation import Revoked
-from socketspec.session.verifier import SessionVerifier
 from socketspec.text import get_logger
 
 __all__ = ("Admission", "Admissions", "refusal_code")
@@ -34,7 +33,7 @@ class Admission:
 
     refusal: tuple[int, str] | None = None
     """Refuse before accepting, with this HTTP status and text."""
-    connection: str = field(default_factory=connection_id)
+    connection: str
     """The id of the connection that is to come."""
     subprotocol: str | None = None
     format: Format = Format.PLAIN
@@ -62,14 +61,14 @@ class Admissions:
         self,
         origins: OriginPolicy,
         auth: tuple[AuthBackend, ...],
-        verifier: SessionVerifier,
+        lookup: SessionLookup,
         drain: Drain,
         now: Callable[[], float],
     ) -> None:
         self._origins = origins
         self._auth = auth
         self._waits_for_credentials = any(getattr(backend, "first_message", False) for backend in auth)
-        self._verifier = verifier
+        self._lookup = lookup
         self._drain = drain
         self._now = now
 
@@ -89,7 +88,7 @@ class Admissions:
         try:
             identity = await self.authenticate(handshake) if self._auth else ANONYMOUS
             checked_at = self._now()
-            session = await self._verifier.open(identity, handshake.query_params.get("session"))
+            session = await self._lookup.open(identity, handshake.query_params.get("session"))
         except NoCredentials as error:
             return admit(identity=None, error=None if self._waits_for_credentials else error)
         except EventError as error:

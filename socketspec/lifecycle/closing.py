@@ -71,25 +71,34 @@ class Closing:
         self._requests = requests
         self._tasks = tasks
         self._now = now
+        self._under_way: dict[Connection, asyncio.Task[None]] = {}
 
     def by_server(self, conn: Connection) -> None:
         """Begin to clean up after a connection that this node closes: `Connection.close` calls this."""
         self._counters.count_closing(conn.close_reason)
         self._begin(conn)
 
-    def lost(self, conn: Connection, code: int) -> asyncio.Task[None]:
-        """The transport is gone: begin to clean up, unless that has begun. Returns the task that does it."""
+    def lost(self, conn: Connection, code: int) -> None:
+        """The transport is gone: begin to clean up, unless that has begun."""
         if conn.state is not State.CLOSED:
             if conn.state is not State.CLOSING:
-                conn.close_code = code
                 conn.close_reason = CLIENT_REASONS.get(code, f"client:{code}")
             conn.move(State.CLOSED)
-        return self._begin(conn)
+        self._begin(conn)
 
-    def _begin(self, conn: Connection) -> asyncio.Task[None]:
-        if conn.finished is None:
-            conn.finished = self._tasks.spawn(self._clean_up(conn), name=f"clean-up of {conn.id}")
-        return conn.finished
+    async def closed(self, conn: Connection, code: int) -> None:
+        """As `lost`, and wait until the connection has been cleaned up after. Who stops waiting does not stop that."""
+        self.lost(conn, code)
+        task = self._under_way.get(conn)
+        if task is not None:
+            await asyncio.shield(task)
+
+    def _begin(self, conn: Connection) -> None:
+        if conn in self._under_way or conn.departed is not None:
+            return
+        task = self._tasks.spawn(self._clean_up(conn), name=f"clean-up of {conn.id}")
+        if not task.done():
+            self._under_way[conn] = task  # until its last line
 
     async def _clean_up(self, conn: Connection) -> None:
         # For log records of this task, which an event of another connection may have started. Ends with the task.
@@ -110,6 +119,7 @@ class Closing:
                 await self._hooks.run_final(self._registry.on_disconnect, conn, conn.close_reason)
         finally:
             self._directory.remove(conn)
+            self._under_way.pop(conn, None)
             self._counters.count_closed(conn.close_reason)
 
     async def _leave(self, deadline: float, conn: Connection, what: str, leaving: Coroutine[Any, Any, None]) -> None:

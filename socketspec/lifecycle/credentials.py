@@ -13,9 +13,9 @@ from socketspec.identity import Identity
 from socketspec.membership.directory import Directory
 from socketspec.membership.node_orders import NodeOrders
 from socketspec.session.config import Session
+from socketspec.session.lookup import SessionLookup
 from socketspec.session.revocation import Revoked
-from socketspec.session.tokens import check_session
-from socketspec.session.verifier import SessionVerifier
+from socketspec.session.session_tokens import check_session
 
 __all__ = ("Credentials",)
 
@@ -25,13 +25,13 @@ class Credentials:
 
     def __init__(
         self,
-        verifier: SessionVerifier,
+        lookup: SessionLookup,
         directory: Directory,
         orders: NodeOrders,
         wheel: TimingWheel[Connection],
         now: Callable[[], float],
     ) -> None:
-        self._verifier = verifier
+        self._lookup = lookup
         self._directory = directory
         self._orders = orders
         self._wheel = wheel
@@ -52,7 +52,7 @@ class Credentials:
             self._wheel.cancel(conn)
         else:
             self._wheel.schedule(conn, deadline)
-        subjects = self._verifier.subjects(identity, session.id)
+        subjects = self._lookup.subjects(identity, session.id)
         self._directory.set_subjects(conn, subjects)
         if self._orders.has_revoked(subjects, since=checked_at):
             conn.close(CloseCode.REVOKED, error=Revoked())
@@ -60,7 +60,7 @@ class Credentials:
     async def refresh(self, conn: Connection, identity: Identity) -> None:
         """Replace the connection's token by a newer one of the same user. Raises `Revoked` and `BackendError`."""
         checked_at = self._now()
-        await self._verifier.check(identity, conn.session.id)
+        await self._lookup.check(identity, conn.session.id)
         if conn.is_open:
             self.adopt(conn, identity, conn.session, checked_at)
 
@@ -68,12 +68,12 @@ class Credentials:
         """Continue the session whose token the client brought. The connection never lasts longer because of it.
 
         If the client's own credentials name a session, or there is none for the token, the connection keeps the one it
-        has. Raises as `SessionVerifier.open` does.
+        has. Raises as `SessionLookup.open` does.
         """
-        if check_session(brought) == conn.session.id or self._verifier.named(conn.identity) is not None:
+        if check_session(brought) == conn.session.id or self._lookup.named(conn.identity) is not None:
             return
         checked_at = self._now()
-        session = await self._verifier.find(conn.identity, brought)
+        session = await self._lookup.find(conn.identity, brought)
         if session is None or not conn.is_open:
             return
         own = conn.session

@@ -5,7 +5,7 @@ from __future__ import annotations
 from socketspec.connection.connection import Connection
 from socketspec.connection.states import State
 from socketspec.errors import AuthError, CloseCode, ErrorCode, EventError
-from socketspec.protocol.messages import Message, encode_payload
+from socketspec.protocol.encoding import Message, encode_payload
 from socketspec.session.clock import Action
 
 __all__ = ("due",)

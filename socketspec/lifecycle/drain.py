@@ -19,7 +19,7 @@ from socketspec.concurrency.tasks import Tasks
 from socketspec.connection.connection import Connection
 from socketspec.errors import CloseCode
 from socketspec.membership.directory import Directory
-from socketspec.protocol.messages import Message, encode_payload
+from socketspec.protocol.encoding import Message, encode_payload
 from socketspec.text import get_logger
 
 __all__ = ("LEAST_A_SECOND", "Drain")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from functools import partial
 from typing import Any
@@ -24,13 +23,13 @@ from socketspec.lifecycle.credentials import Credentials
 from socketspec.lifecycle.drain import Drain
 from socketspec.membership.directory import Directory
 from socketspec.membership.users import UserMembership
+from socketspec.protocol.encoding import Message, encode_payload
 from socketspec.protocol.formats import Format
 from socketspec.protocol.handshake import Handshake
-from socketspec.protocol.messages import Message, encode_payload
 from socketspec.protocol.publications import Topic
 from socketspec.session.clock import SessionClock
 from socketspec.session.config import AUTOMATIC_HEARTBEAT, Session, SessionConfig
-from socketspec.session.verifier import SessionVerifier
+from socketspec.session.lookup import SessionLookup
 from socketspec.text import get_logger
 
 __all__ = ("Opening",)
@@ -52,7 +51,7 @@ class Opening:
         users: UserMembership,
         hooks: Hooks,
         registry: Registry,
-        verifier: SessionVerifier,
+        lookup: SessionLookup,
         credentials: Credentials,
         closing: Closing,
         drain: Drain,
@@ -69,7 +68,7 @@ class Opening:
         self._users = users
         self._hooks = hooks
         self._registry = registry
-        self._verifier = verifier
+        self._lookup = lookup
         self._credentials = credentials
         self._closing = closing
         self._drain = drain
@@ -103,7 +102,7 @@ class Opening:
             try:
                 await self._let_in(conn, admission.identity, session, admission.checked_at)
             except BaseException:  # cancelled: the adapter never gets the connection, so nobody else cleans up
-                await asyncio.shield(self._closing.lost(conn, 1006))
+                await self._closing.closed(conn, 1006)
                 raise
         return conn
 
@@ -114,9 +113,9 @@ class Opening:
         return SessionClock(self._config, now=self._sender.now(), heartbeat_interval=interval)
 
     async def first_message(self, conn: Connection, identity: Identity) -> None:
-        """Let in a client that authenticated by message. Raises as `SessionVerifier.open` does."""
+        """Let in a client that authenticated by message. Raises as `SessionLookup.open` does."""
         checked_at = self._sender.now()
-        session = await self._verifier.open(identity, conn.handshake.query_params.get("session"))
+        session = await self._lookup.open(identity, conn.handshake.query_params.get("session"))
         if conn.state is State.AUTHENTICATING:
             conn.move(State.OPENING)
             await self._let_in(conn, identity, session, checked_at)

@@ -21,9 +21,7 @@ class Directory:
         self.emptied: asyncio.Event = asyncio.Event()
         """Set when the last connection has been cleaned up after, cleared when another one comes."""
         self._by_subject: dict[str, Connection | dict[Connection, None]] = {}
-
-    def __len__(self) -> int:
-        return len(self.connections)
+        self._subjects: dict[Connection, tuple[str, ...]] = {}
 
     def add(self, conn: Connection) -> None:
         """List a new connection by its id."""
@@ -39,7 +37,7 @@ class Directory:
     def set_subjects(self, conn: Connection, subjects: tuple[str, ...]) -> None:
         """Find `conn` by `subjects`, and by no others."""
         self.drop_subjects(conn)
-        conn.subjects = subjects
+        self._subjects[conn] = subjects
         for subject in subjects:
             others = self._by_subject.get(subject)
             if others is None:
@@ -51,8 +49,7 @@ class Directory:
 
     def drop_subjects(self, conn: Connection) -> None:
         """Find `conn` by no subject any more."""
-        subjects, conn.subjects = conn.subjects, ()
-        for subject in subjects:
+        for subject in self._subjects.pop(conn, ()):
             found = self._by_subject.get(subject)
             if isinstance(found, dict):
                 found.pop(conn, None)
@@ -67,8 +64,3 @@ class Directory:
         if found is None:
             return []
         return list(found) if isinstance(found, dict) else [found]
-
-    @property
-    def subjects(self) -> int:
-        """How many subjects have a connection."""
-        return len(self._by_subject)

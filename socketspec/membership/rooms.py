@@ -13,7 +13,7 @@ from socketspec.declaration.rooms import DeclaredRooms, Room
 from socketspec.errors import EventError, PermissionDenied
 from socketspec.fanout.hub import Hub
 from socketspec.membership.topics import Topics
-from socketspec.protocol.messages import Write
+from socketspec.protocol.encoding import Write
 from socketspec.protocol.publications import Topic
 from socketspec.telemetry.counters import Counters
 

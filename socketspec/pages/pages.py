@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 from socketspec.errors import ConfigurationError
 from socketspec.pages.responses import Page, Response, asset, json_response, page
-from socketspec.protocol.handshake import Headers, QueryParams
-from socketspec.security.bearer import BearerSecret, bearer_token
+from socketspec.protocol.handshake import Headers, QueryParams, token_of
+from socketspec.security.bearer import BearerSecret
 
-__all__ = ("Health", "Pages")
+__all__ = ("HealthReport", "Pages")
 
 
-class Health(NamedTuple):
+class HealthReport(NamedTuple):
     """How an app is, as its health page says it."""
 
     status: str
@@ -28,14 +28,14 @@ class Pages:
     """Answers GET requests for the app's own paths. What it shows, and the drain, come from the four functions given:
 
     `schema` makes the app's schema, `health` says how the app is, `drain` lets all connections go and returns how many
-    there were, `events_since` returns the debug feed's events after the one of that number.
+    there were, `events_since` returns the debug feed's events numbered above the given number.
     """
 
     def __init__(
         self,
         *,
         schema: Callable[[], Mapping[str, Any]],
-        health: Callable[[], Awaitable[Health]],
+        health: Callable[[], Awaitable[HealthReport]],
         drain: Callable[[], Awaitable[int]],
         events_since: Callable[[int], Sequence[Mapping[str, Any]]],
         docs_url: str | None,
@@ -101,12 +101,12 @@ class Pages:
     def _may_see(self, headers: Headers, query: QueryParams) -> bool:
         if self._secret is None:
             return True
-        token = bearer_token(headers.get("authorization", ""))
+        token = token_of(headers.get("authorization", ""))
         return self._secret.matches(query.get("token") if token is None else token)
 
     async def _answer_drain(self, method: str, headers: Headers) -> Response:
         """Drain the app; the answer comes when it is done."""
-        if not self._drain_secret.matches(bearer_token(headers.get("authorization", ""))):
+        if not self._drain_secret.matches(token_of(headers.get("authorization", ""))):
             return json_response({"detail": "Send the drain token as Authorization: Bearer."}, 401)
         if method not in ("GET", "POST"):  # Kubernetes' httpGet can only GET
             return Response(405, b'{"detail":"GET or POST."}', extra={"allow": "GET, POST"})

@@ -6,10 +6,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from urllib.parse import parse_qsl
 
-__all__ = ("BEARER_SUBPROTOCOL", "Handshake", "Headers", "QueryParams")
+__all__ = ("BEARER_SUBPROTOCOL", "Handshake", "Headers", "QueryParams", "token_of")
 
 BEARER_SUBPROTOCOL = "socketspec.bearer."
 """An offered subprotocol with this prefix carries the token, for browsers, which cannot set headers."""
+
+
+def token_of(authorization: str) -> str | None:
+    """The token in the value of an ``Authorization: Bearer`` header; None where it has another scheme, or none."""
+    scheme, _, token = authorization.partition(" ")
+    if scheme.lower() != "bearer":
+        return None
+    # Headers are bytes, handed on as Latin-1: a token beyond ASCII is sent in UTF-8.
+    return token.strip().encode("latin-1", "replace").decode(errors="replace")
 
 
 class QueryParams(Mapping[str, str]):
@@ -86,9 +95,8 @@ class Handshake:
         """The token, from the first of: a message, ``Authorization: Bearer``, ``?token=``, the bearer subprotocol."""
         if self.token is not None:
             return self.token
-        scheme, _, credentials = self.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and credentials:
-            return credentials.strip()
+        if token := token_of(self.headers.get("authorization", "")):
+            return token
         if token := self.query_params.get("token"):
             return token
         return self.subprotocol_token

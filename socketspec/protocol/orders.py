@@ -9,7 +9,7 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 
 from socketspec.errors import check_close_code
-from socketspec.protocol.messages import encode_payload
+from socketspec.protocol.encoding import encode_payload
 from socketspec.protocol.publications import Publication, Topic
 from socketspec.text import close_reason
 

@@ -1,7 +1,10 @@
 """One app at work: makes its parts and joins them, starts and stops them. Adapters call it.
 
-An adapter calls `admit` with the opening handshake, `open` once it has accepted, `receive` for every message, and
-`lost` or `closed` when the transport is gone.
+An adapter calls `admit` with the opening handshake, `open` once it has accepted, `receive` for every message,
+`oversized` for one that is larger than it reads, and `lost` or `closed` when the transport is gone. Of the rest it
+reads `settings` (paths, sizes, what may wait), `counters` and `waiting` (what its transports count in), `tasks` (which
+own what it runs for the app), `requests` (for its log records) and `now`. Metrics read `hub`, `connections`, `stopping`
+and `backend`, too.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ from socketspec.lifecycle.deadlines import due
 from socketspec.lifecycle.drain import Drain
 from socketspec.lifecycle.opening import Opening
 from socketspec.membership.directory import Directory
-from socketspec.membership.lost_members import LostMembers
+from socketspec.membership.leave_hooks import LeaveHooks
 from socketspec.membership.node_orders import NodeOrders
 from socketspec.membership.rooms import RoomMembership
 from socketspec.membership.topics import Topics
@@ -44,7 +47,7 @@ from socketspec.protocol.handshake import Handshake
 from socketspec.protocol.publications import Publication, Topic
 from socketspec.runtime import engines
 from socketspec.runtime.settings import Settings
-from socketspec.session.verifier import SessionVerifier
+from socketspec.session.lookup import SessionLookup
 from socketspec.telemetry.context import Requests, log_context
 from socketspec.telemetry.counters import Counters
 from socketspec.telemetry.debug_feed import DebugFeed
@@ -93,19 +96,19 @@ class Engine:
             namespace, topics, backend.presence, self.orders,
             limit=settings.max_connections_per_user, policy=settings.connection_limit_policy,
         )  # fmt: skip
-        self._lost_members = LostMembers(registry, hooks, sender, self.tasks, session)
+        self._leave_hooks = LeaveHooks(registry, hooks, sender, self.tasks, session)
         self._wheel: TimingWheel[Connection] = TimingWheel(due)
         self._drain = Drain(self.directory, self.tasks, now)
         self._closing = Closing(
             self.everybody, self.directory, self._wheel, self.hub, self.rooms, users, hooks, registry, self.counters,
             self.requests, self.tasks, now,
         )  # fmt: skip
-        verifier = SessionVerifier(namespace, session, backend.sessions)
-        credentials = Credentials(verifier, self.directory, self.orders, self._wheel, now)
-        self._admissions = Admissions(settings.origins, settings.auth, verifier, self._drain, now)
+        lookup = SessionLookup(namespace, session, backend.sessions)
+        credentials = Credentials(lookup, self.directory, self.orders, self._wheel, now)
+        self._admissions = Admissions(settings.origins, settings.auth, lookup, self._drain, now)
         self._opening = Opening(
             backend.node, self.everybody, sender, self.directory, self._wheel, self.hub, users, hooks, registry,
-            verifier, credentials, self._closing, self._drain, config=session, auth_timeout=settings.auth_timeout,
+            lookup, credentials, self._closing, self._drain, config=session, auth_timeout=settings.auth_timeout,
         )  # fmt: skip
         limit = settings.rate_limit
         limiter = None if limit is None else Limiter(limit, backend.limits, shared=backend.shared)
@@ -132,7 +135,7 @@ class Engine:
 
     async def start(self) -> None:
         """Connect the backend. Raises `BackendError`."""
-        await self.backend.start(self.settings.namespace, self.deliver, self._lost_members.take)
+        await self.backend.start(self.settings.namespace, self.deliver, self._leave_hooks.take)
         try:
             await self.hub.acquire(self.orders.topic)
             await self.hub.acquire(self.everybody)
@@ -209,4 +212,4 @@ class Engine:
 
     async def closed(self, conn: Connection, code: int) -> None:
         """As `lost`, and wait until the connection has been cleaned up after."""
-        await asyncio.shield(self._closing.lost(conn, code))
+        await self._closing.closed(conn, code)

@@ -17,7 +17,7 @@ class Drains(Protocol):
         ...
 
     def begin_drain(self, window: float | None = None, grace: float | None = None) -> asyncio.Task[int]:
-        """Begin, or give the task that has begun; its result is how many connections there were."""
+        """Begin to drain; later calls return the same task, whose result is how many connections there were."""
         ...
 
 

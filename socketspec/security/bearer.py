@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 
-__all__ = ("BearerSecret", "bearer_token")
+__all__ = ("BearerSecret",)
 
 
 class BearerSecret:
@@ -17,15 +17,6 @@ class BearerSecret:
     def matches(self, token: str | None) -> bool:
         """Whether `token` is the secret. How long that takes says nothing about the secret."""
         return self._digest is not None and token is not None and hmac.compare_digest(_digest(token), self._digest)
-
-
-def bearer_token(authorization: str) -> str | None:
-    """The token in the value of an ``Authorization`` header; None where it has another scheme, or none."""
-    scheme, _, token = authorization.partition(" ")
-    if scheme.lower() != "bearer":
-        return None
-    # Headers are bytes, handed on as Latin-1: a token beyond ASCII is sent in UTF-8.
-    return token.strip().encode("latin-1", "replace").decode(errors="replace")
 
 
 def _digest(secret: str) -> bytes:

@@ -28,7 +28,7 @@ class Requests:
 
 CurrentRequest = tuple[str, Requests, str | None, int]
 
-current_request: ContextVar[CurrentRequest | None] = ContextVar("socketspec_about", default=None)
+current_request: ContextVar[CurrentRequest | None] = ContextVar("socketspec_current_request", default=None)
 """What the current task works on: a connection's id, its app's `Requests`, an event and the request's number.
 
 For a hook, there is no event and the number is 0, unless an event of its connection caused it. None: no connection.

@@ -57,7 +57,7 @@ class DebugFeed:
 
 
 def _without(text: str, session: str) -> str:
-    """`text` without a session's id. One of a few characters, as some issuers' ``jti``, only where it stands alone."""
+    """`text` with the session's id hidden; a short id (some issuers' ``jti``) only as a whole quoted string."""
     if not session:
         return text
     for spelled in {session, json.dumps(session)[1:-1]}:

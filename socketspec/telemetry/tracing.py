@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from socketspec.protocol.messages import Span
+from socketspec.protocol.encoding import Span
 from socketspec.protocol.publications import Topic
 
 __all__ = ("Handling", "Tracing", "install", "installed")

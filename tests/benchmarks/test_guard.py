@@ -198,7 +198,7 @@ def test_only_what_is_between_the_marks_counts(tmp_path: Path) -> None:
         median(tmp_path / "nowhere", 10)
 
 
-@pytest.mark.skipif(shutil.which("valgrind") is None, reason="what is counted needs valgrind's headers")
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind: scripts/tools")
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_counted_runs(case: str) -> None:
     with surroundings(case) as variables:

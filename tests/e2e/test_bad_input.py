@@ -71,7 +71,8 @@ def build(path: str, **options):
 
     @socket.on("who")
     async def who(conn: Connection):
-        return {"connections": len(socket.engine.connections), "topics": len(socket.engine.hub), "reasons": reasons}
+        engine = socket.engine
+        return {"connections": len(engine.connections), "topics": len(engine.hub.topics), "reasons": reasons}
 
     @socket.on("whoami")
     async def whoami(conn: Connection):

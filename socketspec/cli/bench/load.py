@@ -179,10 +179,8 @@ class Load:
             if connection % self.processes == process:
                 yield Stream(number, room, connection)
 
-    def heard_by(self, connection: int, published_by: dict[int, int] | None = None) -> Iterator[int]:
+    def heard_by(self, connection: int) -> Iterator[int]:
         """The streams whose messages a connection has to get."""
         each = self.publishers_per_room
         for room in self.rooms_of(connection):
-            for number in range(room * each, room * each + each):
-                if self.is_echoed or published_by is None or published_by.get(number) != connection:
-                    yield number
+            yield from range(room * each, room * each + each)

@@ -23,17 +23,17 @@ class Line(NamedTuple):
     points: Sequence[tuple[float, float]]
 
 
-def ticks_up_to(highest: float, wanted: int = 4) -> list[float]:
-    """Round numbers from 0 to at least `highest`, about `wanted` of them."""
+def ticks_up_to(highest: float) -> list[float]:
+    """Round numbers from 0 to at least `highest`, about four."""
     if not highest > 0 or not math.isfinite(highest):
         return [0.0, 1.0]
-    step = _step(highest, wanted)
+    step = _step(highest, 4)
     return [step * number for number in range(math.ceil(highest / step - 1e-9) + 1)]
 
 
-def ticks_between(lowest: float, highest: float, wanted: int = 6) -> list[float]:
+def ticks_between(lowest: float, highest: float) -> list[float]:
     """Round numbers from `lowest` to `highest`, which has to be larger."""
-    step = _step(highest - lowest, wanted)
+    step = _step(highest - lowest, 6)
     first, last = math.ceil(lowest / step - 1e-9), math.floor(highest / step + 1e-9)
     return [step * number for number in range(first, last + 1)]
 

@@ -90,10 +90,6 @@ class Wording:
         except ValueError:
             return None
 
-    def has_mark(self, message: bytes) -> bool:
-        """Whether it holds the text of one of this run's messages."""
-        return self._mark in message
-
     def envelope(self, message: bytes) -> dict[str, Any]:
         """A message, parsed; empty for what is no envelope."""
         try:

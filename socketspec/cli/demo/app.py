@@ -6,17 +6,16 @@ Run it with ``socketspec demo``, or as any FastAPI application: ``uvicorn socket
 from __future__ import annotations
 
 import os
-import re
 import time
 from typing import Annotated
 
 from fastapi import FastAPI, Response
-from pydantic import BaseModel, StringConstraints
+from pydantic import StringConstraints
 
 from socketspec import Connection, Identity, Room, SocketApp
 from socketspec.adapters.fastapi import mount
 from socketspec.cli.demo import chat
-from socketspec.cli.demo.messages import MESSAGE, PRESENCE, TYPING, ChatMessage, Joined, Presence, Typing
+from socketspec.cli.demo.messages import MESSAGE, TYPING, ChatMessage, InRoom, Presence, Typing
 from socketspec.errors import AuthError, PermissionDenied
 from socketspec.protocol.handshake import Handshake
 from socketspec.security.ratelimit import RateLimit
@@ -24,15 +23,7 @@ from socketspec.security.ratelimit import RateLimit
 MAX_NAMES = 100
 """Names a presence message lists at most; `count` always counts everybody."""
 
-ROOM = re.compile("[a-z0-9][a-z0-9-]{0,29}")
-RoomName = Annotated[str, StringConstraints(pattern=f"^{ROOM.pattern}$")]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
-
-
-class InRoom(BaseModel):
-    """Names a room: lower-case letters, digits and hyphens."""
-
-    room: RoomName
 
 
 class Say(InRoom):
@@ -68,23 +59,7 @@ socket: SocketApp = SocketApp(
 )
 
 
-@socket.room_guard("chat:{room}")
-@socket.room_guard("live:{room}")
-async def name_is_fine(conn: Connection, room: str) -> bool:
-    """Clients that resume name their rooms themselves: what `InRoom` asks for is asked of them, too."""
-    return ROOM.fullmatch(room) is not None
-
-
-@socket.on("join", tags=["rooms"], ordered=True, broadcasts=[PRESENCE])
-async def join(conn: Connection, payload: InRoom) -> Joined:
-    """Enter a room and get its history. Entering again changes nothing and returns the history anew."""
-    return await chat.enter(socket, conn, payload.room)
-
-
-@socket.on("leave", tags=["rooms"], ordered=True, broadcasts=[PRESENCE])
-async def leave(conn: Connection, payload: InRoom) -> None:
-    """Leave a room."""
-    await chat.leave(socket, conn, payload.room)
+chat.register(socket)
 
 
 @socket.on("say", tags=["chat"], ordered=True, broadcasts=[MESSAGE])

@@ -1,14 +1,24 @@
-"""What the demo chat, and the reference node in the image, send to their clients."""
+"""What clients and the demo chat, or the reference node in the image, send to each other."""
 
 from __future__ import annotations
 
-from typing import Final
+import re
+from typing import Annotated, Final
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, StringConstraints
 
 from socketspec import Broadcasts
 
-__all__ = ("MESSAGE", "PRESENCE", "TYPING", "ChatMessage", "Joined", "Kept", "Presence", "Typing")
+__all__ = ("MESSAGE", "PRESENCE", "ROOM", "TYPING", "ChatMessage", "InRoom", "Joined", "Kept", "Presence", "Typing")
+
+ROOM: Final = re.compile("[a-z0-9][a-z0-9-]{0,62}")
+RoomName = Annotated[str, StringConstraints(pattern=f"^{ROOM.pattern}$")]
+
+
+class InRoom(BaseModel):
+    """Names a room: lower-case letters, digits and hyphens."""
+
+    room: RoomName
 
 
 class ChatMessage(BaseModel):

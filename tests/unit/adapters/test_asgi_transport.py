@@ -14,8 +14,8 @@ from socketspec.adapters.asgi_transport import ASGITransport, Event
 from socketspec.concurrency.tasks import Tasks
 from socketspec.connection.outbox import Backpressure
 from socketspec.connection.waiting import Waiting
+from socketspec.protocol.encoding import OVERHEAD, Message
 from socketspec.protocol.formats import Format
-from socketspec.protocol.messages import OVERHEAD, Message
 from socketspec.telemetry.counters import Counters
 from tests.carriers import account
 

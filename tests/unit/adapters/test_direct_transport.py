@@ -10,8 +10,8 @@ from socketspec.adapters.direct_transport import DirectTransport
 from socketspec.adapters.uvicorn.frames import frame_header
 from socketspec.connection.outbox import Backpressure
 from socketspec.connection.waiting import Waiting
+from socketspec.protocol.encoding import Message
 from socketspec.protocol.formats import Format
-from socketspec.protocol.messages import Message
 from socketspec.telemetry.counters import Counters
 from tests.carriers import account
 from tests.watching import until

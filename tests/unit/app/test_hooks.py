@@ -13,13 +13,14 @@ from socketspec import Broadcasts, Connection, Emits, SocketApp
 from socketspec.connection.outbox import Backpressure, Outbox, Overflow
 from socketspec.errors import ConfigurationError, PermissionDenied
 from socketspec.lifecycle.deadlines import due
+from socketspec.protocol.encoding import Message
 from socketspec.protocol.formats import Format
 from socketspec.protocol.handshake import Handshake
-from socketspec.protocol.messages import Message
 from socketspec.security.auth import JWTAuth
 from socketspec.security.ratelimit import RateLimit
 from socketspec.testing import ConnectionClosed, TestClient, TestConnection
 from tests.carriers import account
+from tests.engines import engine_of
 
 SECRET = "a secret that is long enough for HS256"
 
@@ -72,8 +73,7 @@ async def test_a_connect_hook_cancelled_from_within_closes_with_1011_and_leaves_
         assert await closing_code(conn) == 1011
         await conn.close()
         assert await socket.rooms.count("r") == 0
-        assert socket.engine is not None
-        assert not socket.engine.connections
+        assert not engine_of(socket).connections
 
 
 async def test_a_server_that_cancels_a_slow_connect_hook_leaves_nothing_behind() -> None:
@@ -94,8 +94,7 @@ async def test_a_server_that_cancels_a_slow_connect_hook_leaves_nothing_behind()
         with pytest.raises(asyncio.CancelledError):
             await connecting
         assert await socket.rooms.count("r") == 0
-        assert socket.engine is not None
-        assert not socket.engine.connections
+        assert not engine_of(socket).connections
 
 
 @pytest.mark.parametrize(("refuse", "expected"), [(False, ["banned"]), (True, [])])
@@ -151,8 +150,7 @@ async def test_a_token_within_the_leeway_lives_as_long_as_the_handshake_would_ta
     async with TestClient(socket) as client:
         conn = await client.connect(query_params={"token": token})
         if accepted:
-            assert socket.engine is not None
-            due(conn.connection, socket.engine.now())
+            due(conn.connection, engine_of(socket).now())
             await conn.send("who")
             assert (await conn.receive_event("__ack__"))["payload"] == {"user": "ada"}
         else:

@@ -13,6 +13,7 @@ from socketspec.backend.memory import MemoryBackend, MemoryPresence
 from socketspec.errors import ConfigurationError, PermissionDenied, RoomNotFound, ValidationFailed
 from socketspec.protocol.publications import Member, Topic
 from socketspec.testing import ConnectionClosed, TestClient, TestConnection
+from tests.engines import engine_of
 
 
 async def joined(client: TestClient, socket: SocketApp, *rooms: str, count: int = 3) -> list[TestConnection]:
@@ -290,8 +291,7 @@ async def test_a_join_that_races_with_the_disconnect_leaves_nothing_behind() -> 
         await join
         assert await socket.rooms.count("lobby") == 0
         assert conn.connection.rooms == frozenset()
-        assert socket.engine is not None
-        assert len(socket.engine.hub) == 2, "only the topics of everybody and of the nodes' orders are left"
+        assert len(engine_of(socket).hub.topics) == 2, "only the topics of everybody and of the nodes' orders are left"
 
 
 async def test_a_second_join_waits_for_the_first() -> None:

@@ -17,8 +17,11 @@ from socketspec.errors import BackendError, ValidationFailed
 from socketspec.protocol.handshake import Handshake, Headers, QueryParams
 from socketspec.session import SessionConfig
 from socketspec.session.revocation import revocation_subjects
-from socketspec.session.tokens import check_session, new_token
-from socketspec.testing import ConnectionClosed, HandshakeRefused, TestClient, TestConnection
+from socketspec.session.session_tokens import check_session, new_token
+from socketspec.testing import HandshakeRefused, TestClient, TestConnection
+from tests.carriers import Carrier
+from tests.endings import end_of
+from tests.engines import running
 
 V1 = ["socketspec.v1.json"]
 TOKEN = new_token("/", None)
@@ -84,15 +87,6 @@ def backend() -> tuple[MemoryBackend, Recording]:
 
 def claims(**named: Any) -> dict[str, str]:
     return {"token": json.dumps({"sub": "ada", **named})}
-
-
-async def end_of(conn: TestConnection) -> tuple[list[dict[str, Any]], int, str]:
-    messages: list[dict[str, Any]] = []
-    while True:
-        try:
-            messages.append(await conn.receive())
-        except ConnectionClosed as closed:
-            return messages, closed.code, closed.reason
 
 
 async def refused(conn: TestConnection) -> tuple[str, int, str]:
@@ -184,13 +178,14 @@ async def test_a_revocation_that_cannot_be_recorded_raises_and_closes_nobody() -
 
 async def test_a_revocation_between_the_check_and_the_opening_is_not_missed() -> None:
     app = SocketApp(auth=ByClaims())
-    async with TestClient(app) as client:
-        engine = await app.ensure_started()
+    async with TestClient(app):
+        engine = await running(app)
         admission = await engine.admit(Handshake(query_params=QueryParams(claims().items())))
         await app.sessions.revoke(user="ada")
-        pipe = (await client.connect(query_params=claims(sub="bob"))).connection.transport
-        conn = await engine.open(admission, Handshake(headers=Headers()), pipe)
-        assert conn.close_code == 4005
+        carrier = Carrier()
+        conn = await engine.open(admission, Handshake(headers=Headers()), carrier)
+        assert carrier.closed is not None
+        assert carrier.closed[0] == 4005
         assert not conn.is_open
 
 

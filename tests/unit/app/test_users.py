@@ -17,7 +17,9 @@ from socketspec.errors import BackendError, ConfigurationError, ContractError, P
 from socketspec.protocol.handshake import Handshake
 from socketspec.protocol.names import MAX_USER_ID_BYTES, check_user_id
 from socketspec.protocol.publications import Member, Topic
+from socketspec.session.revocation import subject_of
 from socketspec.testing import ConnectionClosed, TestClient, TestConnection
+from tests.engines import engine_of, running
 
 V1 = ["socketspec.v1.json"]
 
@@ -50,8 +52,7 @@ async def connect(client: TestClient, user: str | None, subprotocols: Sequence[s
 async def ended(conn: TestConnection) -> tuple[int, str]:
     with pytest.raises(ConnectionClosed) as closed:
         await conn.receive()
-    assert conn.connection.finished is not None
-    await conn.connection.finished
+    await conn.close()
     return closed.value.code, closed.value.reason
 
 
@@ -164,9 +165,8 @@ async def test_who_is_turned_away_by_on_connect_leaves_nothing_behind_and_hears_
         error, code = await refused(await connect(client, "ada"))
         assert (error["message"], code) == ("No.", 4001)
         assert await app.users.count("ada") == 0
-        assert app.engine is not None
-        assert len(app.engine.hub) == 2
-        assert app.engine.directory.subjects == 0
+        assert len(engine_of(app).hub.topics) == 2
+        assert engine_of(app).directory.find(subject_of("/", "user", "ada")) == []
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ async def test_who_leaves_while_entering_leaves_nothing_behind(how: str) -> None
     backend = MemoryBackend()
     backend.presence = presence = SlowPresence()
     async with nodes(1, backend=backend) as ((app, client),):
-        engine = await app.ensure_started()
+        engine = await running(app)
         opening = asyncio.create_task(connect(client, "ada"))
         await presence.reached.wait()
         (conn,) = engine.connections.values()
@@ -329,7 +329,7 @@ async def test_who_leaves_while_entering_leaves_nothing_behind(how: str) -> None
         await asyncio.wait([opening])
         assert opening.cancelled() is (how == "cancel")
         assert await app.users.count("ada") == 0
-        assert len(engine.hub) == 2
+        assert len(engine.hub.topics) == 2
         assert engine.connections == {}
 
 
@@ -359,8 +359,7 @@ async def test_a_backend_that_is_away_closes_with_1013_and_one_line_in_the_log(
         conn = await connect(client, "ada", V1)
         assert await ended(conn) == (1013, "try_again_later")
         assert await app.users.count("ada") == 0, "what may have been done is undone"
-        assert app.engine is not None
-        assert len(app.engine.hub) == 2
+        assert len(engine_of(app).hub.topics) == 2
     errors = [record for record in caplog.records if record.levelname == "ERROR"]
     assert len(errors) == 1
     assert errors[0].exc_info is None

@@ -79,9 +79,6 @@ class Shelf(HistoryStore):
             if since is None or (item.position is not None and item.position.offset > since.offset)
         ]
 
-    async def position(self, topic: Topic) -> Position | None:
-        raise NotImplementedError
-
 
 class Subscribed:
     """Subscriptions where everything stands at once."""

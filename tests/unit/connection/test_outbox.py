@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from socketspec.connection.outbox import Backpressure, Outbox, Overflow, Policy
 from socketspec.errors import ConfigurationError
+from socketspec.protocol.encoding import OVERHEAD, Message
 from socketspec.protocol.formats import Format
-from socketspec.protocol.messages import OVERHEAD, Message
 from tests.carriers import account
 
 POLICIES: tuple[Policy, ...] = ("disconnect", "drop_oldest", "keep_latest")

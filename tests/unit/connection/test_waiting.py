@@ -15,8 +15,8 @@ from socketspec import SocketApp
 from socketspec.connection.outbox import Backpressure, Outbox, Overflow, Policy
 from socketspec.connection.waiting import Waiting
 from socketspec.errors import ConfigurationError
+from socketspec.protocol.encoding import OVERHEAD, Message
 from socketspec.protocol.formats import Format
-from socketspec.protocol.messages import OVERHEAD, Message
 from socketspec.protocol.publications import Position
 
 VARIABLE = "SOCKETSPEC_MAX_NODE_BUFFER"

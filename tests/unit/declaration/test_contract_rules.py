@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from socketspec import Broadcasts, Connection, Emits, SocketApp
 from socketspec.errors import ConfigurationError, ContractError
 from socketspec.testing import TestClient
+from tests.engines import running
 from tests.identities import ByName
 
 
@@ -215,7 +216,7 @@ async def test_handlers_side_by_side_are_each_held_to_their_own() -> None:
 @pytest.mark.parametrize("debug", [True, False])
 async def test_an_app_is_strict_where_it_says_so_and_in_debug_mode(strict: bool | None, debug: bool) -> None:
     app = SocketApp(strict=strict, debug=debug)
-    engine = await app.ensure_started()
+    engine = await running(app)
     try:
         assert engine.contracts.strict is (debug if strict is None else strict)
     finally:

@@ -43,9 +43,7 @@ Overrides = dict[Callable[..., Any], Callable[..., Any]]
 
 
 def compiled(func: Any, overrides: Overrides | None = None) -> HandlerPlan:
-    return compile_handler(
-        func, connection_type=Conn, caller_locals=enclosing_locals(func, skip=2), overrides=overrides or {}
-    )
+    return compile_handler(func, connection_type=Conn, caller_locals=enclosing_locals(func), overrides=overrides or {})
 
 
 def refused(func: Any, match: str) -> None:

@@ -195,9 +195,9 @@ def test_local_names_are_found_in_the_frames_around_the_function_innermost_first
     assert inner_both is not outer_both
 
 
-def test_a_helper_of_a_decorator_can_skip_its_own_frame() -> None:
+def test_a_helper_of_a_decorator_may_stand_between() -> None:
     def helper(func: Any) -> dict[str, Any]:
-        return enclosing_locals(func, skip=2)
+        return enclosing_locals(func)
 
     class Local:
         pass

@@ -8,6 +8,7 @@ import gc
 import pytest
 
 from socketspec import SocketApp
+from socketspec.adapters.prometheus import SocketSpecCollector
 from socketspec.errors import BackendError
 from socketspec.fanout.channel import MESSAGES_A_WRITE
 from socketspec.protocol.publications import Topic
@@ -15,12 +16,19 @@ from socketspec.telemetry.counters import Histogram
 from socketspec.testing import TestClient
 from tests.backends import WatchedBackend, WatchedBroker
 from tests.carriers import Carrier, opened
+from tests.engines import Engine, running
 from tests.identities import ByName
 
 
 def observed(histogram: Histogram) -> tuple[int, float]:
     """How many values, and their sum."""
     return sum(histogram.counts), histogram.sum
+
+
+def rooms_of(engine: Engine) -> float:
+    """The gauge of rooms that are used on this node."""
+    metrics = SocketSpecCollector([engine]).collect()
+    return next(metric.samples[0].value for metric in metrics if metric.name == "socketspec_rooms")
 
 
 async def test_each_publication_is_measured_by_its_members_and_each_write_is_counted() -> None:
@@ -58,14 +66,14 @@ async def test_what_has_no_member_here_is_not_measured() -> None:
 async def test_rooms_with_members_are_counted_and_nothing_else() -> None:
     app = SocketApp(auth=ByName())
     async with TestClient(app) as client:
-        engine = await app.ensure_started()
-        assert engine.hub.rooms == 0
+        engine = await running(app)
+        assert rooms_of(engine) == 0
         one, two = [await client.connect(query_params={"user": "ada"}) for _ in range(2)]
         for conn, room in ((one, "a"), (two, "a"), (one, "b")):
             await app.rooms.join(conn.connection, room)
-        assert engine.hub.rooms == 2
+        assert rooms_of(engine) == 2
         await one.close()
-        assert engine.hub.rooms == 1
+        assert rooms_of(engine) == 1
 
 
 async def test_what_is_sent_to_one_client_keeps_its_order_when_somebody_joins_in_between() -> None:

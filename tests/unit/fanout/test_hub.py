@@ -15,7 +15,7 @@ from socketspec.concurrency.tasks import Tasks
 from socketspec.fanout import hub as hub_module
 from socketspec.fanout.channel import MESSAGES_A_WRITE
 from socketspec.fanout.hub import HELD_BYTES, MAX_QUEUED, PENDING_WRITES, WRITES_A_TURN, Hub
-from socketspec.protocol.messages import Message, Write
+from socketspec.protocol.encoding import Message, Write
 from socketspec.protocol.publications import History, Publication, Receipt, Topic
 from socketspec.telemetry.counters import Counters
 
@@ -436,7 +436,7 @@ async def test_the_first_acquire_subscribes_and_the_last_release_unsubscribes() 
     assert rig.broker.standing == {TOPIC: 1}
     await rig.hub.release(TOPIC)
     assert rig.broker.standing == {}
-    assert len(rig.hub) == 0
+    assert len(rig.hub.topics) == 0
     await rig.hub.release(TOPIC)  # once too often: nothing happens
 
 
@@ -460,7 +460,7 @@ async def test_a_failed_subscription_fails_every_joiner_and_leaves_nothing() -> 
     rig.broker.gate.set()
     outcomes = await asyncio.gather(*joins, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [ConnectionError] * 3
-    assert (len(rig.hub), rig.broker.standing) == (0, {})
+    assert (len(rig.hub.topics), rig.broker.standing) == (0, {})
     rig.broker.error = None
     await rig.hub.acquire(TOPIC)
     assert rig.broker.standing == {TOPIC: 1}
@@ -481,7 +481,7 @@ async def test_a_cancelled_joiner_does_not_cancel_the_others() -> None:
     assert third.cancelled()
     assert rig.broker.standing == {TOPIC: 1}
     await rig.hub.release(TOPIC)
-    assert (len(rig.hub), rig.broker.standing) == (0, {})
+    assert (len(rig.hub.topics), rig.broker.standing) == (0, {})
 
 
 @given(st.lists(st.tuples(st.sampled_from(["join", "cancel", "leave", "turn", "shut", "open"]), st.integers(0, 5))))
@@ -507,7 +507,7 @@ def test_subscriptions_always_match_who_has_joined(steps: list[tuple[str, int]])
         assert rig.broker.standing == ({TOPIC: 1} if members else {})
         for _ in range(members):
             await rig.hub.release(TOPIC)
-        assert (len(rig.hub), rig.broker.standing) == (0, {})
+        assert (len(rig.hub.topics), rig.broker.standing) == (0, {})
 
     asyncio.run(main())
 

@@ -12,7 +12,7 @@ from socketspec.backend.memory import MemoryBackend
 from socketspec.concurrency.tasks import Tasks
 from socketspec.fanout.channel import MESSAGES_A_WRITE, MESSAGES_BEHIND
 from socketspec.fanout.hub import PENDING_WRITES, WRITES_A_TURN, Hub
-from socketspec.protocol.messages import Write
+from socketspec.protocol.encoding import Write
 from socketspec.protocol.publications import Publication, Topic
 from socketspec.telemetry.counters import Counters
 

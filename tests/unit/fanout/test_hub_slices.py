@@ -18,7 +18,7 @@ from socketspec.fanout import channel as channel_module
 from socketspec.fanout import hub as hub_module
 from socketspec.fanout.channel import MESSAGES_A_WRITE
 from socketspec.fanout.hub import WRITES_A_TURN, Hub
-from socketspec.protocol.messages import Message, Write
+from socketspec.protocol.encoding import Message, Write
 from socketspec.protocol.publications import Position, Publication, Topic
 from socketspec.telemetry.counters import Counters
 from socketspec.testing import TestClient

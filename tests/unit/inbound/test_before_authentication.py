@@ -13,6 +13,7 @@ from socketspec.protocol.handshake import Handshake
 from socketspec.runtime.settings import MAX_FIRST_MESSAGE
 from socketspec.security.ratelimit import RateLimit
 from socketspec.testing import ConnectionClosed, TestClient, TestConnection
+from tests.engines import running
 
 
 class ByToken:
@@ -133,7 +134,7 @@ async def test_the_longest_tokens_fit_and_a_smaller_limit_of_the_app_holds() -> 
 async def test_what_is_larger_than_the_adapter_reads_is_refused_too() -> None:
     socket = app()
     async with TestClient(socket) as client:
-        engine = await socket.ensure_started()
+        engine = await running(socket)
         waiting = await client.connect()
         engine.oversized(waiting.connection)
         assert await end_of(waiting) == (["AUTH_ERROR"], 4001)

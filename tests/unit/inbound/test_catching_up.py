@@ -17,13 +17,13 @@ from socketspec.connection import Backpressure
 from socketspec.connection.outbox import Outbox, Overflow
 from socketspec.errors import BackendError
 from socketspec.inbound import catching_up
+from socketspec.protocol.encoding import Message
 from socketspec.protocol.formats import Format
 from socketspec.protocol.handshake import Handshake
-from socketspec.protocol.messages import Message
 from socketspec.protocol.publications import Position, Publication, Topic
-from socketspec.runtime.engine import Engine
 from socketspec.testing import TestClient
 from tests.carriers import account
+from tests.engines import Engine, running
 
 BUFFER = Backpressure(max_buffer=16_384)
 
@@ -158,7 +158,7 @@ def numbers(transport: SlowTransport) -> list[int]:
 async def test_a_replay_of_whatever_size_waits_for_the_client(text: str) -> None:
     socket, _ = app()
     async with TestClient(socket):
-        engine = await socket.ensure_started()
+        engine = await running(socket)
         at = await publish(socket, 0, 501, text=text)
         conn, transport = await opened(engine)
         resuming = await resume(engine, conn, **{"kept:1": at[0]})
@@ -187,7 +187,7 @@ def test_everything_comes_once_and_in_order_however_it_interleaves(
     async def run() -> None:
         socket, _ = app()
         async with TestClient(socket):
-            engine = await socket.ensure_started()
+            engine = await running(socket)
             at = await publish(socket, 0, missed + 1, text="x" * 400)
             conn, transport = await opened(engine)
             resuming = await resume(engine, conn, **{"kept:1": at[0], "plain": None})
@@ -240,7 +240,7 @@ async def test_live_messages_that_are_held_meanwhile_are_bounded_and_none_is_los
     monkeypatch.setattr(catching_up, "MAX_HELD_BYTES", 1_000_000)
     socket, history = app()
     async with TestClient(socket):
-        engine = await socket.ensure_started()
+        engine = await running(socket)
         at = await publish(socket, 0, 300, text="x" * 1000)
         conn, transport = await opened(engine)
         resuming = await resume(engine, conn, **{"kept:1": at[0]})
@@ -261,7 +261,7 @@ async def test_what_was_held_and_sent_is_not_read_again(monkeypatch: pytest.Monk
     monkeypatch.setattr(catching_up, "MAX_HELD", 20)
     socket, _ = app()
     async with TestClient(socket):
-        engine = await socket.ensure_started()
+        engine = await running(socket)
         at = await publish(socket, 0, 20, text="x" * 1000)
         conn, transport = await opened(engine)
         resuming = await resume(engine, conn, **{"kept:1": at[0]})
@@ -284,7 +284,7 @@ async def test_what_was_held_and_sent_is_not_read_again(monkeypatch: pytest.Monk
 async def test_what_is_lost_in_the_midst_of_a_replay_is_told_before_anything_newer(error: Exception) -> None:
     socket, history = app()
     async with TestClient(socket):
-        engine = await socket.ensure_started()
+        engine = await running(socket)
         at = await publish(socket, 0, 301)
         history.fails_after, history.error = 2, error
         conn, transport = await opened(engine)
@@ -308,7 +308,7 @@ async def test_what_is_lost_in_the_midst_of_a_replay_is_told_before_anything_new
 async def test_a_history_that_is_trimmed_while_a_slow_client_reads_is_told() -> None:
     socket, _ = app(size=300)
     async with TestClient(socket):
-        engine = await socket.ensure_started()
+        engine = await running(socket)
         at = await publish(socket, 0, 300)
         conn, transport = await opened(engine)
         await resume(engine, conn, **{"kept:1": at[0]})
@@ -334,7 +334,7 @@ async def test_a_history_that_is_trimmed_while_a_slow_client_reads_is_told() -> 
 async def test_who_leaves_the_room_or_goes_gets_nothing_more() -> None:
     socket, history = app()
     async with TestClient(socket):
-        engine = await socket.ensure_started()
+        engine = await running(socket)
         at = await publish(socket, 0, 2000)
         for ends in ("leaves", "closes"):
             conn, transport = await opened(engine)
@@ -360,7 +360,7 @@ async def test_a_client_that_takes_nothing_holds_up_its_own_messages_for_a_momen
     monkeypatch.setattr("socketspec.inbound.resume.PATIENCE", 0.01)
     socket, _ = app()
     async with TestClient(socket):
-        engine = await socket.ensure_started()
+        engine = await running(socket)
         at = await publish(socket, 0, 1000)
         conn, transport = await opened(engine)
         async with asyncio.timeout(5):
@@ -383,7 +383,7 @@ async def test_a_client_that_takes_nothing_holds_up_its_own_messages_for_a_momen
 async def test_rooms_with_nothing_to_replay_do_not_wait_for_those_that_have() -> None:
     socket, _ = app()
     async with TestClient(socket):
-        engine = await socket.ensure_started()
+        engine = await running(socket)
         at = await publish(socket, 0, 1000)
         conn, transport = await opened(engine)
         await resume(engine, conn, **{"kept:1": at[0], "plain": None})
@@ -397,7 +397,7 @@ async def test_many_long_gaps_are_not_all_held_at_once(monkeypatch: pytest.Monke
     monkeypatch.setattr(catching_up, "MAX_HELD_BYTES", 50_000)
     socket, history = app()
     async with TestClient(socket):
-        engine = await socket.ensure_started()
+        engine = await running(socket)
         rooms = {
             f"kept:{number}": (await publish(socket, 0, 40, f"kept:{number}", "x" * 900))[0] for number in range(9)
         }

@@ -8,55 +8,20 @@ import logging
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, field_validator
 
 from socketspec import Connection, Identity, SocketApp
 from socketspec.backend.memory import MemoryLimits
 from socketspec.errors import (
     BackendError,
-    PermissionDenied,
 )
 from socketspec.logs import JsonFormatter
 from socketspec.protocol.handshake import Handshake
 from socketspec.security.ratelimit import RateLimit
-from socketspec.testing import TestClient, TestConnection
+from socketspec.testing import TestClient
 from tests.backends import SharedBackend
 from tests.carriers import Carrier, opened
-
-
-class Item(BaseModel):
-    n: int
-
-    @field_validator("n")
-    @classmethod
-    def _not_13(cls, n: int) -> int:
-        if n == 13:
-            raise RuntimeError("a validator with a bug")
-        return n
-
-
-def make_app(**options: Any) -> SocketApp:
-    app = SocketApp(**options)
-
-    @app.on("item")
-    async def item(conn: Connection, payload: Item) -> None:
-        if payload.n == 1:
-            raise PermissionDenied("Not this one.")
-        if payload.n == 2:
-            raise ValueError("broken")
-
-    return app
-
-
-async def counted(app: SocketApp) -> dict[tuple[str, str], int]:
-    return dict((await app.ensure_started()).counters.events)
-
-
-async def error_of(conn: TestConnection) -> dict[str, Any]:
-    message = await conn.receive()
-    assert message["event"] == "__error__", message
-    payload: dict[str, Any] = message["payload"]
-    return payload | {"id": message.get("id")}
+from tests.engines import running
+from tests.items import counted, error_of, make_app
 
 
 class Limits(MemoryLimits):
@@ -116,7 +81,7 @@ async def test_what_comes_before_the_connect_hooks_are_through_is_not_handled() 
 
     @app.on_connect
     async def early(conn: Connection) -> None:
-        engine = await app.ensure_started()
+        engine = await running(app)
         assert engine.receive(conn, '{"event":"act"}', binary=False) is None
 
     @app.on("act")
@@ -259,7 +224,7 @@ async def test_the_debug_feed_shows_what_is_handled_as_it_came() -> None:
         frame = '{"event":"item", "payload":{"n":0}}'
         await conn.send_raw(frame)
         await conn.send("item", {"n": "x"})
-        engine = await app.ensure_started()
+        engine = await running(app)
         assert engine.feed is not None
         shown = [event for event in engine.feed.since(0) if event["direction"] == "in"]
         assert [(event["connection_id"], event["event"], event["data"]) for event in shown] == [

@@ -7,54 +7,16 @@ from typing import Any
 
 import msgpack
 import pytest
-from pydantic import BaseModel, field_validator
 
 from socketspec import Connection, SocketApp
 from socketspec.backend.memory import MemoryBackend, MemoryLimits
-from socketspec.errors import (
-    PermissionDenied,
-)
 from socketspec.security.ratelimit import RateLimit
 from socketspec.session import SessionConfig
-from socketspec.testing import ConnectionClosed, TestClient, TestConnection
+from socketspec.testing import ConnectionClosed, TestClient
 from tests.backends import SharedBackend
+from tests.engines import running
+from tests.items import counted, error_of, make_app
 from tests.virtual_time import in_virtual_time
-
-
-class Item(BaseModel):
-    n: int
-
-    @field_validator("n")
-    @classmethod
-    def _not_13(cls, n: int) -> int:
-        if n == 13:
-            raise RuntimeError("a validator with a bug")
-        return n
-
-
-def make_app(**options: Any) -> SocketApp:
-    app = SocketApp(**options)
-
-    @app.on("item")
-    async def item(conn: Connection, payload: Item) -> None:
-        if payload.n == 1:
-            raise PermissionDenied("Not this one.")
-        if payload.n == 2:
-            raise ValueError("broken")
-
-    return app
-
-
-async def counted(app: SocketApp) -> dict[tuple[str, str], int]:
-    return dict((await app.ensure_started()).counters.events)
-
-
-async def error_of(conn: TestConnection) -> dict[str, Any]:
-    message = await conn.receive()
-    assert message["event"] == "__error__", message
-    payload: dict[str, Any] = message["payload"]
-    return payload | {"id": message.get("id")}
-
 
 # Counting
 
@@ -81,7 +43,7 @@ async def test_each_message_is_counted_once_by_event_and_outcome(frame: str, exp
         await conn.send_raw(frame)
         await asyncio.sleep(0)
         assert await counted(app) == {expected: 1}
-        engine = await app.ensure_started()
+        engine = await running(app)
         assert engine.counters.received_bytes == len(frame)
         timed = expected[0] == "item" and "invalid" not in expected and "13" not in frame
         assert [sum(histogram.counts) for histogram in engine.counters.handler_seconds.values()] == [1] * timed
@@ -96,7 +58,7 @@ async def test_a_rate_limited_message_is_counted_as_one(backend: type[MemoryBack
             await conn.send("item", {"n": 0})
         await asyncio.sleep(0)
         assert await counted(app) == {("item", "ok"): 1, ("unknown", "rate_limited"): 2}
-        assert (await app.ensure_started()).counters.rate_limited == 2
+        assert (await running(app)).counters.rate_limited == 2
 
 
 @in_virtual_time
@@ -112,7 +74,7 @@ async def test_the_time_a_handler_takes_is_measured() -> None:
         await asyncio.sleep(50)
         await conn.send("slow", id=1)
         await conn.receive()
-        engine = await app.ensure_started()
+        engine = await running(app)
         assert engine.counters.handler_seconds["slow"].sum == pytest.approx(3)
 
 

@@ -15,6 +15,7 @@ from socketspec.backend.memory import MemoryBackend, MemoryHistory
 from socketspec.errors import ConfigurationError, PermissionDenied
 from socketspec.protocol.publications import Position, Publication, Topic
 from socketspec.testing import TestClient, TestConnection
+from tests.engines import running
 
 V1 = ["socketspec.v1.json"]
 KEPT = History(size=3, ttl=60)
@@ -122,11 +123,11 @@ async def test_a_position_that_does_not_verify_is_no_right(what: str) -> None:
     async with TestClient(socket) as client:
         at = await publish(socket, "kept:1", 2)
         conn = await client.connect(subprotocols=V1)
-        engine = await socket.ensure_started()
-        subscribed = len(engine.hub)
+        engine = await running(socket)
+        subscribed = len(engine.hub.topics)
         results = await resume(conn, {"kept:1": at[1]._replace(**WRONG[what])})
         assert (results["kept:1"]["recovered"], results["kept:1"]["reason"]) == (False, "PERMISSION_ERROR")
-        assert (conn.connection.rooms, came, len(engine.hub)) == (frozenset(), [], subscribed)
+        assert (conn.connection.rooms, came, len(engine.hub.topics)) == (frozenset(), [], subscribed)
         assert await socket.rooms.count("kept:1") == 0
 
 
@@ -261,7 +262,7 @@ async def test_a_room_that_code_of_the_app_is_joining_is_joined_once_and_nothing
         at = await publish(socket, "guarded:yes", 2)
         conn = await client.connect(subprotocols=V1)
         await conn.receive_event("__connect__")
-        engine = await socket.ensure_started()
+        engine = await running(socket)
         enter = engine.backend.presence.enter
 
         async def slowly(topic: Topic, member: Any, *, limit: int | None = None) -> bool:

@@ -14,6 +14,7 @@ from socketspec.backend.protocols import Deliver, Lost
 from socketspec.errors import BackendError
 from socketspec.protocol.publications import Position, Publication, Topic
 from socketspec.testing import TestClient, TestConnection
+from tests.engines import running
 
 V1 = ["socketspec.v1.json"]
 KEPT = History(size=100, ttl=60)
@@ -305,7 +306,7 @@ async def test_what_became_of_each_room_is_counted() -> None:
         conn = await client.connect(subprotocols=V1)
         await ask(conn, {"kept:1": at[0], "kept:2": None, "kept:3": at[0], "nowhere": None})
         await ask(conn, {"kept:1": at[1]})
-        engine = await socket.ensure_started()
+        engine = await running(socket)
         assert engine.counters.recoveries == {
             "recovered": 1,
             "no_position": 1,

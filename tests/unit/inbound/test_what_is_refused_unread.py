@@ -13,6 +13,7 @@ from socketspec import Connection, SocketApp
 from socketspec.backend.memory import MemoryBackend
 from socketspec.security.ratelimit import RateLimit
 from socketspec.testing import ConnectionClosed, TestClient, TestConnection
+from tests.engines import running
 
 TOO_LARGE = "x" * 70_000
 
@@ -88,7 +89,7 @@ async def test_after_a_costly_message_the_event_loop_gets_one_turn(size: int, gi
     async def slow(conn: Connection, payload: Slow) -> None: ...
 
     async with TestClient(app) as client:
-        engine = await app.ensure_started()
+        engine = await running(app)
         conn = await client.connect()
         message = json.dumps({"event": "slow", "payload": {"text": "x" * size}})
         asyncio.get_running_loop().call_soon(turn, 1)
@@ -106,7 +107,7 @@ async def test_many_messages_that_cost_less_give_way_too() -> None:
     async def text(conn: Connection, payload: dict[str, Any]) -> None: ...
 
     async with TestClient(app) as client:
-        engine = await app.ensure_started()
+        engine = await running(app)
         conn = await client.connect()
         message = json.dumps({"event": "text", "payload": {"text": "x" * 2000}})
         conn.connection.spent = 0.00099
@@ -125,7 +126,7 @@ async def test_a_large_message_that_is_quick_costs_no_turn() -> None:
     async def text(conn: Connection, payload: dict[str, Any]) -> None: ...
 
     async with TestClient(app) as client:
-        engine = await app.ensure_started()
+        engine = await running(app)
         conn = await client.connect()
         message = json.dumps({"event": "text", "payload": {"text": "x" * 5000}})
         pendings = [engine.receive(conn.connection, message, binary=False) for _ in range(10)]

@@ -15,9 +15,12 @@ from socketspec.errors import (
     BackendError,
 )
 from socketspec.logs import JsonFormatter
+from socketspec.protocol.handshake import Handshake, QueryParams
 from socketspec.protocol.publications import Topic
-from socketspec.testing import TestClient
+from socketspec.testing import ConnectionClosed, TestClient
+from tests.backends import WatchedBackend
 from tests.carriers import Carrier, opened
+from tests.engines import running
 from tests.identities import ByName
 from tests.virtual_time import in_virtual_time
 from tests.watching import until
@@ -100,9 +103,8 @@ async def test_an_end_is_named_and_counted_by_its_code(code: int, reason: str, c
         conn = await client.connect()
         await conn.close(code)
         await conn.close(1000)
-        counters = (await app.ensure_started()).counters
+        counters = (await running(app)).counters
         assert (counters.opened, counters.closed) == (1, {counted: 1})
-        assert conn.connection.close_code == code
     assert reasons == [reason]
 
 
@@ -118,9 +120,31 @@ async def test_the_first_reason_stays_when_the_client_closes_in_turn() -> None:
         await conn.connection.disconnect("enough", code=4321)
         await conn.connection.disconnect("again", code=4322)
         await conn.close(1000)
-        assert (conn.connection.close_code, conn.connection.close_reason) == (4321, "enough")
+        with pytest.raises(ConnectionClosed, match=r"4321 \(enough\)"):
+            await conn.receive()
+        assert conn.connection.close_reason == "enough"
         assert conn.connection.state.value == "closed"
     assert reasons == ["enough"]
+
+
+async def test_what_goes_to_everybody_does_not_go_to_a_connection_that_is_being_cleaned_up() -> None:
+    backend = WatchedBackend()
+    app, gone, there = SocketApp(backend=backend, auth=ByName()), Carrier(), Carrier()
+    async with app.lifespan():
+        ending = await opened(app, gone, Handshake(query_params=QueryParams([("user", "ada")])))
+        staying = await opened(app, there, Handshake(query_params=QueryParams([("user", "bob")])))
+        backend.watched.may_leave.clear()
+        engine = await running(app)
+        cleaning = asyncio.ensure_future(engine.closed(ending, 1006))
+        async with asyncio.timeout(5):
+            await backend.watched.leaving.wait()
+        await app.rooms.broadcast_all("meanwhile")
+        engine.hub.settle()
+        assert there.events == ["meanwhile"]
+        assert gone.events == []
+        backend.watched.may_leave.set()
+        await cleaning
+        await staying.disconnect()
 
 
 @in_virtual_time
@@ -135,7 +159,7 @@ async def test_leaving_takes_ten_seconds_at_most_all_rooms_together() -> None:
         began = asyncio.get_running_loop().time()
         await conn.close()
         assert asyncio.get_running_loop().time() - began == pytest.approx(10, abs=0.1)
-        engine = await app.ensure_started()
+        engine = await running(app)
         assert engine.connections == {}
 
 
@@ -170,7 +194,7 @@ async def test_a_failure_of_leaving_is_logged_about_the_connection_that_ended(ca
 
     @app.on("throw out")
     async def throw_out(conn: Connection, payload: dict[str, str]) -> None:
-        engine = await app.ensure_started()
+        engine = await running(app)
         await engine.connections[payload["who"]].disconnect()
 
     async with TestClient(app) as client:
@@ -257,7 +281,7 @@ async def test_what_is_logged_after_the_end_is_about_the_connection_that_ended(
 
     @app.on("throw out")
     async def throw_out(conn: Connection, payload: dict[str, str]) -> None:
-        engine = await app.ensure_started()
+        engine = await running(app)
         await engine.connections[payload["who"]].disconnect()
 
     async with TestClient(app) as client:

@@ -19,9 +19,9 @@ from socketspec.errors import ConfigurationError
 from socketspec.lifecycle.drain import JITTER, JITTER_AT_ONCE, LEAST_A_SECOND
 from socketspec.pages.responses import Response
 from socketspec.protocol.handshake import Handshake, Headers, QueryParams
-from socketspec.runtime import engines as running
-from socketspec.runtime.engine import Engine
+from socketspec.runtime import engines
 from socketspec.testing import ConnectionClosed, TestClient, TestConnection
+from tests.engines import Engine, running
 from tests.virtual_time import in_virtual_time, now
 
 TICK = 0.1
@@ -339,7 +339,7 @@ def test_a_connection_that_opens_when_the_last_one_has_left_does_not_hold_up_the
         app = SocketApp(drain_window=10)
         handshake = Handshake(path="/ws", headers=Headers([]), query_params=QueryParams([]))
         async with TestClient(app) as client:
-            engine = await app.ensure_started()
+            engine = await running(app)
             admission = await engine.admit(handshake)  # a moment before the drain
             connections = [await client.connect() for _ in range(300)]
             draining = asyncio.create_task(app.drain())
@@ -383,16 +383,16 @@ def test_every_call_joins_the_same_drain_and_the_stop_finds_it_done() -> None:
         app = SocketApp(drain_window=1, backend="memory")
         async with TestClient(app) as client:
             readers = [asyncio.create_task(read(await client.connect())) for _ in range(20)]
-            engine = await app.ensure_started()
-            assert engine in running.engines()
-            running.drain_soon()
-            running.drain_soon()
-            assert set(await asyncio.gather(app.drain(), app.drain(window=0), running.drain())) == {20}
+            engine = await running(app)
+            assert engine in engines.engines()
+            engines.drain_soon()
+            engines.drain_soon()
+            assert set(await asyncio.gather(app.drain(), app.drain(window=0), engines.drain())) == {20}
             ended = now()
             await asyncio.gather(app.stop(), app.stop())
             assert now() - ended < INSTANT
             assert ended == pytest.approx(1, abs=TICK)
-            assert engine not in running.engines()
+            assert engine not in engines.engines()
             for reader in readers:
                 messages, _, _ = await reader
                 assert len(messages) == 1, "one goodbye"
@@ -401,17 +401,17 @@ def test_every_call_joins_the_same_drain_and_the_stop_finds_it_done() -> None:
 
 
 async def started(app: SocketApp) -> Engine:
-    engine = await app.ensure_started()
-    assert engine in running.everywhere()
+    engine = await running(app)
+    assert engine in engines.everywhere()
     return engine
 
 
 def test_an_engine_whose_loop_ended_without_a_stop_is_read_no_more_and_let_go_at_the_next_start() -> None:
     ended = asyncio.run(started(SocketApp()))
-    assert ended not in running.everywhere()
+    assert ended not in engines.everywhere()
     kept = weakref.ref(ended)
     del ended
-    running.remove(asyncio.run(started(SocketApp())))
+    engines.remove(asyncio.run(started(SocketApp())))
     gc.collect()
     assert kept() is None
 
@@ -447,7 +447,7 @@ async def test_without_its_token_the_drain_path_does_nothing(authorization: str 
     async with TestClient(app) as client:
         await client.connect()
         assert (await ask(app, authorization=authorization)).status == 401
-        engine = await app.ensure_started()
+        engine = await running(app)
         assert not engine.stopping
 
 

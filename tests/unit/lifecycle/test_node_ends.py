@@ -16,6 +16,7 @@ from socketspec.protocol.publications import Publication, Topic
 from socketspec.testing import TestClient
 from tests.backends import WatchedBackend, WatchedBroker
 from tests.carriers import Carrier, opened
+from tests.engines import is_running, running
 from tests.virtual_time import in_virtual_time
 
 
@@ -33,9 +34,9 @@ async def test_a_start_that_fails_half_way_is_undone() -> None:
     backend.broker.__class__ = Broker
     app = SocketApp(backend=backend)
     with pytest.raises(BackendError):
-        await app.ensure_started()
-    assert (backend.started, app.engine) == ([], None)
-    await app.ensure_started()
+        await running(app)
+    assert (backend.started, is_running(app)) == ([], False)
+    await running(app)
     assert backend.started == ["/"]
     await app.stop()
     assert backend.started == []
@@ -77,7 +78,7 @@ async def test_a_handler_has_the_grace_and_a_hook_another_one() -> None:
         hangs, carrier = Carrier(), Carrier()
         conn = await opened(app, hangs)
         await opened(app, carrier)
-        engine = await app.ensure_started()
+        engine = await running(app)
         engine.receive(conn, '{"event":"hang"}', binary=False)
         await asyncio.sleep(0)
         began = now()
@@ -173,7 +174,7 @@ async def test_very_many_goodbyes_let_the_loop_turn_between_a_few_hundred() -> N
         assert told[-1] == 1100
         for carrier in carriers:
             carrier.abort()
-        engine = await app.ensure_started()
+        engine = await running(app)
         for conn in list(engine.connections.values()):
             engine.lost(conn, 1006)
         assert await draining == 1100
@@ -189,7 +190,7 @@ async def test_a_stop_may_be_given_other_times() -> None:
 
     async with app.lifespan():
         conn = await opened(app, Carrier())
-        engine = await app.ensure_started()
+        engine = await running(app)
         engine.receive(conn, '{"event":"hang"}', binary=False)
         began = asyncio.get_running_loop().time()
         await app.stop(grace=2, window=0)

@@ -3,54 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 
 from socketspec import Connection, SocketApp
 from socketspec.backend.memory import MemoryBackend, MemorySessions
-from socketspec.errors import (
-    BackendError,
-)
 from socketspec.session import SessionConfig
-from socketspec.session.tokens import new_token
-from socketspec.testing import ConnectionClosed, TestClient, TestConnection
+from socketspec.session.session_tokens import new_token
+from socketspec.testing import TestClient
+from tests.endings import end_of
+from tests.gated_sessions import GatedSessions, gated_app
 from tests.identities import ByName
-
-
-class GatedSessions(MemorySessions):
-    """Lookups of revocations that wait for the test, or fail."""
-
-    def __init__(self) -> None:
-        super().__init__(time.monotonic)
-        self.looking = asyncio.Event()
-        self.gate = asyncio.Event()
-        self.gate.set()
-        self.away = False
-
-    async def is_revoked(self, subjects: Sequence[str]) -> bool:
-        if self.away:
-            raise BackendError("redis is gone")
-        self.looking.set()
-        await self.gate.wait()
-        return await super().is_revoked(subjects)
-
-
-def gated_app(**options: Any) -> tuple[SocketApp, GatedSessions]:
-    backend = MemoryBackend()
-    backend.sessions = sessions = GatedSessions()
-    return SocketApp(backend=backend, auth=ByName(), **options), sessions
-
-
-async def end_of(conn: TestConnection) -> tuple[list[dict[str, Any]], int, str]:
-    messages: list[dict[str, Any]] = []
-    while True:
-        try:
-            messages.append(await conn.receive())
-        except ConnectionClosed as closed:
-            return messages, closed.code, closed.reason
 
 
 async def test_a_first_message_of_a_connection_that_was_closed_meanwhile_lets_nobody_in() -> None:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from typing import Any
 
 import pytest
 
 from socketspec import Connection, Identity, SocketApp
-from socketspec.backend.memory import MemoryBackend, MemorySessions
 from socketspec.errors import (
     AuthError,
     BackendError,
@@ -22,44 +19,13 @@ from socketspec.errors import (
 )
 from socketspec.protocol.handshake import Handshake
 from socketspec.session import SessionConfig
-from socketspec.session.tokens import new_token
-from socketspec.testing import ConnectionClosed, HandshakeRefused, TestClient, TestConnection
+from socketspec.session.session_tokens import new_token
+from socketspec.testing import HandshakeRefused, TestClient
 from tests.carriers import Carrier, opened
+from tests.endings import end_of
+from tests.engines import engine_of
+from tests.gated_sessions import gated_app
 from tests.identities import ByName
-
-
-class GatedSessions(MemorySessions):
-    """Lookups of revocations that wait for the test, or fail."""
-
-    def __init__(self) -> None:
-        super().__init__(time.monotonic)
-        self.looking = asyncio.Event()
-        self.gate = asyncio.Event()
-        self.gate.set()
-        self.away = False
-
-    async def is_revoked(self, subjects: Sequence[str]) -> bool:
-        if self.away:
-            raise BackendError("redis is gone")
-        self.looking.set()
-        await self.gate.wait()
-        return await super().is_revoked(subjects)
-
-
-def gated_app(**options: Any) -> tuple[SocketApp, GatedSessions]:
-    backend = MemoryBackend()
-    backend.sessions = sessions = GatedSessions()
-    return SocketApp(backend=backend, auth=ByName(), **options), sessions
-
-
-async def end_of(conn: TestConnection) -> tuple[list[dict[str, Any]], int, str]:
-    messages: list[dict[str, Any]] = []
-    while True:
-        try:
-            messages.append(await conn.receive())
-        except ConnectionClosed as closed:
-            return messages, closed.code, closed.reason
-
 
 # Turned away before the handshake is accepted
 
@@ -72,8 +38,7 @@ async def test_a_node_that_stops_refuses_with_503() -> None:
             await client.connect()
         assert refused.value.status == 503
         assert "stopping" in str(refused.value)
-        assert app.engine is not None
-        assert app.engine.counters.refused == {503: 1}
+        assert engine_of(app).counters.refused == {503: 1}
 
 
 async def test_another_origin_is_refused_with_403_and_counted() -> None:
@@ -83,10 +48,9 @@ async def test_another_origin_is_refused_with_403_and_counted() -> None:
             await client.connect(headers={"origin": "https://other.app"})
         assert refused.value.status == 403
         assert "origin" in str(refused.value)
-        assert app.engine is not None
-        assert (app.engine.counters.refused, app.engine.counters.opened) == ({403: 1}, 0)
+        assert (engine_of(app).counters.refused, engine_of(app).counters.opened) == ({403: 1}, 0)
         await client.connect(headers={"origin": "https://my.app"})
-        assert (app.engine.counters.refused, app.engine.counters.opened) == ({403: 1}, 1)
+        assert (engine_of(app).counters.refused, engine_of(app).counters.opened) == ({403: 1}, 1)
 
 
 async def test_a_session_that_cannot_be_looked_up_is_refused_with_503(caplog: pytest.LogCaptureFixture) -> None:
@@ -249,8 +213,7 @@ async def test_an_opening_that_the_server_cancels_counts_as_a_lost_connection() 
         await entered.wait()
         connecting.cancel()
         await asyncio.wait([connecting])
-        assert app.engine is not None
-        assert app.engine.counters.closed == {"connection_lost": 1}
+        assert engine_of(app).counters.closed == {"connection_lost": 1}
 
 
 # Hooks that refuse or fail

@@ -16,12 +16,13 @@ from socketspec.membership.node_orders import MAX_REMEMBERED, REMEMBERED, NodeOr
 from socketspec.protocol.orders import control_topic, disconnect_order, revoke_order
 from socketspec.protocol.publications import Publication
 from socketspec.testing import ConnectionClosed, TestClient
+from tests.engines import running
 
 TOPIC = control_topic("/")
 
 
 async def give(app: SocketApp, event: str, payload: Any) -> None:
-    engine = await app.ensure_started()
+    engine = await running(app)
     await engine.backend.broker.publish(TOPIC, Publication(event=event, payload=json.dumps(payload).encode()))
 
 
@@ -39,7 +40,7 @@ async def test_connections_are_closed_by_id_with_code_and_reason() -> None:
     app = SocketApp()
     async with TestClient(app) as client:
         one, two = await client.connect(), await client.connect()
-        engine = await app.ensure_started()
+        engine = await running(app)
         others = [f"elsewhere-{number}" for number in range(1500)]
         receipt = await engine.orders.disconnect(connections=[*others, one.id], code=4009, reason="replaced")
         assert receipt.nodes == 1

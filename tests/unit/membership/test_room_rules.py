@@ -25,6 +25,7 @@ from socketspec.membership.rooms import RoomFull
 from socketspec.protocol.publications import Member, Position, Publication, Topic
 from socketspec.testing import TestClient, TestConnection
 from tests.backends import WatchedBackend
+from tests.engines import running
 from tests.identities import ByName
 
 log = logging.getLogger("the_app")
@@ -159,7 +160,7 @@ async def test_joins_and_leaves_are_counted_once_each() -> None:
     app = SocketApp()
     async with TestClient(app) as client:
         conn = await client.connect()
-        counters = (await app.ensure_started()).counters
+        counters = (await running(app)).counters
         for room in ("a", "a", "b"):
             await app.rooms.join(conn.connection, room)
         assert (counters.joins, counters.leaves) == (2, 0)
@@ -237,6 +238,25 @@ async def test_leaving_ends_the_subscription_even_where_presence_fails(how: str)
         assert backend.watched.left == [(ROOM, conn.id)]
 
 
+async def test_who_leaves_gets_nothing_more_however_long_presence_takes_to_answer() -> None:
+    backend = WatchedBackend()
+    app = SocketApp(backend=backend)
+    async with TestClient(app) as client:
+        leaver, other = await client.connect(), await client.connect()
+        for conn in (leaver, other):
+            await app.rooms.join(conn.connection, "hall")
+        backend.watched.may_leave.clear()
+        leaving = asyncio.create_task(app.rooms.leave(leaver.connection, "hall"))
+        async with asyncio.timeout(5):
+            await backend.watched.leaving.wait()
+        await app.rooms.broadcast("hall", "meanwhile")
+        assert (await other.receive())["event"] == "meanwhile"
+        backend.watched.may_leave.set()
+        await leaving
+        await leaver.send("__ping__")
+        assert (await leaver.receive())["event"] == "__pong__", "nothing else had come"
+
+
 async def test_a_subscription_stands_while_one_member_is_left() -> None:
     backend = WatchedBackend()
     app = SocketApp(backend=backend)
@@ -309,7 +329,7 @@ async def test_broadcasts_are_counted_and_shown_in_the_debug_feed() -> None:
         await app.rooms.broadcast("hall", "to the room", {"n": 1})
         await app.rooms.broadcast_all("to all", {"n": 2})
         await app.users.send("ada", "to ada", {"n": 3})
-        engine = await app.ensure_started()
+        engine = await running(app)
         assert engine.counters.broadcasts == 3
         assert engine.feed is not None
         shown = [event for event in engine.feed.since(0) if event["direction"] == "broadcast"]

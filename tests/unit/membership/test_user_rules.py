@@ -17,23 +17,16 @@ from socketspec.errors import BackendError, ValidationFailed
 from socketspec.protocol.handshake import Handshake, QueryParams
 from socketspec.protocol.publications import Member, Publication, Receipt, Topic
 from socketspec.session import SessionConfig
-from socketspec.testing import ConnectionClosed, TestClient, TestConnection
+from socketspec.testing import TestClient, TestConnection
 from tests.backends import WatchedBackend, WatchedBroker, WatchedPresence
 from tests.carriers import Carrier, opened
+from tests.endings import end_of
+from tests.engines import running
 from tests.identities import ByName
 
 
 async def users(client: TestClient, *names: str) -> list[TestConnection]:
     return [await client.connect(query_params={"user": name}) for name in names]
-
-
-async def end_of(conn: TestConnection) -> tuple[list[dict[str, Any]], int, str]:
-    messages: list[dict[str, Any]] = []
-    while True:
-        try:
-            messages.append(await conn.receive())
-        except ConnectionClosed as closed:
-            return messages, closed.code, closed.reason
 
 
 ADA = Topic("/", "user", "ada")
@@ -149,7 +142,7 @@ async def test_a_connection_that_has_ended_is_forgotten(user: str) -> None:
         query = {"user": user}
         stays = [await client.connect(query_params=query) for _ in range(2)]
         handshake = Handshake(query_params=QueryParams(query.items()), subprotocols=("socketspec.v1.json",))
-        engine = await app.ensure_started()
+        engine = await running(app)
         conn = await opened(app, Carrier(), handshake)
         await app.rooms.join(conn, "hall")
         gone = weakref.ref(conn)

@@ -11,8 +11,8 @@ import pytest
 
 from socketspec.errors import ValidationFailed
 from socketspec.protocol.decoding import decode
+from socketspec.protocol.encoding import encode_payload
 from socketspec.protocol.formats import Format
-from socketspec.protocol.messages import encode_payload
 
 PIECES = [
     "x",

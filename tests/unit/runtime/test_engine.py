@@ -12,17 +12,8 @@ from socketspec.backend.memory import MemoryBackend
 from socketspec.connection.states import State
 from socketspec.errors import PermissionDenied
 from socketspec.lifecycle.closing import CLIENT_REASONS
-from socketspec.testing import ConnectionClosed, HandshakeRefused, TestClient, TestConnection
-
-
-async def end_of(conn: TestConnection) -> tuple[list[dict[str, Any]], int, str]:
-    """What still came before the end, and how it ended."""
-    messages: list[dict[str, Any]] = []
-    while True:
-        try:
-            messages.append(await conn.receive())
-        except ConnectionClosed as closed:
-            return messages, closed.code, closed.reason
+from socketspec.testing import HandshakeRefused, TestClient
+from tests.endings import end_of
 
 
 async def test_handlers_see_the_handshake_and_metadata_that_hooks_left() -> None:
@@ -292,7 +283,7 @@ async def test_two_hundred_connections_come_and_go_without_a_trace() -> None:
             await conn.receive()
             await conn.close(1006 if number % 2 else 1000)
         assert engine.connections == {}
-        assert len(engine.hub) == 2, "only the topics of everybody and of the nodes' orders are left"
+        assert len(engine.hub.topics) == 2, "only the topics of everybody and of the nodes' orders are left"
         assert [await socket.rooms.count(f"room{number}") for number in range(7)] == [0] * 7
         assert (len(engine.tasks), len(engine.handlers), len(asyncio.all_tasks())) == (0, 0, tasks)
 

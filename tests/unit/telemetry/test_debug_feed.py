@@ -10,6 +10,7 @@ import pytest
 from socketspec import Connection, SocketApp
 from socketspec.telemetry.debug_feed import HIDDEN, MAX_TEXT, DebugFeed
 from socketspec.testing import TestClient
+from tests.engines import running
 
 TOKEN = "a-session-token-0001"
 
@@ -57,7 +58,7 @@ async def test_the_feed_of_a_running_app_shows_no_session_token() -> None:
         token = (await conn.receive())["payload"]["session"]
         await conn.send("echo", {"mine": token}, id=1)
         assert (await conn.receive())["payload"] == {"yours": token, "mine": token}
-        engine = await app.ensure_started()
+        engine = await running(app)
         assert engine.feed is not None
         events = engine.feed.since(0)
         assert [event["event"] for event in events] == ["__connect__", "echo", "__ack__"]

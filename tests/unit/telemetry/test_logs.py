@@ -19,6 +19,7 @@ from socketspec.protocol.handshake import Handshake
 from socketspec.security.ratelimit import RateLimit
 from socketspec.telemetry.context import Requests, current_request, log_context
 from socketspec.testing import TestClient, TestConnection
+from tests.engines import engine_of
 
 mine = logging.getLogger("mine")
 
@@ -171,7 +172,7 @@ async def test_all_that_happens_to_a_connection_is_logged_with_its_id(lines: lis
 
     @app.on("kick")
     async def kick(conn: Connection, payload: dict[str, Any]) -> None:
-        other = app.engine.connections[payload["id"]] if app.engine is not None else conn
+        other = engine_of(app).connections[payload["id"]]
         await app.rooms.join(other, "s")
         await other.disconnect()
 
@@ -179,9 +180,7 @@ async def test_all_that_happens_to_a_connection_is_logged_with_its_id(lines: lis
         ada = await client.connect()
         assert current_request.get() is None
         told = {"authenticates", "connects", "guards r", "joins r"}
-        engine = app.engine
-        assert engine is not None
-        (id,) = engine.connections
+        (id,) = engine_of(app).connections
         assert {(line["connection"], line["namespace"]) for line in lines if line["message"] in told} == {(id, "/chat")}
         await ada.send("__resume__", {"rooms": {"t": None}}, id=1)
         assert (await ada.receive())["payload"]["rooms"]["t"]["recovered"] is False

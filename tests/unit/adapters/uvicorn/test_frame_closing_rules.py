@@ -13,7 +13,7 @@ from tests.played_client import (
     SLICE,
     Frame,
     PlayedClient,
-    PlayedSink,
+    PlayedReceiver,
     assert_failed,
     close_frame,
     frame,
@@ -359,7 +359,7 @@ async def test_a_close_while_held_between_turns_goes_on_in_the_turn_that_was_due
 
 @in_virtual_time
 async def test_closing_what_is_not_open_yet_is_an_abort() -> None:
-    client = PlayedClient(PlayedSink())
+    client = PlayedClient(PlayedReceiver())
     client.protocol.close(1001, "")
     assert client.wire.is_aborted
     assert client.got == b""
@@ -368,7 +368,7 @@ async def test_closing_what_is_not_open_yet_is_an_abort() -> None:
 @in_virtual_time
 async def test_what_was_over_before_it_was_handed_over_takes_nothing_more() -> None:
     gate = asyncio.Event()
-    sink = PlayedSink()
+    sink = PlayedReceiver()
 
     async def late(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "websocket.accept"})

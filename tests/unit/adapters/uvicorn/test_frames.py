@@ -220,8 +220,9 @@ def test_the_limit_can_be_changed_and_does_not_count_control_frames() -> None:
 
 @pytest.mark.parametrize("payload", [b"", b"x"])
 def test_a_message_of_more_tiny_frames_than_allowed_fails_with_1008(payload: bytes) -> None:
-    reader = FrameReader(max_size=1 << 20, max_fragments=8)
-    some = [frame(BINARY, payload, fin=False), *[frame(CONTINUATION, payload, fin=False)] * 7]
+    reader = FrameReader(max_size=1 << 20)
+    most = MAX_FRAGMENTS + MAX_FRAGMENTS * len(payload) // (FRAGMENT_SIZE - 1)
+    some = [frame(BINARY, payload, fin=False), *[frame(CONTINUATION, payload, fin=False)] * (most - 1)]
     assert drained(reader, *some, frame(PING)) == [(PING, b"")]
     assert drained(reader, frame(CONTINUATION, payload))[0][1][0] == 1008
 
@@ -232,10 +233,11 @@ def test_each_message_has_its_own_count_of_frames() -> None:
 
 
 def test_a_long_message_may_have_more_frames_if_they_are_not_tiny() -> None:
-    reader = FrameReader(max_size=1 << 20, max_fragments=2)
+    reader = FrameReader(max_size=1 << 20)
     piece = b"x" * FRAGMENT_SIZE
-    some = [frame(BINARY, piece, fin=False), *[frame(CONTINUATION, piece, fin=False)] * 98]
-    assert drained(reader, *some, frame(CONTINUATION, piece)) == [(BINARY, piece * 100)]
+    many = 2 * MAX_FRAGMENTS
+    some = [frame(BINARY, piece, fin=False), *[frame(CONTINUATION, piece, fin=False)] * (many - 2)]
+    assert drained(reader, *some, frame(CONTINUATION, piece)) == [(BINARY, piece * many)]
 
 
 def test_held_tells_what_is_waited_with() -> None:
@@ -368,19 +370,21 @@ def test_any_bytes_give_the_same_events_however_they_are_cut(data: bytes, places
 def test_any_bytes_end_in_at_most_one_failure_and_hold_little_more_than_a_message(
     data: bytes, places: list[int], max_size: int
 ) -> None:
-    reader = FrameReader(max_size=max_size, max_fragments=3)
-    ends: list[int] = []
-    for chunk in cut(data, places):
-        for kind, value in drained(reader, chunk):
-            assert not ends, "nothing comes after the end"
-            if kind in (FAIL, CLOSE):
-                ends.append(kind)
-            if kind == FAIL:
-                assert value[0] in {1002, 1007, 1008, 1009}
-            elif kind in (TEXT, BINARY):
-                assert len(value.encode() if kind == TEXT else value) <= max_size
-        assert reader.held <= max_size + 131  # a control frame, or a header, that is not complete
-        assert not (ends and reader.held)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("socketspec.adapters.uvicorn.frames.MAX_FRAGMENTS", 3)
+        reader = FrameReader(max_size=max_size)
+        ends: list[int] = []
+        for chunk in cut(data, places):
+            for kind, value in drained(reader, chunk):
+                assert not ends, "nothing comes after the end"
+                if kind in (FAIL, CLOSE):
+                    ends.append(kind)
+                if kind == FAIL:
+                    assert value[0] in {1002, 1007, 1008, 1009}
+                elif kind in (TEXT, BINARY):
+                    assert len(value.encode() if kind == TEXT else value) <= max_size
+            assert reader.held <= max_size + 131  # a control frame, or a header, that is not complete
+            assert not (ends and reader.held)
 
 
 # What the server sends

@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from socketspec.adapters.uvicorn.serve import listening_socket
+from socketspec.adapters.uvicorn.serve import USER_TIMEOUT, listening_socket
 
 
 def test_accepted_connections_have_the_listeners_user_timeout() -> None:
@@ -15,11 +15,11 @@ def test_accepted_connections_have_the_listeners_user_timeout() -> None:
     if option is None:
         pytest.skip("the platform has no TCP_USER_TIMEOUT")
     with (
-        listening_socket("127.0.0.1", 0, 8, 12_345) as listener,
+        listening_socket("127.0.0.1", 0, 8) as listener,
         socket.create_connection(listener.getsockname()),
         closing(listener.accept()[0]) as accepted,
     ):
-        assert accepted.getsockopt(socket.IPPROTO_TCP, option) == 12_345
+        assert accepted.getsockopt(socket.IPPROTO_TCP, option) == USER_TIMEOUT
 
 
 def test_it_listens_on_ipv6_and_with_two_colons_on_both() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from socketspec.adapters.uvicorn.protocol import DeflateWebSocketProtocol
-from tests.played_client import KEY, PlayedClient, PlayedSink, frame, upgrade
+from tests.played_client import KEY, PlayedClient, PlayedReceiver, frame, upgrade
 from tests.virtual_time import in_virtual_time
 from tests.watching import turns
 
@@ -199,7 +199,7 @@ async def test_the_first_extension_that_can_be_agreed_on_is_named_with_what_was_
 
 @in_virtual_time
 async def test_what_was_agreed_on_holds_for_the_frames_that_follow() -> None:
-    sink = PlayedSink()
+    sink = PlayedReceiver()
     client = PlayedClient(sink, protocol=DeflateWebSocketProtocol)
     client.sends(upgrade(DEFLATE))
     await turns(lambda: client.got)

@@ -11,8 +11,8 @@ import pytest
 
 from socketspec.cluster.commands.command import Command
 from socketspec.cluster.commands.keys import Keys
-from socketspec.cluster.stores.limits import RedisLimits
 from socketspec.errors import BackendError
+from tests.unit.cluster.stores.watched_limits import WatchedLimits
 from tests.virtual_time import in_virtual_time, now
 from tests.watching import turns
 
@@ -39,11 +39,11 @@ class FakeRedis:
     async def run_all(self, commands: Sequence[Command]) -> list[Any]:
         return [await self.run(command) for command in commands]
 
-    def limits(self, **options: Any) -> RedisLimits:
-        return RedisLimits(self, Keys(), clock=asyncio.get_running_loop().time, **options)
+    def limits(self, **options: Any) -> WatchedLimits:
+        return WatchedLimits(self, Keys(), clock=asyncio.get_running_loop().time, **options)
 
 
-async def take(limits: RedisLimits, key: str = "k", *, rate: float = 1, capacity: float = 3) -> float:
+async def take(limits: WatchedLimits, key: str = "k", *, rate: float = 1, capacity: float = 3) -> float:
     return await limits.take(key, rate=rate, capacity=capacity)
 
 
@@ -166,7 +166,7 @@ async def test_a_bucket_is_forgotten_as_soon_as_it_is_as_new() -> None:
 async def test_a_refused_bucket_is_forgotten_in_the_very_moment_its_time_is_over() -> None:
     redis = FakeRedis()
     time = 1000.0
-    limits = RedisLimits(redis, Keys(), clock=lambda: time)
+    limits = WatchedLimits(redis, Keys(), clock=lambda: time)
     redis.wait = 10.0
     await take(limits)
     redis.wait = 0.0

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socketspec.backend.token_buckets import TokenBucket
+from socketspec.backend.rate_buckets import TokenBucket
 from socketspec.cluster.commands.command import Command
 from socketspec.cluster.commands.keys import Keys
-from socketspec.cluster.stores.limits import AWAY_SECONDS, RedisLimits
+from socketspec.cluster.stores.limits import AWAY_SECONDS
 from socketspec.errors import BackendError
+from tests.unit.cluster.stores.watched_limits import WatchedLimits
 
 
 class FakeRedis:
@@ -31,8 +32,8 @@ class FakeRedis:
     def clock(self) -> float:
         return self.now
 
-    def limits(self, **options: Any) -> RedisLimits:
-        return RedisLimits(self, Keys(), clock=self.clock, **options)
+    def limits(self, **options: Any) -> WatchedLimits:
+        return WatchedLimits(self, Keys(), clock=self.clock, **options)
 
     async def run(self, command: Command) -> Any:
         self.commands.append(command)
@@ -55,7 +56,7 @@ class FakeRedis:
 
 
 async def take(
-    limits: RedisLimits, count: int = 1, key: str = "k", rate: float = 1, capacity: float = 3
+    limits: WatchedLimits, count: int = 1, key: str = "k", rate: float = 1, capacity: float = 3
 ) -> list[float]:
     return [await limits.take(key, rate=rate, capacity=capacity) for _ in range(count)]
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socketspec.backend.token_buckets import BucketTable, TokenBucket
+from socketspec.backend.rate_buckets import BucketTable, TokenBucket
 from socketspec.errors import ConfigurationError
 
 

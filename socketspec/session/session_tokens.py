@@ -28,7 +28,7 @@ def new_token(namespace: str, user: str | None) -> str:
 
 
 def is_given_to(token: str, namespace: str, user: str | None) -> bool:
-    """Whether `token` is bound to `user`. Two tokens that are, of different users, are never equal."""
+    """Whether `token` is bound to `user`. No token is bound to two users."""
     random, bond = token[:_RANDOM], token[_RANDOM:]
     return hmac.compare_digest(bond.encode(), _bond(namespace, user, random).encode())
 

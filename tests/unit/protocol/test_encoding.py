@@ -17,8 +17,8 @@ from pydantic_core import from_json, to_json
 
 from socketspec.errors import ValidationFailed
 from socketspec.protocol.decoding import Envelope, decode
+from socketspec.protocol.encoding import Message, encode_payload
 from socketspec.protocol.formats import MAX_DEPTH, Format, negotiate
-from socketspec.protocol.messages import Message, encode_payload
 from socketspec.protocol.publications import Position
 
 SCALARS = (

@@ -10,15 +10,15 @@ from socketspec.errors import ErrorCode, EventError
 from socketspec.identity import Identity
 from socketspec.session.config import Session, SessionConfig
 from socketspec.session.revocation import Kind, Revoked, digest, subject_of
-from socketspec.session.tokens import check_session, is_given_to, new_token
+from socketspec.session.session_tokens import check_session, is_given_to, new_token
 
-__all__ = ("SessionVerifier",)
+__all__ = ("SessionLookup",)
 
 REMEMBERED: Final = 86_400.0
 """Seconds that the begin of a session is remembered after its end, so that it cannot begin again."""
 
 
-class SessionVerifier:
+class SessionLookup:
     """Finds out which session a connection belongs to, and whether that may go on."""
 
     def __init__(self, namespace: str, config: SessionConfig, sessions: Store) -> None:
@@ -69,7 +69,7 @@ class SessionVerifier:
         if not is_given_to(token, self._namespace, user):
             return None
         await self.check(identity, token)
-        if self._config.max_duration is None:  # nothing was stored: it is a name, and says of itself whose
+        if self._config.max_duration is None:  # nothing is stored then; that the token is bound to this user is enough
             return Session(id=token, config=self._config)
         began = await self._sessions.began(self._key(user, token))
         return None if began is None else self._session(token, began)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socketspec.session.tokens import check_session, is_given_to, new_token
+from socketspec.session.session_tokens import check_session, is_given_to, new_token
 
 USERS = st.none() | st.text(max_size=5)
 NAMESPACES = st.sampled_from(["/", "/a", "/ab"])

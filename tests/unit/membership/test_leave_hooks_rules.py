@@ -13,6 +13,7 @@ from socketspec.protocol.publications import Member, Topic
 from socketspec.session import SessionConfig
 from socketspec.testing import TestClient
 from tests.backends import WatchedBackend
+from tests.engines import running
 from tests.virtual_time import in_virtual_time
 from tests.watching import until
 
@@ -84,6 +85,6 @@ async def test_lost_members_are_worked_on_a_few_at_once_and_again_after_a_pause(
         await until(lambda: len(engine.tasks) == 0)
 
     async with TestClient(app):
-        engine = await app.ensure_started()
+        engine = await running(app)
         for count in counts:
             await lose(count)

@@ -30,9 +30,6 @@ class NoHistory(HistoryStore):
     ) -> Sequence[Publication]:
         raise NotImplementedError
 
-    async def position(self, topic: Topic) -> Position | None:
-        raise NotImplementedError
-
 
 class Links:
     """Notes what is asked of the subscriptions; a subscribe waits for `gate`, and fails with `error`."""

@@ -17,15 +17,15 @@ from socketspec.connection.sender import Sender
 from socketspec.connection.states import State
 from socketspec.declaration.registry import Registry
 from socketspec.identity import ANONYMOUS, Identity
+from socketspec.protocol.encoding import Message
 from socketspec.protocol.formats import Format
 from socketspec.protocol.handshake import Handshake
-from socketspec.protocol.messages import Message
 from socketspec.protocol.publications import Member, Topic
 from socketspec.session.clock import SessionClock
 from socketspec.session.config import Session, SessionConfig
 from socketspec.text import get_logger
 
-__all__ = ("LostMembers",)
+__all__ = ("LeaveHooks",)
 
 logger: logging.Logger = get_logger("socketspec")
 
@@ -62,8 +62,8 @@ def _nothing_to_clean_up(conn: Connection) -> None:
     """Called where such a connection is closed by a hook."""
 
 
-class LostMembers:
-    """Runs the hooks, a few at a time. No more can wait than the dead node had members."""
+class LeaveHooks:
+    """Runs the leave hooks of lost members, a few at a time. No more wait than the dead node had members."""
 
     def __init__(self, registry: Registry, hooks: Hooks, sender: Sender, tasks: Tasks, config: SessionConfig) -> None:
         self._registry = registry

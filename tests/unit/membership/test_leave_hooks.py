@@ -10,9 +10,10 @@ from socketspec import Connection, SocketApp
 from socketspec.backend.memory import MemoryBackend
 from socketspec.backend.protocols import Deliver, Lost
 from socketspec.connection.states import State
-from socketspec.membership.lost_members import WORKERS
+from socketspec.membership.leave_hooks import WORKERS
 from socketspec.protocol.publications import Member, Topic
 from socketspec.testing import TestClient
+from tests.engines import engine_of, running
 
 ROOM = Topic("/", "room", "hall")
 
@@ -32,7 +33,7 @@ def members(count: int) -> list[Member]:
 
 
 async def until_idle(app: SocketApp) -> None:
-    engine = await app.ensure_started()
+    engine = await running(app)
     async with asyncio.timeout(5):
         while len(engine.tasks):  # noqa: ASYNC110 - there is nothing that tells, and each turn brings them on
             await asyncio.sleep(0)
@@ -62,15 +63,14 @@ async def test_the_hook_gets_a_closed_connection_that_stands_for_the_lost_one() 
         assert [(conn.state, conn.connected_at) for conn in seen] == [(State.CLOSED, 1000.0), (State.CLOSED, 1001.0)]
         assert [conn.identity.is_authenticated for conn in seen] == [True, False]
         assert await app.rooms.count("other") == 0
-        assert app.engine is not None
-        assert list(app.engine.connections) == [watcher.id]
+        assert list(engine_of(app).connections) == [watcher.id]
 
 
 async def test_users_and_apps_without_the_hook_have_nothing_to_do() -> None:
     backend = Cluster()
     app = SocketApp(backend=backend)
     async with TestClient(app):
-        engine = await app.ensure_started()
+        engine = await running(app)
         backend.lost(ROOM, members(3))
         assert len(engine.tasks) == 0
 
