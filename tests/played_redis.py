@@ -40,6 +40,8 @@ class PlayedLink(asyncio.Transport):
         super().__init__()
         self.channels: set[bytes] = set()
         self.is_open = True
+        self.is_gone = False
+        """Whether the client's side was told that it is closed."""
         self._is_reading = True
         self._server = server
         self._protocol = protocol
@@ -83,7 +85,11 @@ class PlayedLink(asyncio.Transport):
         if self.is_open:
             self.is_open = False
             self._server.links.remove(self)
-            asyncio.get_running_loop().call_soon(self._protocol.connection_lost, error)
+            asyncio.get_running_loop().call_soon(self._lost, error)
+
+    def _lost(self, error: Exception | None) -> None:
+        self.is_gone = True
+        self._protocol.connection_lost(error)
 
 
 class PlayedServer:

@@ -46,15 +46,15 @@ class HearingDeadline:
         """Extend it, so that at least `seconds` are left."""
         self._left = max(self._left, seconds)
 
-    async def until(self, is_true: Callable[[], bool]) -> bool:
-        """Wait until `is_true()`; it is checked whenever something happens.
+    async def until(self, is_true: Callable[[], bool]) -> None:
+        """Wait until `is_true()`, which is asked again whenever something happens.
 
-        False where time is up or the link is lost.
+        No longer where time is up or the link is lost.
         """
         loop = asyncio.get_running_loop()
         while not is_true():
             if self._left <= 0 or self._link.closed.done():
-                return False
+                return
             self._news.clear()
             began, was_paused = loop.time(), self._link.is_paused
             try:
@@ -64,7 +64,6 @@ class HearingDeadline:
                 pass
             if not (was_paused or self._link.is_paused):
                 self._left -= min(loop.time() - began, 2 * SECONDS_A_TURN)
-        return True
 
 
 class Probing(NamedTuple):

@@ -23,11 +23,10 @@ class Revoked(AuthError):
         super().__init__("These credentials were revoked. Sign in again.", details={"reason": "revoked"})
 
 
-def check_ttl(ttl: float) -> float:
-    """Return `ttl` if a revocation may last that long. Raises `ValueError`."""
+def check_ttl(ttl: float) -> None:
+    """Raise `ValueError` unless a revocation may last that long."""
     if isinstance(ttl, bool) or not 0 < ttl <= MAX_TTL:
         raise ValueError(f"revoke(ttl={ttl!r}) must be more than 0 seconds and at most 10 years")
-    return ttl
 
 
 def revocation_subjects(

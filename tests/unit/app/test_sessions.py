@@ -165,6 +165,15 @@ async def test_revoking_nothing_or_for_an_impossible_time_is_an_error(arguments:
             await app.sessions.revoke(**arguments)
 
 
+@pytest.mark.parametrize("ttl", [0.001, 10 * 365 * 86_400])
+async def test_a_revocation_may_last_a_moment_or_ten_years(ttl: float) -> None:
+    shared, sessions = backend()
+    app = SocketApp(backend=shared)
+    async with TestClient(app):
+        await app.sessions.revoke(user="ada", ttl=ttl)
+        assert sessions.ttls == [ttl]
+
+
 async def test_a_revocation_that_cannot_be_recorded_raises_and_closes_nobody() -> None:
     shared, sessions = backend()
     app = SocketApp(backend=shared, auth=ByClaims())

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from socketspec import Connection, SocketApp
-from socketspec.connection.sender import MAX_ERROR, MAX_MESSAGE
+from socketspec.connection.sender import MAX_DETAIL, MAX_DETAILS, MAX_ERROR, MAX_MESSAGE
 from socketspec.declaration.payloads import PayloadType
 from socketspec.errors import ErrorCode, EventError, ValidationFailed
 from socketspec.protocol.orders import disconnect_order, revoke_order
@@ -127,9 +127,9 @@ async def test_an_errors_own_words_and_details_are_cut_where_they_are_too_long()
         assert error["details"] == {"retry_after": 1.5, "reason": "busy", "truncated": True}
 
 
-async def test_details_that_fit_are_left_alone() -> None:
+async def details_of(details: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """What a client gets of them, and how many bytes its error's payload has."""
     made = SocketApp()
-    details = {"list": list(range(1000))}
 
     @made.on("refuse")
     async def refuse(conn: Connection) -> None:
@@ -138,7 +138,51 @@ async def test_details_that_fit_are_left_alone() -> None:
     async with TestClient(made) as client:
         conn = await client.connect()
         await conn.send("refuse")
-        assert (await conn.receive())["payload"]["details"] == details
+        payload = (await conn.receive())["payload"]
+        return payload["details"], len(json.dumps(payload, separators=(",", ":")))
+
+
+TOO_MUCH = {"much": ["x"] * MAX_ERROR}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "is_kept"),
+    [
+        ("text", "x" * MAX_DETAIL, True),
+        ("text", "x" * (MAX_DETAIL + 1), False),
+        ("n" * MAX_DETAIL, 1, True),
+        ("n" * (MAX_DETAIL + 1), 1, False),
+        ("number", 2**64 - 1, True),
+        ("number", 1 - 2**64, True),
+        ("number", 2**64, False),
+        ("number", 0.5, True),
+        ("flag", False, True),
+        ("nothing", None, True),
+        ("list", [], False),
+        ("object", {}, False),
+    ],
+)
+async def test_of_too_many_details_the_small_ones_are_kept(name: str, value: Any, is_kept: bool) -> None:
+    kept, _ = await details_of({**TOO_MUCH, name: value})
+    assert kept == {**({name: value} if is_kept else {}), "truncated": True}
+
+
+async def test_of_too_many_details_the_first_few_are_kept() -> None:
+    small = {f"detail {number}": number for number in range(MAX_DETAILS + 1)}
+    kept, _ = await details_of({**TOO_MUCH, **small})
+    assert kept == {**dict(list(small.items())[:MAX_DETAILS]), "truncated": True}
+
+
+async def test_an_error_may_be_as_long_as_the_bound_and_no_longer() -> None:
+    _, size = await details_of({"much": ""})
+    longest = {"much": "x" * (MAX_ERROR - size)}
+    assert await details_of(longest) == (longest, MAX_ERROR)
+    assert (await details_of({"much": longest["much"] + "x"}))[0] == {"truncated": True}
+
+
+async def test_details_that_fit_are_left_alone() -> None:
+    details = {"list": list(range(1000))}
+    assert (await details_of(details))[0] == details
 
 
 async def test_a_close_reason_fits_its_frame_and_is_what_the_hooks_are_told() -> None:

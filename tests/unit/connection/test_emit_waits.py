@@ -1,4 +1,4 @@
-"""`conn.emit` holds its caller up while the client's buffer is more than half full, and not before."""
+"""`conn.emit` holds its caller up while the client's buffer is more than half full, and sends an app's own events."""
 
 from __future__ import annotations
 
@@ -54,3 +54,17 @@ async def test_emit_to_one_stalled_client_holds_nobody_else_up() -> None:
         await emitting
         for conn in (slow, fast):
             await conn.disconnect()
+
+
+@pytest.mark.parametrize(("event", "payload", "error"), [("__ack__", {}, ValueError), ("fine", object(), TypeError)])
+async def test_what_an_app_may_not_send_or_cannot_is_not_sent(
+    event: str, payload: object, error: type[Exception]
+) -> None:
+    app, carrier = SocketApp(), Carrier()
+    async with app.lifespan():
+        conn = await opened(app, carrier)
+        with pytest.raises(error):
+            await conn.emit(event, payload)
+        await conn.emit("next")
+        assert carrier.events == ["next"]
+        await conn.disconnect()

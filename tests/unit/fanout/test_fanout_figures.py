@@ -46,7 +46,7 @@ async def test_each_publication_is_measured_by_its_members_and_each_write_is_cou
         assert observed(figures.fanout_recipients) == (2, 4.0)
         assert figures.sent == 4, "who is excluded counts: that is looked at when it is written"
         assert observed(figures.fanout_seconds)[0] == 1, "both were written in one go"
-        assert observed(figures.fanout_seconds)[1] > 0
+        assert 0 < observed(figures.fanout_seconds)[1] < 10, "what passed, not what a clock shows"
         await conns[2].emit("c")
         assert figures.sent == 5
         for conn in conns:

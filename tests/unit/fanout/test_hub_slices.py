@@ -135,8 +135,9 @@ async def test_who_joins_in_the_midst_of_slices_gets_nothing_that_was_published_
     assert all(member.got == room.published for member in room.members)
 
 
-async def test_who_joins_in_the_midst_of_slices_gets_all_that_comes_later_however_much() -> None:
-    room = await in_the_midst(3 * MESSAGES_A_WRITE + 5)
+@pytest.mark.parametrize("published", [3 * MESSAGES_A_WRITE, 3 * MESSAGES_A_WRITE + 5])
+async def test_who_joins_in_the_midst_of_slices_gets_all_that_comes_later_however_much(published: int) -> None:
+    room = await in_the_midst(published)
     late = room.join(Member("late"))
     after = room.publish(4 * MESSAGES_A_WRITE)
     await room.settle()

@@ -225,6 +225,23 @@ def test_everything_comes_once_and_in_order_however_it_interleaves(
         asyncio.run(run())
 
 
+def test_what_is_taken_out_is_held_no_longer() -> None:
+    keep = catching_up.Keep()
+    held = catching_up.Held(keep)
+    held(Message("n", b"12345"), Message("n", b"678"))
+    assert (keep.messages, keep.bytes) == (2, 8)
+    assert [message.payload for message in held.take()] == [b"12345", b"678"]
+    assert (keep.messages, keep.bytes) == (0, 0)
+
+
+@pytest.mark.parametrize(("count", "has_more"), [(0, False), (0, True), (1, False), (1, True)])
+def test_a_lag_is_long_where_anything_has_to_be_replayed(count: int, has_more: bool) -> None:
+    held = catching_up.Held(catching_up.Keep())
+    page = [Publication("n", b"{}")] * count
+    lag = catching_up.Lag("kept:1", Topic("/", "room", "kept:1"), held, page=page, has_more=has_more)
+    assert lag.is_long is (count > 0 or has_more)
+
+
 async def test_live_messages_that_are_held_meanwhile_are_bounded_and_none_is_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -192,6 +192,39 @@ async def test_a_history_with_a_hole_is_not_taken_for_the_whole_story(
         assert await until_end(socket, conn) == [("kept:1", 5)]
 
 
+def of_another_life(item: Publication) -> Publication:
+    assert item.position is not None
+    return item._replace(position=item.position._replace(epoch="another"))
+
+
+@pytest.mark.parametrize(
+    "newest",
+    [
+        lambda found: [],
+        lambda found: [of_another_life(found[0])],
+        lambda found: [found[0]._replace(position=None)],
+    ],
+    ids=["gone", "of another life", "without a position"],
+)
+async def test_a_stream_that_begins_anew_while_much_of_it_is_read_is_not_the_one_that_was_missed(
+    newest: Callable[[list[Publication]], list[Publication]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socketspec.inbound.catching_up.PAGE", 2)
+    backend = Backend()
+    socket = app(backend)
+
+    def change(found: list[Publication]) -> Sequence[Publication]:
+        return found if backend.watched.asked[-1] is not None else newest(found)
+
+    async with TestClient(socket) as client:
+        at = await publish(socket, 1, 2, 3, 4)
+        conn = await client.connect(subprotocols=V1)
+        backend.watched.change = change
+        assert await ask(conn, {"kept:1": at[0]}) == {"kept:1": {"recovered": False, "reason": "history_lost"}}
+        await publish(socket, 5)
+        assert await until_end(socket, conn) == [("kept:1", 5)]
+
+
 async def test_a_gap_in_a_running_stream_is_passed_on_with_the_offsets_that_show_it() -> None:
     backend = Backend()
     socket = app(backend)

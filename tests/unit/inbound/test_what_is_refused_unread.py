@@ -76,7 +76,7 @@ class Slow(BaseModel):
 
 
 @pytest.mark.parametrize(("size", "gives_way"), [(2000, True), (50, False)])
-async def test_after_a_costly_message_the_event_loop_gets_one_turn(size: int, gives_way: bool) -> None:
+async def test_after_a_costly_message_the_event_loop_gets_a_turn(size: int, gives_way: bool) -> None:
     app = SocketApp()
     turns: list[int] = []
 

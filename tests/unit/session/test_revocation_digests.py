@@ -55,3 +55,8 @@ def test_nodes_of_different_versions_find_each_others_records() -> None:
         "user:0a04ff4f876bebc3a1b7f4a0e7fe7d60",
         "token:18775ddce71ff78ef4480efa693db47e",
     )
+
+
+def test_a_name_that_is_no_text_is_a_name_as_well() -> None:
+    halves = ["\ud83d", "\ude00"]  # of one character: JSON can name them, UTF-8 cannot
+    assert len({revocation_subjects("/", user=half) for half in halves}) == 2

@@ -61,6 +61,7 @@ async def test_the_feed_of_a_running_app_shows_no_session_token() -> None:
         engine = await running(app)
         assert engine.feed is not None
         events = engine.feed.since(0)
-        assert [event["event"] for event in events] == ["__connect__", "echo", "__ack__"]
+        shown = [(event["direction"], event["event"], event["connection_id"]) for event in events]
+        assert shown == [("out", "__connect__", conn.id), ("in", "echo", conn.id), ("out", "__ack__", conn.id)]
         assert token not in repr(events)
         assert repr(events).count(HIDDEN) == 4

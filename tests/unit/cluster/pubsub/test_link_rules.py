@@ -371,8 +371,9 @@ async def test_a_link_that_ended_while_deliveries_were_behind_reads_nothing_more
         await gate.wait()
 
     rig.ear.behind = wait()
+    rig.link.hear_probes(b"probe", rig.ear.probed)
     await rig.says(MESSAGE)
-    rig.link.data_received(MESSAGE)
+    rig.link.data_received(MESSAGE + resp(b"smessage", b"probe", b"nonce"))
     rig.link.abort("enough")
     gate.set()
     await asyncio.gather(*rig.spawned)
@@ -459,7 +460,9 @@ async def test_a_lost_connection_is_told_with_its_reason(error: Exception | None
 @in_virtual_time
 async def test_ending_waits_until_the_socket_is_closed() -> None:
     rig = await Rig.opened()
+    transport = rig.server.link
     await rig.link.end("enough")
+    assert transport.is_gone
     assert not rig.server.links
     await rig.link.end("again")
 
