@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from socketspec.errors import ValidationFailed
+from socketspec.protocol.names import MAX_NAME_BYTES
 from socketspec.protocol.publications import Position
 
 __all__ = ("positions_of",)
@@ -19,6 +20,9 @@ def positions_of(payload: Mapping[str, Any], limit: int) -> dict[str, Position |
     rooms = payload.get("rooms", {})
     if not isinstance(rooms, dict) or len(rooms) > limit:
         raise ValidationFailed(f"`payload.rooms` must be an object of at most {limit} rooms.")
+    for name in rooms:
+        if len(name) > MAX_NAME_BYTES:
+            raise ValidationFailed(f"{name[:80]!r}… is no room's name: one has at most {MAX_NAME_BYTES} bytes.")
     return {name: _position(name, value) for name, value in rooms.items()}
 
 

@@ -36,6 +36,9 @@ logger: logging.Logger = get_logger("socketspec.events")
 PATIENCE: Final = 1.0
 """Seconds that what the client sends next waits for a replay."""
 
+MAX_EXPLAINED: Final = 20
+"""Rows of an answer that say in words why a room is not recovered; `reason` says it in all."""
+
 Row = dict[str, Any]
 """What the answer says of one room."""
 
@@ -134,6 +137,7 @@ class Resume:
         for lag in lags:
             if lag.held.overflowed and lag.seen is None:
                 rows[lag.room], lag.held.overflowed = unrecovered("history_lost"), False
+        _shorten(rows)
         for row in rows.values():
             self._counters.count_recovery("recovered" if row["recovered"] else row["reason"])
         return rows, lags
@@ -167,7 +171,7 @@ class Resume:
 
     async def _verifies(self, since: Position | None, topic: Topic) -> bool:
         """Whether the client was in the room: only then it can know epoch and tag of what was published there."""
-        if since is None:
+        if since is None or since.offset < 1:  # the beginning was never sent to anybody: it has no tag
             return False
         try:
             await self._history.read(topic, since=since, limit=0)
@@ -185,3 +189,10 @@ class Resume:
         except Exception:
             logger.exception("Resuming room %r failed for connection %s", lag.room, conn.id)
         return unrecovered("failed")
+
+
+def _shorten(rows: dict[str, Row]) -> None:
+    """Keep the answer in proportion to the question, which may name a thousand rooms."""
+    explained = [row for row in rows.values() if "message" in row]
+    for row in explained[MAX_EXPLAINED:]:
+        del row["message"]
