@@ -82,7 +82,7 @@ class Session:
     """
 
     id: str = field(default_factory=_new_id, repr=False)
-    """This user's alone, also where JWTs of others have the same ``jti``. Treat it as a secret; it is not in the `repr`."""
+    """This user's alone, also where others' JWTs have the same ``jti``. A secret; not in the `repr`."""
     started_at: float = field(default_factory=time.time)
     """When the session was first seen, on whichever node, in seconds since the epoch."""
     expires_at: float | None = None
