@@ -35,7 +35,8 @@ def is_given_to(token: str, namespace: str, user: str | None) -> bool:
 
 def bound_name(namespace: str, user: str | None, name: str) -> str:
     """The id of the session that the token of `user` names: another user's token may name one alike."""
-    return f"{name}-{_bond(namespace, user, name)}"
+    shown = name.encode("utf-8", "backslashreplace").decode()  # half a surrogate cannot be sent
+    return f"{shown}-{_bond(namespace, user, name)}"
 
 
 def name_of(id: str, namespace: str, user: str | None) -> str | None:

@@ -156,6 +156,15 @@ async def test_the_session_of_one_user_is_revoked_and_no_other_whose_token_has_t
             assert await end_of(conn) == ([], 4005, "revoked"), "the bare name is everybody's who has it"
 
 
+@pytest.mark.parametrize("subprotocols", [[], V1])
+async def test_a_token_that_names_its_session_by_half_a_character_is_let_in(subprotocols: list[str]) -> None:
+    async with TestClient(SocketApp(auth=ByClaims())) as client:
+        conn = await client.connect(query_params=claims(jti="\ud83d"), subprotocols=subprotocols)
+        assert conn.connection.is_open
+        if subprotocols:
+            assert (await conn.receive())["payload"]["session"] == conn.connection.session.id
+
+
 async def test_several_things_are_revoked_at_once_and_the_ttl_is_a_day() -> None:
     shared, sessions = backend()
     app = SocketApp(backend=shared, auth=ByClaims())
