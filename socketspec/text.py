@@ -120,23 +120,55 @@ class OneLine(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Let every record through, escaped to one line."""
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-        if error is not None and not record.exc_text and not _is_harmless(error):
-            record.exc_text = traceback_text(error)  # where there is one, formatters make no other
-        try:
-            message = record.getMessage()
-        except Exception:  # arguments that do not fit: logging says so itself
-            return True
+        if error is None:
+            if record.exc_text:  # from another process, or written out by whoever logs
+                record.exc_text = _indented(record.exc_text)
+        elif record.exc_text or not _is_harmless(error):
+            # What stands there may be what the formatter of another handler has made of it.
+            record.exc_text = traceback_text(error)
+        message = _message(record)
         if len(message) > MAX_LINE or not message.isprintable():
             self._set(record, one_line(message.rstrip()))
+        if not record.name.startswith("uvicorn"):
+            vars(record).pop("color_message", None)  # the message once more, for terminals
         return True
 
     def _set(self, record: logging.LogRecord, message: str) -> None:
-        if isinstance(record.args, tuple) and record.name.endswith(".access"):
-            # The formatters of access logs take the arguments apart.
-            record.args = tuple(one_line(value) if isinstance(value, str) else value for value in record.args)
+        if record.name == "uvicorn.access" and isinstance(record.args, tuple) and len(record.args) == 5:
+            # Its formatter takes the arguments apart.
+            record.msg = one_line(record.msg)
+            record.args = tuple(value if isinstance(value, int) else one_line(value) for value in record.args)
             return
         record.msg, record.args = message, ()
-        vars(record).pop("color_message", None)  # the same once more, for terminals
+        vars(record).pop("color_message", None)
+
+
+def _message(record: logging.LogRecord) -> str:
+    """The message; where its arguments do not fit, both, on one line: logging would print them and the error anyhow."""
+    try:
+        return record.getMessage()
+    except Exception:
+        shown = one_line(f"{_shown(record.msg)} {_represented(record.args)}")
+        record.msg, record.args = "%s", (shown,)
+        return shown
+
+
+def _represented(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception:
+        return f"<{type(value).__name__} that cannot be shown>"
+
+
+def _indented(text: str) -> str:
+    """`text` with every line within a margin, so that none looks like the first of a record."""
+    return "\n".join(
+        line if line.startswith(_MARGIN) and line.isprintable() else _MARGIN + one_line(line)
+        for line in text.splitlines()
+    )
+
+
+_MARGIN: Final = "  | "
 
 
 def get_logger(name: str) -> logging.Logger:

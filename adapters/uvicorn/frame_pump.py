@@ -199,6 +199,7 @@ class FramePump:
         """Handle no more frames."""
         self._is_stopped = True
         self.receiver = None
+        self._reader.forget()
         self._cancel_deadline()
 
     def discard(self) -> None:

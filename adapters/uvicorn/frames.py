@@ -178,6 +178,10 @@ class FrameReader:
         self._over()
         return FAIL, (code, reason)
 
+    def forget(self) -> None:
+        """Hold nothing any more, and read nothing: the connection has ended, and may be in memory for a while yet."""
+        self._over()
+
     def _over(self) -> None:
         self._is_over = True
         self._data, self._at, self._opcode, self._size = b"", 0, 0, 0

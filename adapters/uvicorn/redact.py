@@ -8,22 +8,34 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from socketspec.protocol.handshake import BEARER_SUBPROTOCOL
+from socketspec.security.secret_names import hidden_in_logs
 
-__all__ = ("RedactQuery", "redacted")
+__all__ = ("RedactQuery", "header_rule", "redacted")
 
 _QUERY: Final = re.compile(r"""(?<!\S)([^\s/]*+/[^\s?]*+\?)(?!\[redacted\](?:[\s"')\],]|$))\S++""")
 """The query of the first URL within what spaces enclose, and all that follows it there."""
-_HEADER: Final = re.compile(
-    r"(?<![a-z0-9_-])([a-z0-9_-]{0,40}?(?:authorization|cookie|api[-_]?key|sec-websocket-protocol))"
-    r"""(["']?[ \t]{0,8}[:=][ \t]{0,8}|["'][ \t]{0,8},[ \t]{0,8})"""
-    r"""(?:\[redacted\]|b?'(?:[^'\\\r\n]|\\.)*+'|b?"(?:[^"\\\r\n]|\\.)*+"|[^\r\n]++)""",
-    re.IGNORECASE,
+_CREDENTIALS: Final = (
+    r"authorization|cookie|api[-_]?key|sec-websocket-protocol|[-_]token|[-_]secret|password|passwd|credentials?"
 )
-"""A header that carries credentials, as it was sent or as Python shows it in a list or a dictionary."""
+"""What the names of headers, parameters and cookies with credentials end in, besides those that apps have named."""
+
+
+@lru_cache(maxsize=4)
+def header_rule(names: frozenset[str]) -> re.Pattern[str]:
+    """A header that carries credentials, as it was sent or as Python shows it in a list or a dictionary."""
+    ends = "|".join((_CREDENTIALS, *map(re.escape, sorted(names, key=len, reverse=True))))
+    return re.compile(
+        rf"(?<![a-z0-9_-])([a-z0-9_-]*?(?:{ends}))"
+        r"""(["']?[ \t]{0,8}[:=][ \t]{0,8}|["'][ \t]{0,8},[ \t]{0,8})"""
+        r"""(?:\[redacted\]|b?'(?:[^'\\\r\n]|\\.)*+'|b?"(?:[^"\\\r\n]|\\.)*+"|[^\r\n]++)""",
+        re.IGNORECASE,
+    )
+
+
 _BEARER: Final = re.compile(
     rf"(\bbearer[ \t]{{1,8}}(?!tokens?\b)|{re.escape(BEARER_SUBPROTOCOL)})[^\s\"',;\\]++", re.IGNORECASE
 )
@@ -35,7 +47,7 @@ def redacted(text: str) -> str:
     """`text` without the queries of URLs and without credentials."""
     if "?" in text:
         text = _QUERY.sub(r"\1[redacted]", text)
-    return _BEARER.sub(r"\1[redacted]", _HEADER.sub(r"\1\2[redacted]", text))
+    return _BEARER.sub(r"\1[redacted]", header_rule(hidden_in_logs()).sub(r"\1\2[redacted]", text))
 
 
 class RedactQuery(logging.Filter):
@@ -43,6 +55,8 @@ class RedactQuery(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Let every record through, without secrets."""
+        if record.name == "uvicorn.access" and isinstance(record.args, tuple) and len(record.args) == 5:
+            record.args = (*record.args[:2], _path(record.args[2]), *record.args[3:])
         self._clean_message(record)
         if record.exc_info and not record.exc_text:
             record.exc_text = _SHOWS_ERRORS.formatException(record.exc_info)
@@ -58,7 +72,7 @@ class RedactQuery(logging.Filter):
             return
         if isinstance(record.args, tuple):
             record.args = tuple(map(_clean, record.args))
-        elif isinstance(record.args, Mapping):
+        elif type(record.args) is dict:  # another mapping shows itself as it wants to: headers show their names only
             record.args = {name: _clean(value) for name, value in record.args.items()}
         if isinstance(record.msg, str):
             record.msg = redacted(record.msg)
@@ -66,6 +80,12 @@ class RedactQuery(logging.Filter):
         whole = _secretless(record)
         if whole and record.name != "uvicorn.access":
             record.msg, record.args = whole, None
+
+
+def _path(target: object) -> object:
+    """What was asked for, without its query: a request may ask for anything, also without a slash."""
+    path, mark, _ = str(target).partition("?")
+    return f"{path}?[redacted]" if mark else target
 
 
 def _secretless(record: logging.LogRecord) -> str | None:

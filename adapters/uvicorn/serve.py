@@ -87,6 +87,12 @@ class Limits(NamedTuple):
     max_connections_per_address: int | None = None
 
 
+BELIEVES_ALL: Final = (
+    "--forwarded-allow-ips '*' takes a client's word for its address: --max-connections-per-address can be got round "
+    "where a proxy adds to X-Forwarded-For instead of replacing it: name the addresses of your proxies."
+)
+
+
 class DrainingServer(uvicorn.Server):
     """A uvicorn that lets every `SocketApp` drain before it stops listening.
 
@@ -261,6 +267,8 @@ def serve(serving: Serving) -> bool:
         config = _config(serving)
         _wake_loggers()
         logger.info("Serving %s on %s (Ctrl-C to drain and stop)", serving.app, _url(serving, listener))
+        if serving.proxy_headers and serving.max_connections_per_address is not None and _believes_all(serving):
+            logger.warning(BELIEVES_ALL)
         if serving.workers > 1:
             with _draining_workers():
                 supervisor = _Supervisor(config, sockets=[listener])
@@ -364,6 +372,12 @@ def _logging(serving: Serving) -> dict[str, Any]:
     # Our loggers have a handler of their own: an application that sets up the root logger anew does not silence them.
     config["loggers"]["socketspec"] = {**config["root"], "propagate": False}
     return config
+
+
+def _believes_all(serving: Serving) -> bool:
+    allowed = serving.forwarded_allow_ips
+    trusted = os.environ.get("FORWARDED_ALLOW_IPS", "") if allowed is None else allowed  # as uvicorn has it
+    return "*" in (part.strip() for part in trusted.split(","))
 
 
 def _url(serving: Serving, listener: socket.socket) -> str:

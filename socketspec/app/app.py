@@ -368,7 +368,10 @@ class SocketApp:
 
     async def _health(self) -> HealthReport:
         """For the health page: whether this node should get new connections."""
-        engine = self._engine
+        try:
+            engine = self._engine_here()
+        except RuntimeError as error:  # another event loop's, or in a process that was forked from the app's
+            return HealthReport("out_of_touch", False, str(error), self.node, 0)
         if engine is None:
             return HealthReport("not_started", False, "not started", self.node, 0)
         if engine.stopping:

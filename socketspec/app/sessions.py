@@ -30,7 +30,8 @@ class Sessions:
     ) -> None:
         """Refuse a session, a user's every connection or a token from now on, and close what they have open.
 
-        `session` is a ``conn.session.id``, `token_id` a JWT's ``jti`` or ``sid``. Open connections are closed with
+        `session` is a ``conn.session.id``, or the ``sid`` or else ``jti`` that names it, which is whoever's session has
+        that name. `token_id` is a JWT's ``jti`` or ``sid``. Open connections are closed with
         4005 and `reason`, on every node; for `ttl` seconds (10 years at most) new ones get ``AUTH_ERROR`` and 4005. Set
         `ttl` to what is left of the token's life. Other namespaces are not concerned.
 

@@ -17,7 +17,7 @@ __all__ = ("add_to",)
 _EPILOG = """\
 examples:
   socketspec serve main:app
-  socketspec serve shop.web:app --host 0.0.0.0 --port 80 --workers 4 --forwarded-allow-ips '*'
+  socketspec serve shop.web:app --host 0.0.0.0 --port 80 --workers 4 --forwarded-allow-ips 10.0.0.0/8
 
 SIGTERM or Ctrl-C drains: the node reports itself not ready, clients are told, and connections leave one after the other
 over the drain window. A second signal ends it at once.

@@ -15,7 +15,7 @@ from socketspec.telemetry.context import Requests, log_context
 from socketspec.telemetry.debug_feed import DebugFeed
 from socketspec.text import cut, get_logger
 
-__all__ = ("Sender",)
+__all__ = ("MAX_MESSAGE", "Sender")
 
 logger: logging.Logger = get_logger("socketspec.events")
 

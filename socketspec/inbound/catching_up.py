@@ -13,11 +13,12 @@ from typing import Any, Final
 
 from socketspec.backend.protocols import HistoryStore
 from socketspec.connection.connection import Connection
+from socketspec.connection.sender import MAX_MESSAGE
 from socketspec.errors import BackendError
 from socketspec.fanout.hub import Hub
 from socketspec.protocol.encoding import OVERHEAD, Message, encode_payload
 from socketspec.protocol.publications import Position, Publication, Topic
-from socketspec.text import get_logger
+from socketspec.text import cut, get_logger
 
 __all__ = ("CatchingUp", "Held", "Keep", "Lag", "unrecovered")
 
@@ -234,7 +235,7 @@ def _is_in(conn: Connection, lag: Lag) -> bool:
 def unrecovered(reason: str, message: str = "") -> dict[str, Any]:
     """What the answer says of a room that could not be recovered."""
     row = {"recovered": False, "reason": reason}
-    return {**row, "message": message} if message else row
+    return {**row, "message": cut(message, MAX_MESSAGE)} if message else row
 
 
 def _message(room: str, item: Publication) -> Message:

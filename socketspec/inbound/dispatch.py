@@ -120,6 +120,9 @@ class Dispatcher:
         ):
             self._refuse_frame(conn)
             return None
+        if state is State.AUTHENTICATING and not self._is_credentials(conn, data):
+            self._protocol_events.refuse_unauthenticated(conn)
+            return None
         limiter = self._limiter
         if limiter is not None:
             try:
@@ -132,6 +135,16 @@ class Dispatcher:
                 self._refuse(conn, wait, now)
                 return None
         return self._take(conn, data, now)
+
+    def _is_credentials(self, conn: Connection, data: str | bytes) -> bool:
+        """Whether a client that has yet to authenticate does. Asked before the rate limit: anything else closes anyhow,
+        and this may come again where the limit refuses it.
+        """
+        try:
+            return decode(data, conn.format, max_items=self._limits.max_payload_items).event == "__refresh_auth__"
+        except ValidationFailed:
+            self._counters.count_event("unknown", "malformed")
+            return False
 
     def oversized(self, conn: Connection) -> None:
         """A message was larger than the adapter reads; where this has not closed the connection, it does, with 1009."""
@@ -194,13 +207,7 @@ class Dispatcher:
             envelope = decode(data, conn.format, max_items=self._limits.max_payload_items)
         except ValidationFailed as error:
             self._counters.count_event("unknown", "malformed")
-            if conn.state is not State.OPEN:
-                self._protocol_events.refuse_unauthenticated(conn)
-            else:
-                conn.send_error(error, event=None)
-            return None
-        if conn.state is not State.OPEN and envelope.event != "__refresh_auth__":
-            self._protocol_events.refuse_unauthenticated(conn)
+            conn.send_error(error, event=None)
             return None
         spec = self._registry.events.get(envelope.event)
         if spec is None:

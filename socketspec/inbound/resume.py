@@ -24,6 +24,7 @@ from socketspec.lifecycle.credentials import Credentials
 from socketspec.membership.rooms import RoomFull, RoomMembership
 from socketspec.protocol.decoding import Envelope
 from socketspec.protocol.encoding import Message, encode_payload
+from socketspec.protocol.names import MAX_NAME_BYTES
 from socketspec.protocol.publications import Position, Topic
 from socketspec.telemetry.counters import Counters
 from socketspec.text import get_logger
@@ -34,6 +35,9 @@ logger: logging.Logger = get_logger("socketspec.events")
 
 PATIENCE: Final = 1.0
 """Seconds that what the client sends next waits for a replay."""
+
+MAX_EXPLAINED: Final = 20
+"""Rows of an answer that say in words why a room is not recovered; `reason` says it in all."""
 
 Row = dict[str, Any]
 """What the answer says of one room."""
@@ -133,6 +137,7 @@ class Resume:
         for lag in lags:
             if lag.held.overflowed and lag.seen is None:
                 rows[lag.room], lag.held.overflowed = unrecovered("history_lost"), False
+        _shorten(rows)
         for row in rows.values():
             self._counters.count_recovery("recovered" if row["recovered"] else row["reason"])
         return rows, lags
@@ -166,7 +171,7 @@ class Resume:
 
     async def _verifies(self, since: Position | None, topic: Topic) -> bool:
         """Whether the client was in the room: only then it can know epoch and tag of what was published there."""
-        if since is None:
+        if since is None or since.offset < 1:  # the beginning was never sent to anybody: it has no tag
             return False
         try:
             await self._history.read(topic, since=since, limit=0)
@@ -186,6 +191,13 @@ class Resume:
         return unrecovered("failed")
 
 
+def _shorten(rows: dict[str, Row]) -> None:
+    """Keep the answer in proportion to the question, which may name a thousand rooms."""
+    explained = [row for row in rows.values() if "message" in row]
+    for row in explained[MAX_EXPLAINED:]:
+        del row["message"]
+
+
 def _positions(payload: Mapping[str, Any], limit: int) -> dict[str, Position | None]:
     """The `rooms` of a ``__resume__``: ``{name: {"offset": int, "epoch": str, "tag": str}}``, or null for a position.
 
@@ -194,6 +206,9 @@ def _positions(payload: Mapping[str, Any], limit: int) -> dict[str, Position | N
     rooms = payload.get("rooms", {})
     if not isinstance(rooms, dict) or len(rooms) > limit:
         raise ValidationFailed(f"`payload.rooms` must be an object of at most {limit} rooms.")
+    for name in rooms:
+        if len(name) > MAX_NAME_BYTES:
+            raise ValidationFailed(f"{name[:80]!r}… is no room's name: one has at most {MAX_NAME_BYTES} bytes.")
     return {name: _position(name, value) for name, value in rooms.items()}
 
 

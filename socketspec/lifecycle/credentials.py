@@ -70,7 +70,7 @@ class Credentials:
         If the client's own credentials name a session, or there is none for the token, the connection keeps the one it
         has. Raises as `SessionLookup.open` does.
         """
-        if check_session(brought) == conn.session.id or self._lookup.named(conn.identity) is not None:
+        if self._lookup.named(conn.identity) is not None or check_session(brought) == conn.session.id:
             return
         checked_at = self._now()
         session = await self._lookup.find(conn.identity, brought)

@@ -13,6 +13,7 @@ from socketspec.errors import AuthError, ConfigurationError
 from socketspec.identity import Identity
 from socketspec.protocol.handshake import Handshake
 from socketspec.security._refusal import refused, unavailable
+from socketspec.security.secret_names import hide_in_logs
 
 __all__ = ("APIKeyAuth",)
 
@@ -47,6 +48,7 @@ class APIKeyAuth:
         self.first_message = first_message
         self._header = header
         self._query_param = query_param
+        hide_in_logs(*filter(None, (header, query_param)))
         self._lookup: KeyLookup | None = None
         self._pepper = secrets.token_bytes(32)
         self._identities: dict[bytes, Identity] = {}
@@ -67,7 +69,7 @@ class APIKeyAuth:
 
     async def authenticate(self, handshake: Handshake) -> Identity | None:
         """The key's identity; None where the handshake has no key. Raises `AuthError` for an unknown key."""
-        key = self._presented(handshake)
+        key = self.presented(handshake)
         if key is None:
             return None
         if not key or len(key) > _MAX_KEY:
@@ -77,7 +79,8 @@ class APIKeyAuth:
             raise refused(_INVALID, "an unknown API key")
         return found
 
-    def _presented(self, handshake: Handshake) -> str | None:
+    def presented(self, handshake: Handshake) -> str | None:
+        """The key that is looked at; None where the handshake has none."""
         if handshake.token is not None:
             return handshake.token
         if self._header and (key := handshake.headers.get(self._header)):

@@ -45,10 +45,12 @@ class AuthBackend(Protocol):
 
 
 async def authenticate(backends: Sequence[AuthBackend], handshake: Handshake) -> Identity:
-    """The identity from the first backend that has one.
+    """The identity from the first backend that finds credentials of its kind.
 
-    Raises `AuthError`: that of the first backend that refused; without one, "No credentials". A backend that fails
-    otherwise refuses (the cause is logged): nobody gets in because something is broken.
+    Raises `AuthError`: that of the first backend that refused; without one, "No credentials". A refusal is final, and
+    so is a failure (its cause is logged): nobody gets in because something is broken. Only a token or key that
+    `JWTAuth` or `APIKeyAuth` does not take is shown to the backends after it, and nothing else of the handshake: there
+    it may be known.
     """
     first: AuthError | None = None
     for backend in backends:
@@ -58,8 +60,13 @@ async def authenticate(backends: Sequence[AuthBackend], handshake: Handshake) ->
                 raise TypeError("authenticate must return an Identity or None")
         except AuthError as error:
             first = first or error
+            token = backend.presented(handshake) if isinstance(backend, JWTAuth | APIKeyAuth) else None
+            if token is None:
+                break
+            handshake = handshake.with_token(token)
         except Exception as error:  # fail closed, and keep the text of a user's exception from the client
             first = first or unavailable(f"the auth backend {type(backend).__qualname__}", error)
+            break
         else:
             if found is not None:
                 return found
@@ -162,9 +169,13 @@ class JWTAuth:
         """What to send, for people."""
         return "a token as Authorization: Bearer <token>, ?token=<token> or the subprotocol socketspec.bearer.<token>"
 
+    def presented(self, handshake: Handshake) -> str | None:
+        """The token that is looked at; None where the handshake has none."""
+        return handshake.bearer_token
+
     async def authenticate(self, handshake: Handshake) -> Identity | None:
         """The token's identity; None where the handshake has no token. Raises `AuthError` for a bad token."""
-        token = handshake.bearer_token
+        token = self.presented(handshake)
         if token is None:
             return None
         return await self._claims.identity(await self._tokens.verify(token))

@@ -77,11 +77,12 @@ def _new_id() -> str:
 class Session:
     """What `conn.session` shows. A session outlives its connection.
 
-    It is named by the client's JWT (``sid``, else ``jti``), else by the session token that the client brings back.
+    Its id is made of what the client's JWT names it (``sid``, else ``jti``) and of the user, else it is the session
+    token that the client brings back.
     """
 
     id: str = field(default_factory=_new_id, repr=False)
-    """The JWT's ``sid`` or ``jti``, else the session token. Treat it as a secret; it is not part of the `repr`."""
+    """This user's alone, also where others' JWTs have the same ``jti``. A secret; not in the `repr`."""
     started_at: float = field(default_factory=time.time)
     """When the session was first seen, on whichever node, in seconds since the epoch."""
     expires_at: float | None = None

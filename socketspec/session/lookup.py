@@ -10,7 +10,7 @@ from socketspec.errors import ErrorCode, EventError
 from socketspec.identity import Identity
 from socketspec.session.config import Session, SessionConfig
 from socketspec.session.revocation import Kind, Revoked, digest, subject_of
-from socketspec.session.session_tokens import check_session, is_given_to, new_token
+from socketspec.session.session_tokens import bound_name, check_session, is_given_to, name_of, new_token
 
 __all__ = ("SessionLookup",)
 
@@ -27,7 +27,7 @@ class SessionLookup:
         self._sessions = sessions
 
     def named(self, identity: Identity) -> str | None:
-        """The session that the client's token names; None where it names none, so that the client may."""
+        """What the client's token calls its session; None where it names none, so that the client may."""
         return _claim(identity, "sid") or _claim(identity, "jti")
 
     def subjects(self, identity: Identity, session: str | None) -> tuple[str, ...]:
@@ -35,7 +35,8 @@ class SessionLookup:
         user = _user(identity)
         tokens = dict.fromkeys((_claim(identity, "sid"), _claim(identity, "jti")))
         named: list[tuple[Kind, str | None]] = [("user", user), *(("token", token) for token in tokens)]
-        named.append(("session", session))
+        if session is not None:  # by its id, which is this user's alone, and by the bare claim, which others may share
+            named += [("session", session), ("session", name_of(session, self._namespace, user))]
         return tuple(subject_of(self._namespace, kind, value) for kind, value in named if value is not None)
 
     async def check(self, identity: Identity, session: str | None) -> None:
@@ -56,7 +57,7 @@ class SessionLookup:
             found = await self.find(identity, brought)
             if found is not None:
                 return found
-        await self.check(identity, named)
+        await self.check(identity, None if named is None else self._bound(identity, named))
         return await self._begin(identity, named)
 
     async def find(self, identity: Identity, brought: object) -> Session | None:
@@ -76,12 +77,12 @@ class SessionLookup:
 
     async def _begin(self, identity: Identity, named: str | None) -> Session:
         user = _user(identity)
-        id = new_token(self._namespace, user) if named is None else named
+        id = new_token(self._namespace, user) if named is None else self._bound(identity, named)
         now = time.time()
         duration = self._config.max_duration
         if duration is None:
             return Session(id=id, config=self._config, started_at=now)
-        began = await self._sessions.begin(self._key(user, id), ttl=duration + REMEMBERED)
+        began = await self._sessions.begin(self._key(user, named or id), ttl=duration + REMEMBERED)
         # The backend's clock is not ours; a session that began just now began now.
         return self._session(id, now if named is None else began)
 
@@ -93,6 +94,9 @@ class SessionLookup:
         if started_at + duration <= now:
             raise EventError("The session reached its maximum duration.", code=ErrorCode.SESSION_EXPIRED)
         return Session(id=id, config=self._config, started_at=started_at, expires_at=started_at + duration)
+
+    def _bound(self, identity: Identity, named: str) -> str:
+        return bound_name(self._namespace, _user(identity), named)
 
     def _key(self, user: str | None, id: str) -> str:
         return digest(self._namespace, "begun", user, id)

@@ -14,7 +14,7 @@ from typing import Final
 from socketspec.errors import ValidationFailed
 from socketspec.session.revocation import digest
 
-__all__ = ("check_session", "is_given_to", "new_token")
+__all__ = ("bound_name", "check_session", "is_given_to", "name_of", "new_token")
 
 _RANDOM: Final = 32
 """Characters before those that bind it."""
@@ -31,6 +31,18 @@ def is_given_to(token: str, namespace: str, user: str | None) -> bool:
     """Whether `token` is bound to `user`. No token is bound to two users."""
     random, bond = token[:_RANDOM], token[_RANDOM:]
     return hmac.compare_digest(bond.encode(), _bond(namespace, user, random).encode())
+
+
+def bound_name(namespace: str, user: str | None, name: str) -> str:
+    """The id of the session that the token of `user` names: another user's token may name one alike."""
+    shown = name.encode("utf-8", "backslashreplace").decode()  # half a surrogate cannot be sent
+    return f"{shown}-{_bond(namespace, user, name)}"
+
+
+def name_of(id: str, namespace: str, user: str | None) -> str | None:
+    """The name that `id` was made of by `bound_name`; None for any other id."""
+    name, _, _ = id.rpartition("-")
+    return name if name and id == bound_name(namespace, user, name) else None
 
 
 def _bond(namespace: str, user: str | None, random: str) -> str:

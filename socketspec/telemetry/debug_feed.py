@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import deque
 from itertools import count
@@ -17,6 +18,10 @@ HIDDEN: Final = "[session]"
 """What is shown in the place of a session token."""
 MAX_SECRET: Final = 1024
 """Characters beyond `MAX_TEXT` that are looked at, so that a token which begins before it is found."""
+
+
+_GIVEN: Final = re.compile(r"[A-Za-z0-9_-]{32}[0-9a-f]{32}")
+"""What a session token looks like that was given to somebody."""
 
 
 class DebugFeed:
@@ -45,8 +50,8 @@ class DebugFeed:
                 "time": time.time(),
                 "direction": direction,
                 "connection_id": connection_id,
-                "room": room,
-                "event": event,
+                "room": None if room is None else _without(room, session),
+                "event": _without(event, session),
                 "data": _without(text, session)[:MAX_TEXT],
             }
         )
@@ -57,10 +62,13 @@ class DebugFeed:
 
 
 def _without(text: str, session: str) -> str:
-    """`text` with the session's id hidden; a short id (some issuers' ``jti``) only as a whole quoted string."""
-    if not session:
-        return text
-    for spelled in {session, json.dumps(session)[1:-1]}:
+    """`text` without session tokens, whosever they are, and without this session's id and the claim that names it.
+
+    A short one (some issuers' ``jti``) is hidden only as a whole quoted string.
+    """
+    text = _GIVEN.sub(HIDDEN, text)
+    name = session[:-33] if session[-33:-32] == "-" else ""
+    for spelled in filter(None, (session, json.dumps(session)[1:-1], name, json.dumps(name)[1:-1])):
         mark = "" if len(spelled) >= 16 else '"'
         text = text.replace(f"{mark}{spelled}{mark}", f"{mark}{HIDDEN}{mark}")
     return text

@@ -4,8 +4,8 @@
 
 One client sends messages of 60,000 bytes as fast as the server takes them, and reads what it is answered. Another one
 asks, waits for its answer, and asks again. The flood's messages are a text, which is validated and answered; 60,000
-empty arrays in MessagePack, or 20,000 in JSON, which are more items than `max_payload_items` allows; and 9,000, which
-it allows.
+empty arrays in MessagePack, or 20,000 in JSON, which are more items than `max_payload_items` allows; 9,000, which it
+allows; and a thousand headers of MessagePack, one within the other, each of which claims 10,000 items that never come.
 """
 
 from __future__ import annotations
@@ -46,11 +46,19 @@ def in_json(items: object) -> bytes:
     return client_frame(body.encode())
 
 
+def claims(header: bytes) -> bytes:
+    """A message whose arrays or objects claim more than comes."""
+    text: bytes = msgpack.packb("x" * (SIZE - 1000 * len(header)))
+    return b"\x82" + client_frame(header * 1000 + text)[1:]
+
+
 FLOODS: Final[Mapping[str, tuple[str, bytes]]] = {
     TEXT: ("msgpack", packed("x" * SIZE)),
     "60,000 empty arrays": ("msgpack", packed([[]] * SIZE)),
     "20,000 empty arrays in JSON": ("json", in_json([[]] * (SIZE // 3))),
     "9,000 arrays, which are allowed": ("msgpack", packed([[]] * 9_000)),
+    "arrays that claim 10,000,000 items": ("msgpack", claims(b"\xdc\x27\x10")),
+    "objects that claim 10,000,000 items": ("msgpack", claims(b"\xde\x27\x10\xa0")),
 }
 """The subprotocol and the frame of each."""
 

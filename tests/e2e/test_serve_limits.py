@@ -15,8 +15,9 @@ from tests.support import Server, client, free_port, serving
 
 APP = """
 import gc
+import logging
 from fastapi import FastAPI
-from socketspec import Identity, SocketApp
+from socketspec import Connection, Identity, SocketApp
 from socketspec.adapters.fastapi import mount
 from socketspec.adapters.prometheus import mount_metrics
 from socketspec.security.auth import APIKeyAuth
@@ -24,9 +25,22 @@ from socketspec.security.auth import APIKeyAuth
 app = FastAPI()
 mount_metrics(app)
 socket = SocketApp()
-guarded = SocketApp(health_url=None, namespace="/guarded", auth=APIKeyAuth({"SECRET-key": Identity(user_id="ada")}))
+keys = APIKeyAuth({"SECRET-key": Identity(user_id="ada")}, header="X-Odd-One")
+guarded = SocketApp(health_url=None, namespace="/guarded", auth=keys)
 mount(socket, app, "/ws")
 mount(guarded, app, "/guarded")
+
+
+@guarded.on_connect
+@socket.on_connect
+async def log(conn: Connection) -> None:
+    logger = logging.getLogger("httpx")  # one of those that log headers, each in its own way
+    pairs = list(conn.headers.items())
+    logger.debug("came %s", conn.headers)
+    logger.debug("came %s", dict(pairs))
+    logger.warning("came %s", [(name.encode(), value.encode()) for name, value in pairs])
+    for name, value in pairs:
+        logger.info("%s: %s", name, value)
 
 
 @app.get("/frozen")
@@ -78,6 +92,15 @@ async def test_a_full_node_refuses_clients_and_answers_probes(tmp_path: Path) ->
         assert server.get("/socket-health").status == 200
 
 
+@pytest.mark.parametrize(("trusted", "warned"), [("*", True), ("127.0.0.1", False)])
+async def test_a_limit_by_address_that_clients_can_get_round_is_warned_of(
+    trusted: str, warned: bool, tmp_path: Path
+) -> None:
+    options = ("--max-connections-per-address", "2", "--forwarded-allow-ips", trusted)
+    with served(tmp_path / "believing", *options) as server:
+        assert ("--max-connections-per-address can be got round" in server.log) is warned
+
+
 async def test_an_address_may_have_so_many_connections_as_trusted_proxies_tell_it(tmp_path: Path) -> None:
     with served(tmp_path / "addresses", "--max-connections-per-address", "2") as server:
 
@@ -105,7 +128,8 @@ async def test_the_garbage_collector_leaves_alone_what_was_imported(options: Seq
 
 
 async def test_no_level_of_the_log_shows_credentials(tmp_path: Path) -> None:
-    sent = {"Authorization": "Bearer SECRET-1", "X-API-Key": "SECRET-key", "Cookie": "sid=SECRET-3"}
+    sent = {"Authorization": "Bearer SECRET-1", "X-Odd-One": "SECRET-key", "Cookie": "sid=SECRET-3"}
+    sent |= {"X-API-Key": "SECRET-8", "X-Service-Token": "SECRET-9"}
     with served(tmp_path / "debug", "--log-level", "debug") as server:
         for path in ("/ws?token=SECRET-5", "/guarded?api_key=SECRET-6"):
             offered = [Subprotocol("socketspec.bearer.SECRET-4"), Subprotocol("socketspec.json")]
@@ -114,3 +138,5 @@ async def test_no_level_of_the_log_shows_credentials(tmp_path: Path) -> None:
         assert server.stop() == 0
         assert "SECRET" not in server.log
         assert server.log.count("[accepted]") == 2
+        for shown in ("x-odd-one: [redacted]", "'cookie': [redacted]", "(b'x-service-token', [redacted])"):
+            assert server.log.count(shown) == 2

@@ -83,15 +83,69 @@ def test_an_ordinary_message_is_left_alone() -> None:
     assert lines_of(record_of(None, "it ends here\n")) == ["ERROR it ends here"]
 
 
-def test_a_message_whose_arguments_do_not_fit_is_left_to_logging() -> None:
-    record = record_of(None, "%d", "x")
-    assert record.msg == "%d"
+class Rude:
+    """Cannot be shown, and says so in lines of its own."""
+
+    def __str__(self) -> str:
+        raise ValueError(FORGED)
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments", "shown"),
+    [
+        ("%d", ("x",), "ERROR %d ('x',)"),
+        ("plain " + FORGED, (1,), "ERROR plain x\\r\\nERROR:"),
+        ("%d", (FORGED,), "ERROR %d ('x\\r\\n"),
+        ("%s", (Rude(),), "ERROR %s (<"),
+    ],
+)
+def test_a_message_whose_arguments_do_not_fit_is_shown_with_them_on_one_line(
+    message: str, arguments: tuple[Any, ...], shown: str
+) -> None:
+    (line,) = lines_of(record_of(None, message, *arguments))
+    assert line.startswith(shown)
 
 
 def test_arguments_of_an_access_log_are_cleaned_one_by_one() -> None:
-    record = logging.LogRecord("uvicorn.access", 20, "x", 1, "%s %s %d", ("a\nb", "/", 200), None)
+    arguments = ("a\nb", "GET", OSError("/\nx"), "1.1", 200)
+    record = logging.LogRecord("uvicorn.access", 20, "x", 1, '%s - "%s %s HTTP/%s" %d', arguments, None)
     OneLine().filter(record)
-    assert record.args == ("a\\nb", "/", 200)
+    assert record.args == ("a\\nb", "GET", "/\\nx", "1.1", 200)
+
+
+@pytest.mark.parametrize("name", ["shop.access", "uvicorn.access", ".access", "access", "gunicorn.access"])
+@pytest.mark.parametrize("arguments", [(), (ValueError("x\nERROR forged"),), ("x\nERROR forged", 1)])
+def test_no_name_of_a_logger_lets_a_message_leave_its_line(name: str, arguments: tuple[Any, ...]) -> None:
+    message = "x\nERROR forged" + " %s" * len(arguments)
+    record = logging.LogRecord(name, logging.ERROR, "x", 1, message, arguments, None)
+    OneLine().filter(record)
+    assert len(lines_of(record)) == 1
+
+
+def test_the_text_for_terminals_is_that_of_uvicorn_alone() -> None:
+    for name, kept in (("uvicorn.error", True), ("shop", False)):
+        record = logging.LogRecord(name, logging.ERROR, "x", 1, "plain", (), None)
+        record.color_message = "x\nERROR forged"
+        OneLine().filter(record)
+        assert hasattr(record, "color_message") is kept
+
+
+def test_a_traceback_that_another_handler_has_written_out_is_written_anew() -> None:
+    for error in (raised(ValueError(FORGED)), raised(ValueError("plain"))):
+        record = logging.LogRecord(
+            "app", logging.ERROR, "x", 1, "failed", (), (type(error), error, error.__traceback__)
+        )
+        record.exc_text = "whatever\nERROR forged"
+        OneLine().filter(record)
+        assert record.exc_text == traceback_text(error)
+
+
+def test_a_traceback_without_its_exception_stays_within_a_margin() -> None:
+    record = logging.LogRecord("app", logging.ERROR, "x", 1, "failed", (), None)
+    record.exc_text = "Traceback\n  File\nValueError: x\r\nERROR forged \x1b[2K"
+    for _ in range(2):
+        OneLine().filter(record)
+        assert record.exc_text == "  | Traceback\n  |   File\n  | ValueError: x\n  | ERROR forged \\x1b[2K"
 
 
 def grouped() -> BaseException:

@@ -12,7 +12,7 @@ from socketspec import Identity, SocketApp
 from socketspec.backend.memory import MemoryBackend, MemorySessions
 from socketspec.protocol.handshake import Handshake
 from socketspec.session import SessionConfig
-from socketspec.session.session_tokens import new_token
+from socketspec.session.session_tokens import bound_name, new_token
 from socketspec.testing import ConnectionClosed, TestClient, TestConnection
 
 V1 = ["socketspec.v1.json"]
@@ -148,5 +148,5 @@ async def test_where_the_credentials_name_the_session_a_brought_token_is_nothing
     async with TestClient(app(LASTING)) as client:
         token = (await client.connect(query_params=user("ada"))).connection.session.id
         conn = await client.connect(query_params=user("ada", token, **claims))
-        assert conn.connection.session.id == next(iter(claims.values()))
+        assert conn.connection.session.id == bound_name("/", "ada", next(iter(claims.values())))
         assert (await resume(conn, token))["session_resumed"] is False

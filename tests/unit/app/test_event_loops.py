@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import multiprocessing
 import os
 import threading
@@ -13,6 +14,7 @@ import pytest
 
 from socketspec import Connection, Room, SocketApp
 from socketspec.backend.memory import MemoryBackend
+from socketspec.protocol.handshake import Headers, QueryParams
 from socketspec.protocol.publications import History
 from socketspec.testing import TestClient
 
@@ -188,6 +190,23 @@ def test_a_process_forked_after_the_event_loop_ended_starts_anew() -> None:
     app = listening()
     asyncio.run(app.rooms.count("r"))
     assert in_a_child(lambda: asyncio.run(app.rooms.count("r"))) == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_in_a_process_forked_while_the_app_runs_it_is_not_ready() -> None:
+    app = listening()
+
+    async def ask() -> dict[str, Any]:
+        response = await app.pages.respond("GET", "/socket-health", Headers(), QueryParams())
+        report: dict[str, Any] = {} if response is None else json.loads(response.body)
+        return report
+
+    async def fork_in_the_middle() -> Any:
+        async with app.lifespan():
+            return in_a_child(lambda: asyncio.run(ask()))
+
+    told = asyncio.run(fork_in_the_middle())
+    assert (told["status"], told["ready"]) == ("out_of_touch", False)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

@@ -17,7 +17,7 @@ from socketspec.errors import BackendError, ValidationFailed
 from socketspec.protocol.handshake import Handshake, Headers, QueryParams
 from socketspec.session import SessionConfig
 from socketspec.session.revocation import revocation_subjects
-from socketspec.session.session_tokens import check_session, new_token
+from socketspec.session.session_tokens import bound_name, check_session, new_token
 from socketspec.testing import HandshakeRefused, TestClient, TestConnection
 from tests.carriers import Carrier
 from tests.endings import end_of
@@ -127,6 +127,38 @@ async def test_what_is_revoked_is_closed_on_every_node_and_refused_on_return(
         assert (await here.connect(query_params=claims(**token))).connection.is_open
 
 
+@pytest.mark.parametrize("config", [SessionConfig(), SessionConfig(max_duration=100)])
+@pytest.mark.parametrize("token", [{"jti": "1jti"}, {"sid": "s-1"}, {"sid": "s-1", "jti": "1jti"}, {"jti": 7}])
+async def test_the_session_of_one_user_is_revoked_and_no_other_whose_token_has_the_same_name(
+    token: dict[str, Any], config: SessionConfig
+) -> None:
+    shared, _ = backend()
+    apps = [SocketApp(backend=shared, auth=ByClaims(), session=config) for _ in range(2)]
+    async with TestClient(apps[0]) as here, TestClient(apps[1]) as there:
+        ada, elsewhere = [await client.connect(query_params=claims(**token)) for client in (here, there)]
+        bob = await here.connect(query_params=claims(sub="bob", **token))
+        assert ada.connection.session.id == elsewhere.connection.session.id != bob.connection.session.id
+        await apps[1].sessions.revoke(session=ada.connection.session.id)
+        for conn in (ada, elsewhere):
+            assert await end_of(conn) == ([], 4005, "revoked")
+        assert bob.connection.is_open
+        assert await refused(await there.connect(query_params=claims(**token))) == ("AUTH_ERROR", 4005, "revoked")
+        again = await there.connect(query_params=claims(sub="bob", **token))
+        assert again.connection.is_open
+        await apps[1].sessions.revoke(session=str(next(iter(token.values()))))
+        for conn in (bob, again):
+            assert await end_of(conn) == ([], 4005, "revoked"), "the bare name is everybody's who has it"
+
+
+@pytest.mark.parametrize("subprotocols", [[], V1])
+async def test_a_token_that_names_its_session_by_half_a_character_is_let_in(subprotocols: list[str]) -> None:
+    async with TestClient(SocketApp(auth=ByClaims())) as client:
+        conn = await client.connect(query_params=claims(jti="\ud83d"), subprotocols=subprotocols)
+        assert conn.connection.is_open
+        if subprotocols:
+            assert (await conn.receive())["payload"]["session"] == conn.connection.session.id
+
+
 async def test_several_things_are_revoked_at_once_and_the_ttl_is_a_day() -> None:
     shared, sessions = backend()
     app = SocketApp(backend=shared, auth=ByClaims())
@@ -207,7 +239,7 @@ async def test_the_backend_is_asked_once_per_connect_and_only_where_there_is_som
         assert [len(subjects) for subjects in sessions.asked] == [1]
     async with TestClient(SocketApp(backend=shared, auth=ByClaims())) as client:
         await client.connect(query_params=claims(sid="s", jti="j"))
-        assert [len(subjects) for subjects in sessions.asked] == [1, 4]
+        assert [len(subjects) for subjects in sessions.asked] == [1, 5]
     assert sessions.stored == [], "without max_duration nothing has to be remembered"
 
 
@@ -319,7 +351,7 @@ async def test_a_first_message_goes_on_with_its_session() -> None:
         conn = await client.connect(subprotocols=V1)
         await conn.send("__refresh_auth__", claims(sid="s1"), id=1)
         hello = await conn.receive()
-        assert (hello["event"], hello["payload"]["session"]) == ("__connect__", "s1")
+        assert (hello["event"], hello["payload"]["session"]) == ("__connect__", bound_name("/", "ada", "s1"))
         assert hello["payload"]["session_expires_at"] == conn.connection.session.expires_at
         assert conn.connection.clock.expires_at == pytest.approx(asyncio.get_running_loop().time() + 70, abs=1)
         sessions.aged = 200.0

@@ -87,6 +87,21 @@ async def test_anything_else_is_refused_with_4001(
         assert await end_of(conn) == (["AUTH_ERROR"], 4001)
 
 
+@pytest.mark.parametrize("backend", [MemoryBackend, SharedBackend])
+@pytest.mark.parametrize("what", REFUSED)
+async def test_so_is_what_comes_when_the_rate_limit_allows_nothing(what: str, backend: type[MemoryBackend]) -> None:
+    limited = app(backend=backend(), rate_limit=RateLimit(0.001, 1, scope="ip"))
+    async with TestClient(limited) as client:
+        first = await client.connect()
+        await first.send("__refresh_auth__", {"token": "ada"}, id=1)
+        assert (await first.receive())["event"] == "__ack__"
+        conn = await client.connect()
+        await conn.send_raw(text("__refresh_auth__", token="bob"))
+        assert (await conn.receive())["payload"]["code"] == "RATE_LIMIT_ERROR"
+        await conn.send_raw(REFUSED[what])
+        assert await end_of(conn) == (["AUTH_ERROR"], 4001)
+
+
 async def test_a_text_frame_on_a_messagepack_connection_is_no_exception() -> None:
     async with TestClient(app()) as client:
         conn = await client.connect(subprotocols=["socketspec.v1.msgpack"])

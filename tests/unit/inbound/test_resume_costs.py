@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from socketspec import Connection, History, Room, SocketApp
 from socketspec.backend.memory import MemoryBackend
-from socketspec.errors import BackendError
+from socketspec.errors import BackendError, PermissionDenied
 from socketspec.inbound.surcharge import CREDIT
 from socketspec.protocol.publications import Position
 from socketspec.security.ratelimit import RateLimit
@@ -225,3 +226,34 @@ def test_tokens_are_taken_for_rooms_without_a_right_alone(rights: list[bool], ca
                 assert [reason == "no_position" for reason in found] == rights
 
     asyncio.run(run())
+
+
+NAMES = ["aa\u200b{:04}", "{:04}", "theirs:{:04}", "é" * 20 + "{:04}", "\n{:04}"]
+
+
+@pytest.mark.parametrize("subprotocols", [["socketspec.v1.json"], ["socketspec.v1.msgpack"]])
+@pytest.mark.parametrize("name", NAMES)
+async def test_the_answer_is_in_proportion_to_the_question(name: str, subprotocols: list[str]) -> None:
+    app = Guarded(None)
+
+    @app.room_guard("theirs:{n}")
+    async def wordy(conn: Connection, n: str) -> bool:
+        raise PermissionDenied("no " * 3000)
+
+    async with TestClient(app) as client:
+        conn = await client.connect(subprotocols=subprotocols)
+        rooms = [name.format(number) for number in range(1000)]
+        rows = await resume(conn, *rooms)
+        assert [room for room, row in rows.items() if "message" in row] == rooms[:20]
+        assert max(len(row.get("message", "")) for row in rows.values()) <= 1000
+        assert len(json.dumps(rows)) < 20 * 1100 + 7 * len(json.dumps(dict.fromkeys(rooms)))
+        assert conn.connection.is_open
+
+
+async def test_a_name_that_no_room_can_have_is_not_repeated() -> None:
+    async with TestClient(Guarded(None)) as client:
+        conn = await client.connect()
+        await conn.send("__resume__", {"rooms": {"x" * 60_000: None}}, id="r")
+        error = (await conn.receive())["payload"]
+        assert error["code"] == "VALIDATION_ERROR"
+        assert len(error["message"]) < 200

@@ -107,6 +107,9 @@ WRONG: dict[str, dict[str, Any]] = {
     "another offset": {"offset": 1},
     "a later offset": {"offset": 99},
     "the beginning of another epoch": {"offset": 0, "epoch": "0123456789abcdef"},
+    "the beginning": {"offset": 0},
+    "the beginning without a tag": {"offset": 0, "tag": ""},
+    "before the beginning": {"offset": 0, "tag": "00000000"},
     "the beginning of no epoch": {"offset": 0, "epoch": "", "tag": ""},
 }
 
@@ -164,16 +167,14 @@ def test_a_client_is_let_in_where_its_position_is_one_that_was_published_and_is_
                 at[0].epoch if epoch == "right" and at else epoch,
                 real[offset].tag if tag == "right" and offset in real else tag,
             )
-            # One more than the size is kept to verify with; the beginning has no tag, but its epoch nobody can guess.
-            kept = at[-KEPT.size - 1 :]
-            beginning = [Position(0, at[0].epoch, brought.tag)] if 0 < published <= KEPT.size else []
+            kept = at[-KEPT.size - 1 :]  # one more than the size is kept to verify with; the beginning is no message
             conn = await client.connect(subprotocols=V1)
             row = (await resume(conn, {"kept:1": brought}))["kept:1"]
-            if brought in kept + beginning:
+            if brought in kept:
                 assert row == {"recovered": True, "replayed": published - offset}
             else:
                 assert row["reason"] == "PERMISSION_ERROR"
-            assert conn.connection.rooms == ({"kept:1"} if brought in kept + beginning else frozenset())
+            assert conn.connection.rooms == ({"kept:1"} if brought in kept else frozenset())
 
     asyncio.run(run())
 

@@ -10,7 +10,7 @@ import pytest
 
 from socketspec.errors import AuthError
 from socketspec.identity import ANONYMOUS, Identity
-from socketspec.protocol.handshake import Handshake, Headers
+from socketspec.protocol.handshake import Handshake, Headers, QueryParams
 from socketspec.security.auth import APIKeyAuth, AuthBackend, JWTAuth, authenticate
 
 ADA = Identity(user_id="ada")
@@ -43,12 +43,48 @@ async def test_the_first_identity_wins_and_later_backends_are_not_asked() -> Non
     assert late.asked == 0
 
 
-async def test_a_later_backend_may_know_what_an_earlier_one_refused() -> None:
-    assert await authenticate([Says(AuthError("no")), Says(ADA)], Handshake()) is ADA
+async def test_a_refusal_is_final_whatever_else_the_client_brings() -> None:
+    late = Says(ADA)
+    assert await refusal(Says(None), Says(AuthError("You are banned.")), late) == "You are banned."
+    assert late.asked == 0
+
+
+SECRETS = ["one secret of more than thirty-two bytes", "another one of more than thirty-two bytes"]
+
+
+def signed(secret: str, **claims: Any) -> str:
+    return jwt.encode({"sub": "ada", "exp": 4_000_000_000} | claims, secret)
+
+
+BAD = {"forged": signed(SECRETS[1]), "expired": signed(SECRETS[0], exp=1), "no token at all": "x"}
+
+
+@pytest.mark.parametrize("what", BAD)
+@pytest.mark.parametrize("in_query", [False, True])
+async def test_bad_credentials_are_not_made_up_for_by_good_ones_of_another_kind(what: str, in_query: bool) -> None:
+    headers = [("x-api-key", "key-abc")]
+    query = [("token", BAD[what])] if in_query else []
+    headers += [] if in_query else [("authorization", f"Bearer {BAD[what]}")]
+    handshake = Handshake(headers=Headers(headers), query_params=QueryParams(query))
+    with pytest.raises(AuthError, match="token"):
+        await authenticate([JWTAuth(SECRETS[0]), APIKeyAuth({"key-abc"})], handshake)
+    bad_key = Handshake(headers=Headers([("x-api-key", "x"), ("authorization", f"Bearer {signed(SECRETS[0])}")]))
+    with pytest.raises(AuthError, match="key"):
+        await authenticate([APIKeyAuth({"key-abc"}), JWTAuth(SECRETS[0])], bad_key)
+
+
+async def test_one_token_is_shown_to_every_backend_that_may_know_it() -> None:
+    """As where keys are changed: the old one and the new one are both taken for a while."""
+    handshake = Handshake(headers=Headers([("authorization", f"Bearer {signed(SECRETS[1])}")]))
+    backends: list[AuthBackend] = [JWTAuth(SECRETS[0]), APIKeyAuth({"k"}), JWTAuth(SECRETS[1])]
+    assert (await authenticate(backends, handshake)).user_id == "ada"
 
 
 async def test_the_first_refusal_is_the_one_the_client_gets() -> None:
     assert await refusal(Says(None), Says(AuthError("first")), Says(AuthError("second"))) == "first"
+    bad = Handshake(token="x")
+    with pytest.raises(AuthError, match="token"):
+        await authenticate([JWTAuth("a" * 32), Says(AuthError("second"))], bad)
     assert await refusal(Says(AuthError("only")), Says(None)) == "only"
 
 
@@ -72,8 +108,11 @@ async def test_a_backend_that_fails_lets_nobody_in(failure: Any, caplog: pytest.
     assert "secret text" not in caplog.text
 
 
-async def test_a_failing_backend_does_not_keep_out_whom_another_one_knows() -> None:
-    assert await authenticate([Says(RuntimeError()), Says(ADA)], Handshake()) is ADA
+async def test_where_a_backend_fails_no_other_lets_anybody_in() -> None:
+    late = Says(ADA)
+    assert await refusal(Says(RuntimeError()), late) == "Authentication is not available right now."
+    assert late.asked == 0
+    assert await authenticate([late, Says(RuntimeError())], Handshake()) is ADA
     assert await refusal(Says(AuthError("first")), Says(RuntimeError())) == "first"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from socketspec import Connection, SocketApp
+from socketspec.session.session_tokens import bound_name, new_token
 from socketspec.telemetry.debug_feed import HIDDEN, MAX_TEXT, DebugFeed
 from socketspec.testing import TestClient
 from tests.engines import running
@@ -39,6 +40,25 @@ def test_a_session_token_is_not_shown_wherever_it_stands(data: str | bytes, sess
     assert json.dumps(session)[1:-1][:5] not in shown.replace(HIDDEN, "") or session == "7"
     assert '"7"' not in shown
     assert HIDDEN[:5] in shown
+
+
+def test_no_session_token_is_shown_whosever_it_is_and_wherever_it_stands() -> None:
+    for owner in (None, "ada"):
+        token = new_token("/", owner)
+        feed = DebugFeed()
+        for session in ("", "another-session-0001"):
+            feed.add("broadcast", None, f"said:{token}", f'{{"t":"x {token} y"}}', token, session=session)
+            feed.add("in", "c", "e", b"\x81\xa1t\xd9\x40" + token.encode(), f"room:{token}", session=session)
+            feed.add("in", "c", "e", "x" * (MAX_TEXT - 5) + " " + token, None, session=session)
+        assert token[:5] not in repr(feed.since(0))
+        assert HIDDEN in repr(feed.since(0))
+
+
+def test_neither_the_id_of_a_session_with_a_name_nor_the_name_is_shown() -> None:
+    for name in ("7", "a-claim-of-an-issuer-0001"):
+        session = bound_name("/", "ada", name)
+        shown = kept(json.dumps({"id": session, "jti": name}), session)
+        assert json.loads(shown) == {"id": HIDDEN, "jti": HIDDEN}
 
 
 def test_what_is_no_token_is_shown_as_it_is() -> None:

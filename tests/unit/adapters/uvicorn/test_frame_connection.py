@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import heapq
 import itertools
 from collections.abc import Callable
+from types import FunctionType, ModuleType
 from typing import Any, cast
+
+import pytest
 
 from socketspec.adapters.uvicorn.frame_connection import FrameConnection
 from socketspec.adapters.uvicorn.frame_pump import FRAMES_A_TURN
@@ -240,3 +244,38 @@ async def test_who_does_not_take_what_waits_before_the_close_is_cut() -> None:
     assert rig.transport.is_aborted
     rig.connection.connection_lost(None)
     assert rig.receiver.ends == [(1006, "")]
+
+
+def held_by(rig: Rig) -> int:
+    """Bytes of messages that a connection still refers to, itself or through what belongs to it."""
+    seen: set[int] = set()
+    waiting: list[object] = [rig.connection]
+    total = 0
+    while waiting:
+        found = waiting.pop()
+        if id(found) in seen or isinstance(found, type | ModuleType | FunctionType):
+            continue
+        seen.add(id(found))
+        total += len(found) if isinstance(found, bytes | bytearray) else 0
+        if (
+            type(found).__module__.startswith("socketspec")
+            or isinstance(found, list | tuple | bytearray)
+            or found is rig.connection
+        ):
+            waiting += gc.get_referents(found)
+    return total
+
+
+@pytest.mark.parametrize("how", ["lost", "closed", "refused"])
+async def test_a_connection_that_has_ended_holds_no_bytes_of_an_unfinished_message(how: str) -> None:
+    rig = Rig()
+    size = 1_000_000
+    rig.connection.data_received(b"\x01\xff" + size.to_bytes(8, "big") + bytes(4) + bytes(size))
+    assert held_by(rig) >= size
+    if how == "closed":
+        rig.connection.data_received(b"\x88\x80" + bytes(4))
+    elif how == "refused":
+        rig.connection.data_received(b"\x83\x80" + bytes(4))
+    else:
+        rig.connection.connection_lost(None)
+    assert held_by(rig) < 10_000

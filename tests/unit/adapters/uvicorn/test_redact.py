@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -13,9 +15,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from uvicorn.logging import AccessFormatter
 
+from socketspec.adapters.uvicorn import redact
 from socketspec.adapters.uvicorn.redact import RedactQuery, redacted
 from socketspec.adapters.uvicorn.upgrade import read
+from socketspec.errors import ConfigurationError
 from socketspec.logs import JsonFormatter
+from socketspec.protocol.handshake import Headers, QueryParams
+from socketspec.security.auth import APIKeyAuth
+from socketspec.security.secret_names import hide_in_logs
 
 
 def record_of(message: str, *arguments: Any, name: str = "app", **options: Any) -> logging.LogRecord:
@@ -71,6 +78,93 @@ def test_credentials_are_removed_however_they_are_shown(message: str, arguments:
         arguments = ([arguments[0]],)  # else it is taken for the names of the message
         logged = f"[{logged}]"
     assert record_of(message, *arguments).getMessage() == logged
+
+
+NEEDED = {
+    "a query": ("GET %s", ("/ws?a=SECRET",)),
+    "a bearer token": ("it sent %s", ("Bearer SECRET",)),
+    "an offered subprotocol": ("offers %s", (["socketspec.bearer.SECRET"],)),
+    "authorization": ("%s: %s", ("authorization", "SECRET")),
+    "cookie": ("%s", ([(b"cookie", b"SECRET")],)),
+    "api key": ("%s", ([{"x-api-key": "SECRET"}],)),
+    "subprotocols": ("%s: %s", ("sec-websocket-protocol", "SECRET")),
+    "token": ("headers %s", ([{"X-Service-Token": "SECRET", "x-auth_token": "SECRET"}],)),
+    "secret": ("%s: %s", ("X-Client-Secret", "SECRET")),
+    "password": ("%s: %s", ("X-Password", "SECRET")),
+    "a long name": ("%s: %s", ("x-" * 60 + "token", "SECRET")),
+    "what APIKeyAuth reads": ("%s", ([(b"x-strange-one", b"SECRET")],)),
+    "its parameter": ("%s=%s", ("strange_parameter", "SECRET")),
+    "what a backend reads": ("%s: %s", ("X-Tenant-Pin", "SECRET")),
+}
+
+
+@pytest.fixture
+def named() -> None:
+    APIKeyAuth({"key"}, header="X-Strange-One", query_param="strange_parameter")
+    hide_in_logs("x-tenant-pin")
+
+
+@pytest.mark.usefixtures("named")
+@pytest.mark.parametrize("what", NEEDED)
+def test_every_kind_of_credentials_is_hidden(what: str) -> None:
+    message, arguments = NEEDED[what]
+    assert "SECRET" not in record_of(message, *arguments).getMessage()
+
+
+RULES = {
+    "_QUERY": ["a query"],
+    "_BEARER": ["a bearer token", "an offered subprotocol"],
+    "_CREDENTIALS": [
+        "authorization",
+        "cookie",
+        "api key",
+        "subprotocols",
+        "token",
+        "secret",
+        "password",
+        "a long name",
+    ],
+    "hidden_in_logs": ["what APIKeyAuth reads", "its parameter", "what a backend reads"],
+}
+
+
+@pytest.mark.usefixtures("named")
+@pytest.mark.parametrize("rule", RULES)
+def test_each_rule_is_needed(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    without: dict[str, Any] = {"_CREDENTIALS": "(?!)", "hidden_in_logs": frozenset}
+    monkeypatch.setattr(redact, rule, without.get(rule, re.compile("(?!)()")))
+    redact.header_rule.cache_clear()
+    shown = [what for what, (message, given) in NEEDED.items() if "SECRET" in record_of(message, *given).getMessage()]
+    redact.header_rule.cache_clear()
+    assert shown == RULES[rule]
+
+
+@pytest.mark.parametrize("name", ["", "\n", "x" * 201])
+def test_what_cannot_be_a_name_is_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="hide_in_logs"):
+        hide_in_logs(name)
+
+
+@pytest.mark.parametrize(
+    "target", ["foo?t=SECRET", "*?t=SECRET", "?t=SECRET", "x:y?t=SECRET", "\\ws?t=SECRET", "a b?SECRET"]
+)
+def test_the_access_log_shows_no_query_whatever_is_asked_for(target: str) -> None:
+    made = record_of('%s - "%s %s HTTP/%s" %d', "a:5", "GET", target, "1.1", 404, name="uvicorn.access")
+    shown = AccessFormatter("%(client_addr)s %(request_line)s %(status_code)s", use_colors=False).format(made)
+    assert shown == f"a:5 GET {target.partition('?')[0]}?[redacted] HTTP/1.1 404 Not Found"
+
+
+@pytest.mark.parametrize("shown", [str, repr, "{}".format, "%s".__mod__])
+def test_headers_and_parameters_show_no_values(shown: Callable[[object], str]) -> None:
+    for made in (Headers([("X-Odd", "SECRET")]), QueryParams([("x-odd", "SECRET")])):
+        assert "SECRET" not in shown(made)
+        assert "odd" in shown(made).lower()
+
+
+def test_headers_that_are_logged_show_their_names_only() -> None:
+    made = record_of("came %s", Headers([("x-odd", "SECRET"), ("host", "SECRET"), ("cookie", "SECRET")]))
+    assert "SECRET" not in made.getMessage()
+    assert "x-odd" in made.getMessage()
 
 
 def test_errors_and_extra_fields_have_no_secrets_either() -> None:
