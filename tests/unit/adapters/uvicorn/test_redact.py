@@ -21,6 +21,7 @@ from socketspec.adapters.uvicorn.upgrade import read
 from socketspec.errors import ConfigurationError
 from socketspec.logs import JsonFormatter
 from socketspec.protocol.handshake import Headers, QueryParams
+from socketspec.security import secret_names
 from socketspec.security.auth import APIKeyAuth
 from socketspec.security.secret_names import hide_in_logs
 
@@ -99,7 +100,9 @@ NEEDED = {
 
 
 @pytest.fixture
-def named() -> None:
+def named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These names, and none that other tests' backends read."""
+    monkeypatch.setattr(secret_names, "_names", set())
     APIKeyAuth({"key"}, header="X-Strange-One", query_param="strange_parameter")
     hide_in_logs("x-tenant-pin")
 
