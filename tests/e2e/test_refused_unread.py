@@ -8,6 +8,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -111,16 +112,14 @@ async def test_of_unfinished_messages_little_is_held_and_nothing_once_they_are_g
     size, number = 1_000_000, 40
     frame = struct.pack("!BBQ", 0x81 if is_final else 0x01, 0xFF, size) + bytes(4) + b" " * (size - is_final)
     before, counted = int(server.get("/memory").text), received_bytes(server)
-    opened: list[socket.socket] = []
     for _ in range(2):
-        opened = [await asyncio.to_thread(upgraded, server, "/open") for _ in range(number)]
-        for each in opened:
-            await asyncio.to_thread(each.sendall, frame)
-        counted += number * (size - 65_536 - 10)
-        await until_counted(server, counted)
-        assert int(server.get("/memory").text) - before < number * 250_000
-        for each in opened:
-            each.close()
+        with ExitStack() as opened:
+            for _ in range(number):
+                each = opened.enter_context(await asyncio.to_thread(upgraded, server, "/open"))
+                await asyncio.to_thread(each.sendall, frame)
+            counted += number * (size - 65_536 - 10)
+            await until_counted(server, counted)
+            assert int(server.get("/memory").text) - before < number * 250_000
 
 
 async def until_counted(server: Server, wanted: float) -> None:
