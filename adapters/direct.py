@@ -56,6 +56,7 @@ class _DirectSession:
         self.conn: Connection | None = None
         self.raw: RawConnection = hand_over(self)
         self.raw.max_size = _max_size(engine)
+        self.raw.keep(engine.settings.max_payload_size, self._skipped)  # what has more is refused, and only counted
         self.raw.stall_timeout = engine.settings.backpressure.send_timeout
         self.transport: DirectTransport = DirectTransport(
             self.raw, format, engine.settings.backpressure, engine.counters, engine.waiting
@@ -85,6 +86,9 @@ class _DirectSession:
                 self.raw.max_size = _max_size(self._engine)
             conn.held = False
             self.raw.go_on()
+
+    def _skipped(self, size: int) -> None:
+        self._engine.counters.received_bytes += size
 
     def too_large(self) -> None:
         if self.conn is not None:

@@ -66,6 +66,13 @@ class RawConnection(Protocol):
     @max_size.setter
     def max_size(self, size: int) -> None: ...
 
+    def keep(self, size: int, skipped: Callable[[int], None]) -> None:
+        """Of a message with more than `size` bytes, only its beginning needs to be delivered: more than `size` bytes.
+
+        So a message that is refused anyhow costs no memory. `skipped` is told how many bytes are left out.
+        """
+        ...
+
     @property
     def deflate_bits(self) -> int:
         """Window bits of the compression that was agreed on; 0 for none. Connections of equal bits encode alike."""

@@ -206,6 +206,10 @@ class FrameConnection(asyncio.Protocol):
     def max_size(self, size: int) -> None:
         self._reader.max_size = size
 
+    def keep(self, size: int, skipped: Callable[[int], None]) -> None:
+        """Of a message with more than `size` bytes, deliver only the beginning: more than `size` bytes."""
+        self._reader.keep(size, skipped)
+
     @property
     def deflate_bits(self) -> int:
         """Window bits of the compression that was agreed on; 0 for none."""

@@ -72,7 +72,8 @@ class FramePump:
         self._loop = loop
         self._transport = transport
         self._reader = reader
-        self._listener = listener
+        self._listener: FrameListener | None = listener
+        """None: it is stopped. Its connection refers to it, and two that refer to each other would stay in memory."""
         self.receiver: Receiver | None = None
         """Who gets the messages. None: nobody, and they are dropped."""
         self.is_held: bool = False
@@ -123,22 +124,24 @@ class FramePump:
         """Handle what is no message: a ping, a pong, a close frame or a failure."""
         if self._deadline is not None and not self._reader.in_message:
             self._cancel_deadline()  # it was this frame's own
+        if self._listener is None:
+            return
         if kind in (PING, PONG):
-            self._take_control(kind, value)
+            self._take_control(self._listener, kind, value)
         elif kind == CLOSE:
             self._listener.close_received(*value)
         else:
             self._listener.rules_broken(*value)
 
-    def _take_control(self, kind: int, payload: bytes) -> None:
+    def _take_control(self, listener: FrameListener, kind: int, payload: bytes) -> None:
         now = self._loop.time()
         if now - self._control_since >= 1.0:
             self._control_since, self._control_frames = now, 0
         self._control_frames += 1
-        if self._control_frames > self._listener.max_control_frames:
-            self._listener.rules_broken(1008, "too many ping and pong frames")
+        if self._control_frames > listener.max_control_frames:
+            listener.rules_broken(1008, "too many ping and pong frames")
         else:
-            self._listener.control_received(kind, payload)
+            listener.control_received(kind, payload)
 
     def run_soon(self) -> None:
         """Take the next turn when the event loop has had its own, and read nothing more before."""
@@ -198,7 +201,7 @@ class FramePump:
     def stop(self) -> None:
         """Handle no more frames."""
         self._is_stopped = True
-        self.receiver = None
+        self.receiver = self._listener = None
         self._reader.forget()
         self._cancel_deadline()
 
@@ -209,7 +212,8 @@ class FramePump:
         self._update_reading()
 
     def _start_deadline(self) -> None:
-        self._deadline = self._loop.call_later(self._listener.assembly_timeout, self._too_late)
+        if self._listener is not None:
+            self._deadline = self._loop.call_later(self._listener.assembly_timeout, self._too_late)
 
     def _cancel_deadline(self) -> None:
         if self._deadline is not None:
@@ -218,4 +222,5 @@ class FramePump:
 
     def _too_late(self) -> None:
         self._deadline = None
-        self._listener.rules_broken(1008, "a message took too long to arrive")
+        if self._listener is not None:
+            self._listener.rules_broken(1008, "a message took too long to arrive")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import codecs
 import struct
+import sys
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 try:
@@ -72,6 +74,10 @@ class _Failed(Exception):
     """The client broke the rules: close code and reason."""
 
 
+def _count_nothing(size: int) -> None:
+    """In the place of a reader's `skipped` where nobody wants to know."""
+
+
 class FrameReader:
     """Turns the bytes of one client into events. After a `FAIL` or `CLOSE` there are none."""
 
@@ -80,13 +86,19 @@ class FrameReader:
         "_buffer",
         "_data",
         "_decoder",
+        "_ends",
         "_fragments",
         "_is_compressed",
         "_is_over",
+        "_keep_size",
+        "_kept",
+        "_left",
+        "_mask",
         "_need",
         "_opcode",
         "_parts",
         "_size",
+        "_skipped",
         "inflate",
         "max_size",
     )
@@ -105,9 +117,17 @@ class FrameReader:
         """The kind of the message in fragments; 0: there is none."""
         self._is_compressed = False
         self._parts: list[Any] = []
-        self._size = 0
+        self._size = self._kept = 0
+        """Bytes of the message in fragments: all of them, and those that are held."""
         self._fragments = 0
         self._decoder: codecs.IncrementalDecoder | None = None
+        self._left = 0
+        """Bytes to come of a frame that is read in pieces, because not all of it is kept; 0: there is none."""
+        self._mask = b""
+        self._ends = False
+        """Whether the frame that is read in pieces is the last of its message."""
+        self._keep_size = sys.maxsize
+        self._skipped: Callable[[int], None] = _count_nothing
         self._is_over = False
 
     @property
@@ -123,7 +143,15 @@ class FrameReader:
     @property
     def held(self) -> int:
         """Bytes held: unparsed, and of a message in fragments."""
-        return len(self._data) - self._at + self._size
+        return len(self._data) - self._at + self._kept
+
+    def keep(self, size: int, skipped: Callable[[int], None]) -> None:
+        """Hold no more of a message than it takes to see that it has more than `size` bytes.
+
+        Of such a message only the beginning may be in the event, and that is longer than `size`, too. All of it is
+        checked. `skipped` is told how many bytes are left out.
+        """
+        self._keep_size, self._skipped = size, skipped
 
     def feed(self, data: bytes) -> None:
         """Remember what was received. `next` parses it."""
@@ -184,24 +212,39 @@ class FrameReader:
 
     def _over(self) -> None:
         self._is_over = True
-        self._data, self._at, self._opcode, self._size = b"", 0, 0, 0
+        self._data, self._at, self._opcode, self._left = b"", 0, 0, 0
+        self._size = self._kept = 0
         self._parts.clear()
+        self._decoder = self.inflate = None
+        self._skipped = _count_nothing
 
     def _next(self) -> Event | None:
         """The general case, slower."""
         if len(self._data) < self._need:
             return None
         try:
-            while (frame := self._frame()) is not None:
-                event = self._take(*frame)
+            while (at := self._at) < len(self._data):
+                event = self._piece() if self._left else self._frame()
                 if event is not None:
                     return event
+                if self._at == at:
+                    break
         except _Failed as failed:
             return self._fail(*failed.args)
+        self._let_go()
         return None
 
-    def _frame(self) -> tuple[int, bool, bool, bytes] | None:
-        """The next whole frame: opcode, whether it is final, whether it is compressed, payload."""
+    def _let_go(self) -> None:
+        """Hold nothing of what is parsed already while the rest is awaited."""
+        if self._at >= len(self._data):
+            self._data, self._at, self._need = b"", 0, 0
+        elif self._at > 65_536:
+            self._data = self._data[self._at :]
+            self._need -= self._at
+            self._at = 0
+
+    def _frame(self) -> Event | None:
+        """Take the next frame, if it is there as a whole; one that is not to be kept may come in pieces."""
         data, at = self._data, self._at
         if len(data) - at < 2:
             return None
@@ -217,14 +260,36 @@ class FrameReader:
             start += size
         if opcode < CLOSE and length > self.max_size - self._size:
             raise _Failed(1009, "the message is too large")
-        end = start + 4 + length
-        if len(data) < end:
-            self._need = end
+        start += 4
+        end = start + length
+        in_pieces = opcode < CLOSE and length > self._keep_size - self._size and len(data) < end
+        self._need = start if in_pieces else end
+        if len(data) < self._need:
             return None
-        self._need = 0
-        self._at = end
-        payload = apply_mask(data[start + 4 : end], data[start : start + 4])
-        return opcode, is_final, is_compressed, payload
+        self._at, self._need = self._need, 0
+        mask = bytes(data[start - 4 : start])
+        if in_pieces:
+            self._begin(opcode, is_compressed=is_compressed)
+            self._mask, self._left, self._ends = mask, length, is_final
+            return None
+        payload = apply_mask(data[start:end], mask)
+        if opcode == CLOSE:
+            return self._close(payload)
+        if opcode > CLOSE:
+            return opcode, payload
+        self._begin(opcode, is_compressed=is_compressed)
+        return self._add(payload, is_last=is_final)
+
+    def _piece(self) -> Event | None:
+        """Take what is there of a frame that is read in pieces."""
+        piece = self._data[self._at : self._at + self._left]
+        size = len(piece)
+        self._at += size
+        self._left -= size
+        payload = apply_mask(piece, self._mask)
+        turned = size % 4
+        self._mask = self._mask[turned:] + self._mask[:turned]
+        return self._add(payload, is_last=self._ends and not self._left)
 
     def _check_bits(self, first: int, second: int, opcode: int) -> bool:
         """Whether the frame begins a compressed message. Raises where its first two bytes are wrong."""
@@ -252,48 +317,51 @@ class FrameReader:
             raise _Failed(1002, "the length is not written as it must be")
         return length
 
-    def _take(self, opcode: int, is_final: bool, is_compressed: bool, payload: bytes) -> Event | None:
-        if opcode == CLOSE:
-            return self._close(payload)
-        if opcode > CLOSE:
-            return opcode, payload
+    def _begin(self, opcode: int, *, is_compressed: bool) -> None:
+        """A frame of a message begins, and often the message with it."""
         if opcode != CONTINUATION:
             self._opcode = opcode
             self._is_compressed = is_compressed
-            self._size = self._fragments = 0
+            self._size = self._kept = self._fragments = 0
             if opcode == TEXT:
                 self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._fragments += 1
         if self._fragments > MAX_FRAGMENTS + self._size // FRAGMENT_SIZE:
             raise _Failed(1008, "a message has too many frames")
-        if self._is_compressed and self.inflate is not None:
-            payload = self._inflated(self.inflate, payload, is_final)
-        return self._add(payload, is_final)
 
-    def _inflated(self, inflate: Inflate, payload: bytes, is_final: bool) -> bytes:
+    def _inflated(self, inflate: Inflate, payload: bytes, is_last: bool) -> bytes:
         try:
-            return inflate.piece(payload, is_last=is_final, limit=self.max_size - self._size)
+            return inflate.piece(payload, is_last=is_last, limit=self.max_size - self._size)
         except TooLargeError:
             raise _Failed(1009, "the message is too large") from None
         except ValueError:
             raise _Failed(1002, "the message is not compressed as it must be") from None
 
-    def _add(self, payload: bytes, is_final: bool) -> Event | None:
+    def _add(self, payload: bytes, *, is_last: bool) -> Event | None:
         """One more piece of a message; the message, where that is complete."""
+        if self._is_compressed and self.inflate is not None:
+            payload = self._inflated(self.inflate, payload, is_last)
         self._size += len(payload)
         if self._decoder is not None:
             try:
-                part: Any = self._decoder.decode(payload, is_final)
+                part: Any = self._decoder.decode(payload, is_last)
             except UnicodeDecodeError:
                 raise _Failed(1007, "text is not UTF-8") from None
         else:
             part = payload
-        if part:
-            self._parts.append(part)
-        if not is_final:
-            return None
+        # More by four than the size: up to three bytes are with the decoder, and the message has to be seen as larger.
+        room = min(self._keep_size + 4 - self._kept, len(payload))
+        if part and room > 0:
+            self._parts.append(part[:room])
+        self._kept += room
+        if room < len(payload):
+            self._skipped(len(payload) - room)
+        return self._whole() if is_last else None
+
+    def _whole(self) -> Event:
+        """The message that is complete now."""
         opcode, parts = self._opcode, self._parts
-        self._opcode = self._size = 0
+        self._opcode = self._size = self._kept = 0
         self._parts, self._decoder = [], None
         return opcode, "".join(parts) if opcode == TEXT else b"".join(parts)
 

@@ -18,6 +18,10 @@ __all__ = ("RedactQuery", "header_rule", "redacted")
 
 _QUERY: Final = re.compile(r"""(?<!\S)([^\s/]*+/[^\s?]*+\?)(?!\[redacted\](?:[\s"')\],]|$))\S++""")
 """The query of the first URL within what spaces enclose, and all that follows it there."""
+_MARKS: Final = re.compile(r"[?;#]|%(?:25)*+(?:3[FB]|23)", re.IGNORECASE)
+"""What may be meant to begin a query in a path that a client asks for: also encoded, once or more often."""
+_HANDSHAKE: Final = '%s - "WebSocket %s" '
+"""How the line of a WebSocket's handshake begins, whoever writes it: uvicorn or we."""
 _CREDENTIALS: Final = (
     r"authorization|cookie|api[-_]?key|sec-websocket-protocol|[-_]token|[-_]secret|password|passwd|credentials?"
 )
@@ -57,6 +61,8 @@ class RedactQuery(logging.Filter):
         """Let every record through, without secrets."""
         if record.name == "uvicorn.access" and isinstance(record.args, tuple) and len(record.args) == 5:
             record.args = (*record.args[:2], _path(record.args[2]), *record.args[3:])
+        elif isinstance(record.args, tuple) and len(record.args) >= 2 and _is_handshake(record.msg):
+            record.args = (record.args[0], _path(record.args[1]), *record.args[2:])
         self._clean_message(record)
         if record.exc_info and not record.exc_text:
             record.exc_text = _SHOWS_ERRORS.formatException(record.exc_info)
@@ -84,8 +90,13 @@ class RedactQuery(logging.Filter):
 
 def _path(target: object) -> object:
     """What was asked for, without its query: a request may ask for anything, also without a slash."""
-    path, mark, _ = str(target).partition("?")
-    return f"{path}?[redacted]" if mark else target
+    text = str(target)
+    mark = _MARKS.search(text)
+    return target if mark is None or mark.end() == len(text) else f"{text[: mark.end()]}[redacted]"
+
+
+def _is_handshake(message: object) -> bool:
+    return isinstance(message, str) and message.startswith(_HANDSHAKE)
 
 
 def _secretless(record: logging.LogRecord) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar
 from socketspec.cluster.commands.keys import Keys
 from socketspec.cluster.publishers.lives import Lives
 from socketspec.cluster.publishers.publisher import configuration
-from socketspec.cluster.publishers.requests import Request, Requests
+from socketspec.cluster.publishers.requests import Request, Requests, not_sent
 from socketspec.cluster.servers.topology import make_topology
 from socketspec.declaration.contracts import Broadcasts
 from socketspec.declaration.rooms import Room
@@ -141,8 +141,11 @@ class AsyncPublisher:
 
     async def _run(self, request: Request[T]) -> T:
         if self._is_closed:
-            raise BackendError("This publisher is closed.")
-        runner = await self._lives.runner()
+            raise BackendError("This publisher is closed, so nothing was sent.")
+        try:
+            runner = await self._lives.runner()
+        except BackendError as error:  # of the connecting
+            raise not_sent(request.stages[0], error) from error
         replies: list[Any] = []
         for commands in request.stages:
             # One command alone is the usual case, and `run` costs less.

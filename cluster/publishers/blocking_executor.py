@@ -10,6 +10,7 @@ from socketspec.cluster.commands.command import PASSING_REFUSALS, Argument, Comm
 from socketspec.cluster.options import Address, RedisOptions, Servers
 from socketspec.cluster.publishers.blocking_link import BlockingLink, LinkBroken, ServerRefusal
 from socketspec.cluster.publishers.blocking_servers import NEEDS_CLUSTER_URL, BlockingServers, Place
+from socketspec.cluster.publishers.requests import not_sent, what
 from socketspec.cluster.servers.backoff import Backoff
 from socketspec.errors import BackendError
 
@@ -67,7 +68,7 @@ class BlockingExecutor:
     ) -> list[_Unsent]:
         """One try. Writes answers and errors into `replies`; returns what was certainly not executed."""
         if self._servers.is_closed:
-            raise BackendError("This publisher is closed.")
+            raise BackendError(f"This publisher is closed, so {what(commands[unsent[0].number])} was not sent.")
         groups: dict[Place, list[_Unsent]] = {}
         try:
             for item in unsent:
@@ -75,6 +76,10 @@ class BlockingExecutor:
                 groups.setdefault(place, []).append(item)
         except LinkBroken as error:
             return [_Unsent(item.number, str(error)) for item in unsent]
+        except BackendError as error:  # trying again does not help
+            for item in unsent:
+                replies[item.number] = not_sent([commands[item.number]], error)
+            return []
         left: list[_Unsent] = []
         for place, items in groups.items():
             left += self._send(place, items, commands, replies, deadline)
@@ -92,8 +97,10 @@ class BlockingExecutor:
         try:
             with self._servers.link(place.address, deadline) as link:
                 answers = _exchange(link, [commands[item.number] for item in items], place.is_asking, deadline)
-        except (LinkBroken, BackendError) as error:
+        except LinkBroken as error:
             answers = [error] * len(items)
+        except BackendError as error:  # of the connecting: nothing has been sent
+            answers = [not_sent([commands[item.number]], error) for item in items]
         left: list[_Unsent] = []
         for item, answer in zip(items, answers, strict=True):
             outcome = self._outcome(item, place, commands[item.number], answer)
@@ -109,16 +116,14 @@ class BlockingExecutor:
             reason = f"{place.address}: {answer}"
             if not answer.is_sent:
                 return _Unsent(item.number, reason)
-            return BackendError(
-                f"Redis did not confirm {_what(command)} ({reason}): it may have been executed, or not."
-            )
+            return BackendError(f"Redis did not confirm {what(command)} ({reason}): it may have been executed, or not.")
         if not isinstance(answer, ServerRefusal):
             return answer
         text = str(answer)
         if not text.startswith(PASSING_REFUSALS):
             return BackendError(_refused(command, text))
         if text.startswith("MOVED") and not self._is_cluster:
-            return BackendError(f"{place.address} {NEEDS_CLUSTER_URL}")
+            return not_sent([command], f"{place.address} {NEEDS_CLUSTER_URL}")
         return self._redirected(item, place, text)
 
     def _redirected(self, item: _Unsent, place: Place, text: str) -> _Unsent:
@@ -136,13 +141,14 @@ class BlockingExecutor:
     def _failure(self, commands: Sequence[Command], unsent: Sequence[_Unsent], replies: list[Any]) -> BackendError:
         first = unsent[0]
         if len(unsent) == len(commands):
-            what = _what(commands[first.number])
+            named = what(commands[first.number])
             return BackendError(
-                f"Redis could not be reached within {self._timeout:g} s, so {what} was not sent. {first.reason}"
+                f"Redis could not be reached within {self._timeout:g} s, so {named} was not sent. {first.reason}"
             )
         for item in unsent:
             replies[item.number] = BackendError(item.reason)
-        return _partial(replies, f"Redis could not be reached within {self._timeout:g} s. {first.reason}")
+        reached = f"Redis could not be reached within {self._timeout:g} s"
+        return _partial(replies, f"{reached}, so it was not sent. {first.reason}")
 
 
 def _partial(replies: Sequence[Any], reason: str) -> BackendError:
@@ -179,11 +185,6 @@ def _exchange(link: BlockingLink, commands: Sequence[Command], is_asking: bool, 
     return answers
 
 
-def _what(command: Command) -> str:
-    names = {"SPUBLISH": "the message", "publish": "the message", "revoke": "the revocation"}
-    return names.get(command.name, f"the command {command.name}")
-
-
 def _refused(command: Command, text: str) -> str:
     hints = {
         "OOM": "its memory is full (maxmemory), so nothing was kept or sent",
@@ -197,4 +198,4 @@ def _refused(command: Command, text: str) -> str:
     hint = hints.get(name)
     if "unknown command" in text.lower():
         hint = "it is too old: SocketSpec needs Redis 7 or Valkey 8"
-    return f"Redis refused {_what(command)}: {hint} ({text})" if hint else f"Redis refused {_what(command)}: {text}"
+    return f"Redis refused {what(command)}: {hint} ({text})" if hint else f"Redis refused {what(command)}: {text}"

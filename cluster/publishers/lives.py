@@ -120,9 +120,9 @@ class _Life:
             if self._waits_for_place:
                 raise BackendError(
                     f"{MAX_LOOPS} event loops of this process use this publisher, and none of them ended within "
-                    f"{self._timeout:g} s, so nothing was sent."
+                    f"{self._timeout:g} s."
                 ) from None
-            raise BackendError(f"Redis could not be reached within {self._timeout:g} s, so nothing was sent.") from None
+            raise BackendError(f"Redis could not be reached within {self._timeout:g} s.") from None
         return self._runner
 
     async def _start(self) -> None:

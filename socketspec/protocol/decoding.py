@@ -32,6 +32,13 @@ _CLAIMS: Final = (b"\xdc", b"\xdd", b"\xde", b"\xdf")
 """What the headers of arrays and maps with more than 15 items begin with."""
 _NOT_FINITE_MSGPACK: Final = re.compile(rb"\xca[\x7f\xff][\x80-\xff]|\xcb[\x7f\xff][\xf0-\xff]")
 _CONTAINERS: Final = frozenset({dict, list})
+_PARSER_SAYS: Final = {
+    "max_ext_len": "extension types have no meaning here",
+    "map key": "the keys of objects must be strings",
+    "incomplete input": "the data ends early",
+    "exceeds max_": "the data ends early",
+}
+"""What the MessagePack parser says of the data, and what that means to those who sent it."""
 
 
 class Envelope(NamedTuple):
@@ -55,6 +62,8 @@ def decode(data: str | bytes, format: Format, *, max_items: int = MAX_ITEMS) -> 
     if type(value) is not dict:
         raise ValidationFailed(f"A message must be an object with an `event`, not {_kind(value)}.")
     if not value.keys() <= _ENVELOPE_KEYS:
+        if any(type(key) is bytes for key in value):
+            raise ValidationFailed("The keys of a message must be strings, not binary data.")
         unknown = ", ".join(repr(key)[:40] for key in sorted(map(str, value.keys() - _ENVELOPE_KEYS))[:5])
         raise ValidationFailed(f"Unknown field {unknown}: a message has `event`, `payload` and `id` only.")
     event = value.get("event")
@@ -218,10 +227,10 @@ def _parse_msgpack(data: bytes, max_items: int) -> Any:
             **counted,
         )
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
-        detail = str(error)[:120] or "the data ends early or is nested too deeply"
+        detail = str(error)[:120]
         if "exceeds max_array_len" in detail or "exceeds max_map_len" in detail:
             raise _too_many_items(max_items) from None
-        raise ValidationFailed(f"Not MessagePack: {detail}.") from None
+        raise ValidationFailed(f"Not MessagePack: {_what_is_wrong(error, detail)}.") from None
     # Every level costs at least a byte, so a short message cannot be deep.
     if len(data) > MAX_DEPTH and _deeper_than(value, MAX_DEPTH):
         raise ValidationFailed(f"Nested too deeply: at most {MAX_DEPTH} levels.")
@@ -230,6 +239,22 @@ def _parse_msgpack(data: bytes, max_items: int) -> Any:
     if _NOT_FINITE_MSGPACK.search(data):
         _refuse_infinite(value)
     return value
+
+
+def _what_is_wrong(error: Exception, detail: str) -> str:
+    """What the sender has to know of an error of the parser, which speaks of its own options."""
+    if isinstance(error, msgpack.ExtraData):
+        return "there is more data behind the message"
+    if isinstance(error, msgpack.FormatError):
+        return "it has a byte that nothing begins with (0xc1)"
+    if isinstance(error, msgpack.StackError | RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return "a string is not UTF-8"
+    for sign, meaning in _PARSER_SAYS.items():
+        if sign in detail:
+            return meaning
+    return detail.rstrip(".") or "it cannot be read"
 
 
 def _outermost_keys(data: bytes) -> list[Any]:

@@ -103,7 +103,7 @@ def check_user_id(user_id: str) -> str:
     elif len(user_id) > MAX_USER_ID_BYTES or len(user_id.encode()) > MAX_USER_ID_BYTES:
         problem = f"is too long; use at most {MAX_USER_ID_BYTES} bytes of UTF-8"
     if problem is not None:
-        raise ValueError(f"user id {shown(user_id)} {problem}")
+        raise ValueError(f"user id {_described(user_id)}{problem}")
     return user_id
 
 
@@ -112,7 +112,7 @@ def _check(kind: str, name: str) -> str:
         return name
     problem = _problem(name)
     if problem is not None:
-        raise ValueError(f"{kind} name {shown(name)} {problem}")
+        raise ValueError(f"{kind} name {_described(name)}{problem}")
     return name
 
 
@@ -159,6 +159,11 @@ def _character_problem(character: str) -> str | None:
             return "an invisible formatting character"
         case _:
             return None
+
+
+def _described(name: object) -> str:
+    """`name` before a problem of it. What is no text is described by the problem alone: its type."""
+    return f"{shown(name)} " if isinstance(name, str) else ""
 
 
 def shown(name: object) -> str:

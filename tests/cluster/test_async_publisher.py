@@ -45,9 +45,27 @@ async def test_an_async_error_comes_in_time_where_nobody_listens() -> None:
     url, timeout = refused()
     began = time.monotonic()
     async with AsyncPublisher(url, timeout=timeout) as publisher:
-        with pytest.raises(BackendError):
+        with pytest.raises(BackendError, match=r"^The message was not sent: "):
             await publisher.broadcast("r", "e")
-    assert time.monotonic() - began < timeout + 0.5
+        with pytest.raises(BackendError, match=r"^None of 2 commands was sent: "):
+            await publisher.broadcast_many([("r", "e", None)] * 2)
+    with pytest.raises(BackendError, match="closed, so nothing was sent"):
+        await publisher.broadcast("r", "e")
+    assert time.monotonic() - began < 2 * (timeout + 0.5)
+
+
+async def test_an_async_publisher_that_is_not_let_in_says_that_nothing_was_sent(
+    new_server: Callable[..., Server],
+) -> None:
+    server = new_server(password="right")
+    for url, complaint in (
+        (server.url.replace("right", "wrong"), "refuses the username or the password"),
+        (f"redis://127.0.0.1:{server.port}", "asks for a password"),
+        (f"{server.url.rstrip('/')}/99", "no such database"),
+    ):
+        async with AsyncPublisher(url, timeout=2) as publisher:
+            with pytest.raises(BackendError, match=f"^The message was not sent: .*{complaint}"):
+                await publisher.broadcast("r", "e")
 
 
 async def test_an_async_publisher_sends_nothing_to_a_replica(

@@ -243,12 +243,28 @@ def test_a_password_is_used_and_a_wrong_one_is_an_error_at_once(new_server: Call
     for url, complaint in (
         (server.url.replace("right", "wrong"), "user or password is wrong"),
         (f"redis://127.0.0.1:{server.port}", "needs a password"),
+        (f"{server.url.rstrip('/')}/99", "DB index is out of range"),
     ):
         began = time.monotonic()
-        with pytest.raises(BackendError, match=complaint) as caught, Publisher(url) as publisher:
+        with (
+            pytest.raises(BackendError, match=f"^The message was not sent: .*{complaint}") as caught,
+            Publisher(url) as publisher,
+        ):
             publisher.broadcast("r", "e")
         assert "wrong@" not in str(caught.value)
         assert time.monotonic() - began < 2
+
+
+def test_what_is_not_sent_for_a_wrong_login_says_so_however_many_it_was(new_server: Callable[..., Server]) -> None:
+    server = new_server(password="right")
+    for url in (server.url.replace("right", "wrong"), f"{server.url}".replace("redis://", "redis+cluster://")):
+        with Publisher(url, timeout=1) as publisher:
+            with pytest.raises(BackendError, match=r"2 of 2 .*: The message was not sent: "):
+                publisher.broadcast_many([("r", "e", None)] * 2)
+            with pytest.raises(BackendError, match=r"^The revocation was not sent: "):
+                publisher.revoke(user="u", ttl=60)
+    with pytest.raises(BackendError, match="closed, so the message was not sent"):
+        publisher.broadcast("r", "e")
 
 
 def test_a_replica_is_sent_nothing_whether_it_was_one_before_or_has_become_one(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
@@ -48,6 +49,8 @@ class PlayedConnection:
 
     def ping(self) -> None:
         self.pings += 1
+
+    def keep(self, size: int, skipped: Callable[[int], None]) -> None: ...
 
     def hold(self) -> None: ...
 

@@ -117,6 +117,35 @@ def test_extension_types_are_refused_of_whatever_code_and_length(code: int, size
         decode(data, Format.MSGPACK)
 
 
+@pytest.mark.parametrize(
+    ("data", "meaning"),
+    [
+        (b"\xd4\x01\x00", "extension types have no meaning here"),
+        (b"\xc7\x00\x05", "extension type 5 has no meaning here"),
+        (b"\x81\x01\x02", "the keys of objects must be strings"),
+        (b"\x81\x91\x01\x02", "the keys of objects must be strings"),
+        (b"\x80\x80", "there is more data behind the message"),
+        (b"\xc1", "it has a byte that nothing begins with (0xc1)"),
+        (b"\x81\xa5event\xc1", "it has a byte that nothing begins with (0xc1)"),
+        (b"", "the data ends early"),
+        (b"\x81\xa5eve", "the data ends early"),
+        (b"\xc6\xff\xff\xff\xff", "the data ends early"),
+        (b"\xdd\x00\x00\x00\x20\x01", "the data ends early"),
+        (b"\x91" * 3000 + b"\x01", "it is nested too deeply"),
+        (b"\x81\xa5event\xa1\xff", "a string is not UTF-8"),
+    ],
+)
+def test_what_is_no_messagepack_is_said_without_the_words_of_the_parser(data: bytes, meaning: str) -> None:
+    with pytest.raises(ValidationFailed) as caught:
+        decode(data, Format.MSGPACK)
+    assert caught.value.message == f"Not MessagePack: {meaning}."
+
+
+def test_binary_data_is_no_key_of_a_message() -> None:
+    with pytest.raises(ValidationFailed, match=r"^The keys of a message must be strings, not binary data\.$"):
+        decode(b"\x81\xc4\x05event\xa1e", Format.MSGPACK)
+
+
 def test_the_limit_is_an_option_of_the_app_and_in_its_schema() -> None:
     assert SocketApp(max_payload_items=7).schema()["max_payload_items"] == 7
     assert SocketApp().schema()["max_payload_items"] == MAX_ITEMS

@@ -16,6 +16,7 @@ from socketspec.protocol.names import (
     check_event_name,
     check_namespace,
     check_room_name,
+    check_user_id,
     is_reserved,
 )
 
@@ -76,6 +77,21 @@ def test_a_printable_name_is_returned_as_it_is(check: Check, name: str) -> None:
 def test_a_bad_name_is_refused_with_what_is_wrong(check: Check, kind: str, name: Any, problem: str) -> None:
     with pytest.raises(ValueError, match=f"^{kind} name .*{problem}"):
         check(name)
+
+
+@pytest.mark.parametrize(
+    ("check", "subject"),
+    [
+        (check_room_name, "room name"),
+        (check_event_name, "event name"),
+        (check_namespace, "namespace name"),
+        (check_user_id, "user id"),
+    ],
+)
+def test_the_type_of_what_is_no_text_is_said_once(check: Check, subject: str) -> None:
+    wrong: Any = 5
+    with pytest.raises(ValueError, match=f"^{subject} is of type int; pass a str$"):
+        check(wrong)
 
 
 def test_the_refusal_of_a_huge_name_is_short_and_plain_ascii_where_the_name_is_shown() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tracemalloc
 import zlib
@@ -226,6 +227,27 @@ def test_a_bomb_fails_with_1009_and_is_never_inflated(pieces: int) -> None:
     finally:
         tracemalloc.stop()
     assert [(kind, value[0]) for kind, value in events] == [(FAIL, 1009)]
+
+
+@pytest.mark.parametrize("step", [1, 50, 1000])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_of_an_inflated_message_that_is_not_to_be_kept_only_the_beginning_is_held(step: int, parts: int) -> None:
+    skipped: list[int] = []
+    read = reader()
+    read.keep(100, skipped.append)
+    client = Client()
+    noise = b"".join(hashlib.sha256(bytes((n,))).digest() for n in range(100))[:3000]
+    data = client.compressed(noise)
+    size = -(-len(data) // parts)
+    cuts = [data[at : at + size] for at in range(0, len(data), size)]
+    sent = b"".join(
+        frame(CONTINUATION if number else BINARY, part, fin=number == parts - 1, rsv=0 if number else RSV1)
+        for number, part in enumerate(cuts)
+    )
+    ((kind, value),) = drained(read, *(sent[at : at + step] for at in range(0, len(sent), step)))
+    assert (kind, value) == (BINARY, noise[:104])
+    assert sum(skipped) == 3000 - 104
+    assert drained(read, frame(TEXT, client.compressed(b"next"), rsv=RSV1)) == [(TEXT, "next")]
 
 
 def test_the_limit_is_for_the_whole_message_and_exact() -> None:

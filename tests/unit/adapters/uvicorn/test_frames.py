@@ -251,6 +251,65 @@ def test_held_tells_what_is_waited_with() -> None:
     assert (reader.held, reader.is_partial) == (3, True)
 
 
+@pytest.mark.parametrize("kind", [TEXT, BINARY])
+@pytest.mark.parametrize("step", [1, 7, 100, 4096])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_of_a_message_that_is_not_to_be_kept_only_the_beginning_is_held(kind: int, step: int, frames: int) -> None:
+    skipped: list[int] = []
+    reader = FrameReader(max_size=1 << 20)
+    reader.keep(100, skipped.append)
+    part = "häß€𝄞".encode() * 200
+    sent = frame(kind, part, fin=frames == 1)
+    for number in range(1, frames):
+        sent += frame(CONTINUATION, part, fin=number == frames - 1)
+    for at in range(0, len(sent), step):
+        events = drained(reader, sent[at : at + step])
+        assert reader.held <= 100 + 4 + 14
+        assert bool(events) is (at + step >= len(sent))
+    ((got, value),) = events
+    begun = value.encode() if isinstance(value, str) else value
+    assert got == kind
+    assert 100 < len(begun) <= len(part)
+    assert (part * frames).startswith(begun)
+    assert drained(reader, frame(TEXT, b"next")) == [(TEXT, "next")]
+
+
+def test_what_is_not_kept_is_counted_and_checked_all_the_same() -> None:
+    skipped: list[int] = []
+    reader = FrameReader(max_size=1000)
+    reader.keep(10, skipped.append)
+    sent = frame(BINARY, b"x" * 900)
+    ((_, value),) = drained(reader, sent[:30], sent[30:500], sent[500:])
+    assert (len(value), sum(skipped)) == (14, 886)
+    wrong = frame(TEXT, b"x" * 500 + b"\xff" + b"x" * 99)
+    assert drained(reader, wrong[:50]) == []
+    assert drained(reader, wrong[50:550])[0][1][0] == 1007
+    assert reader.held == 0
+
+
+def test_a_message_that_is_not_to_be_kept_still_has_the_limits_of_size_and_frames() -> None:
+    reader = FrameReader(max_size=1000)
+    reader.keep(10, lambda size: None)
+    assert drained(reader, frame(BINARY, b"x" * 900, fin=False)) == []
+    assert drained(reader, frame(PING, b"?"), frame(CONTINUATION, b"", fin=False)) == [(PING, b"?")]
+    assert drained(reader, frame(CONTINUATION, b"x" * 101)[:8])[0][1][0] == 1009
+    many = FrameReader(max_size=1 << 20)
+    many.keep(10, lambda size: None)
+    some = [frame(BINARY, b"x", fin=False), *[frame(CONTINUATION, b"x", fin=False)] * (MAX_FRAGMENTS + 40)]
+    assert drained(many, *some)[0][1][0] == 1008
+
+
+def test_what_is_parsed_is_let_go_of_while_the_rest_of_a_message_is_awaited() -> None:
+    reader = FrameReader(max_size=4 << 20)
+    tracemalloc.start()
+    try:
+        drained(reader, frame(BINARY, b"x" * (1 << 20), fin=False) + b"\x00")
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert held < 1.2 * (1 << 20)
+
+
 def test_a_long_message_in_short_reads_costs_no_more_than_its_length() -> None:
     data = frame(BINARY, b"x" * (8 << 20))
     began = time.perf_counter()
@@ -363,6 +422,34 @@ def test_any_bytes_give_the_same_events_however_they_are_cut(data: bytes, places
     whole = read(data, max_size=300)
     assert read(*cut(data, places), max_size=300) == whole
     assert read(*(data[at : at + 1] for at in range(len(data))), max_size=300) == whole
+
+
+def beginnings(data: bytes, places: Iterable[int], keep: int) -> list[Event]:
+    """The events of a reader that holds so much of a message; longer messages by their first bytes."""
+    reader = FrameReader(max_size=300)
+    reader.keep(keep, lambda size: None)
+    found: list[Event] = []
+    for chunk in cut(data, places):
+        for kind, value in drained(reader, chunk):
+            if kind in (TEXT, BINARY):
+                whole = value.encode() if kind == TEXT else value
+                found.append((kind, whole if len(whole) <= keep else (whole[: keep + 1], "…")))
+            else:
+                found.append((kind, value))
+        assert reader.held <= max(keep + 4, 125) + 14
+    return found
+
+
+@settings(max_examples=400)
+@given(ANYTHING, PLACES, st.integers(0, 100))
+def test_any_bytes_give_the_same_events_also_where_long_messages_are_not_kept(
+    data: bytes, places: list[int], keep: int
+) -> None:
+    expected = beginnings(data, (), keep)
+    assert beginnings(data, places, keep) == expected
+    assert beginnings(data, range(len(data)), keep) == expected
+    failed = [event for event in expected if event[0] == FAIL]
+    assert failed or [kind for kind, _ in expected] == [kind for kind, _ in read(data, max_size=300)]
 
 
 @settings(max_examples=400)

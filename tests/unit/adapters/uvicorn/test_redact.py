@@ -157,6 +157,25 @@ def test_the_access_log_shows_no_query_whatever_is_asked_for(target: str) -> Non
     assert shown == f"a:5 GET {target.partition('?')[0]}?[redacted] HTTP/1.1 404 Not Found"
 
 
+@pytest.mark.parametrize("mark", [";", "#", "%3F", "%3f", "%3B", "%23", "%253F", "%25253b"])
+@pytest.mark.parametrize("path", ["/ws", "foo", "/a%25"])
+def test_a_query_is_none_the_more_shown_where_its_mark_is_another_or_encoded(path: str, mark: str) -> None:
+    target = f"{path}{mark}token=SECRET?x=SECRET"
+    made = record_of('%s - "%s %s HTTP/%s" %d', "a:5", "GET", target, "1.1", 404, name="uvicorn.access")
+    assert made.getMessage() == f'a:5 - "GET {path}{mark}[redacted] HTTP/1.1" 404'
+    for answer in ("[accepted]", "403"):
+        made = record_of('%s - "WebSocket %s" %s', "a:5", target, answer)
+        assert made.getMessage() == f'a:5 - "WebSocket {path}{mark}[redacted]" {answer}'
+    made = record_of('%s - "WebSocket %s" [accepted]', "a:5", target)  # as uvicorn's protocols write it
+    assert made.getMessage() == f'a:5 - "WebSocket {path}{mark}[redacted]" [accepted]'
+
+
+def test_a_mark_that_nothing_follows_hides_nothing() -> None:
+    for path in ("/c%23", "/what%3F", "/plain"):
+        made = record_of('%s - "%s %s HTTP/%s" %d', "a:5", "GET", path, "1.1", 200, name="uvicorn.access")
+        assert made.getMessage() == f'a:5 - "GET {path} HTTP/1.1" 200'
+
+
 @pytest.mark.parametrize("shown", [str, repr, "{}".format, "%s".__mod__])
 def test_headers_and_parameters_show_no_values(shown: Callable[[object], str]) -> None:
     for made in (Headers([("X-Odd", "SECRET")]), QueryParams([("x-odd", "SECRET")])):
