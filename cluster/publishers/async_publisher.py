@@ -8,7 +8,8 @@ from typing import Any, Self, TypeVar
 from socketspec.cluster.commands.keys import Keys
 from socketspec.cluster.publishers.lives import Lives
 from socketspec.cluster.publishers.publisher import configuration
-from socketspec.cluster.publishers.requests import Request, Requests, not_sent
+from socketspec.cluster.publishers.requests import Request, Requests
+from socketspec.cluster.publishers.wording import not_sent
 from socketspec.cluster.servers.topology import make_topology
 from socketspec.declaration.contracts import Broadcasts
 from socketspec.declaration.rooms import Room

@@ -10,7 +10,7 @@ from socketspec.cluster.commands.command import PASSING_REFUSALS, Argument, Comm
 from socketspec.cluster.options import Address, RedisOptions, Servers
 from socketspec.cluster.publishers.blocking_link import BlockingLink, LinkBroken, ServerRefusal
 from socketspec.cluster.publishers.blocking_servers import NEEDS_CLUSTER_URL, BlockingServers, Place
-from socketspec.cluster.publishers.requests import not_sent, what
+from socketspec.cluster.publishers.wording import not_sent, refused, what
 from socketspec.cluster.servers.backoff import Backoff
 from socketspec.errors import BackendError
 
@@ -121,7 +121,7 @@ class BlockingExecutor:
             return answer
         text = str(answer)
         if not text.startswith(PASSING_REFUSALS):
-            return BackendError(_refused(command, text))
+            return BackendError(refused(command, text))
         if text.startswith("MOVED") and not self._is_cluster:
             return not_sent([command], f"{place.address} {NEEDS_CLUSTER_URL}")
         return self._redirected(item, place, text)
@@ -183,19 +183,3 @@ def _exchange(link: BlockingLink, commands: Sequence[Command], is_asking: bool, 
         for index, answer in zip(part, again, strict=True):
             answers[index] = answer
     return answers
-
-
-def _refused(command: Command, text: str) -> str:
-    hints = {
-        "OOM": "its memory is full (maxmemory), so nothing was kept or sent",
-        "NOPERM": "the user may not do this; see the ACL in the documentation",
-        "NOAUTH": "the URL needs a password",
-        "WRONGTYPE": "another program uses the same key prefix",
-        "MISCONF": "it cannot save to its disk",
-        "NOREPLICAS": "too few replicas are connected",
-    }
-    name = text.partition(" ")[0]
-    hint = hints.get(name)
-    if "unknown command" in text.lower():
-        hint = "it is too old: SocketSpec needs Redis 7 or Valkey 8"
-    return f"Redis refused {what(command)}: {hint} ({text})" if hint else f"Redis refused {what(command)}: {text}"

@@ -18,7 +18,7 @@ from socketspec.cluster.stores.history import parse_read, read_command
 from socketspec.cluster.stores.sessions import revoke_command
 from socketspec.declaration.contracts import Broadcasts, Contract, check_declared
 from socketspec.declaration.rooms import DeclaredRooms, Room, no_history
-from socketspec.errors import BackendError, ConfigurationError
+from socketspec.errors import ConfigurationError
 from socketspec.protocol.encoding import encode_payload
 from socketspec.protocol.names import check_namespace, check_outbound, check_room_name, check_user_id
 from socketspec.protocol.orders import control_topic, disconnect_order, revoke_order
@@ -26,7 +26,7 @@ from socketspec.protocol.publications import Position, Publication, Receipt, Roo
 from socketspec.session.revocation import check_ttl, revocation_subjects
 from socketspec.telemetry.tracing import installed
 
-__all__ = ("MAX_BATCH", "Request", "Requests", "not_sent", "what")
+__all__ = ("MAX_BATCH", "Request", "Requests")
 
 MAX_BATCH: Final = 500
 """Publications that one round trip of `broadcast_many` carries."""
@@ -42,19 +42,6 @@ class Request(Generic[T]):
 
     stages: tuple[tuple[Command, ...], ...]
     parse: Callable[[list[Any]], T]
-
-
-def what(command: Command) -> str:
-    """What a command is to those who call a publisher."""
-    names = {"SPUBLISH": "the message", "publish": "the message", "revoke": "the revocation"}
-    return names.get(command.name, f"the command {command.name}")
-
-
-def not_sent(commands: Sequence[Command], why: object) -> BackendError:
-    """The error for commands of which none has been sent to Redis."""
-    subject = what(commands[0]) if len(commands) == 1 else f"none of {len(commands)} commands"
-    verb = "was not" if len(commands) == 1 else "was"
-    return BackendError(f"{subject[0].upper()}{subject[1:]} {verb} sent: {why}")
 
 
 class Requests:

@@ -47,11 +47,11 @@ async def test_an_async_error_comes_in_time_where_nobody_listens() -> None:
     async with AsyncPublisher(url, timeout=timeout) as publisher:
         with pytest.raises(BackendError, match=r"^The message was not sent: "):
             await publisher.broadcast("r", "e")
+        assert time.monotonic() - began < timeout + 0.5
         with pytest.raises(BackendError, match=r"^None of 2 commands was sent: "):
             await publisher.broadcast_many([("r", "e", None)] * 2)
     with pytest.raises(BackendError, match="closed, so nothing was sent"):
         await publisher.broadcast("r", "e")
-    assert time.monotonic() - began < 2 * (timeout + 0.5)
 
 
 async def test_an_async_publisher_that_is_not_let_in_says_that_nothing_was_sent(

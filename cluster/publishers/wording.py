@@ -1,0 +1,40 @@
+"""What the errors of publishers say: which command it was, and whether it was sent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from socketspec.cluster.commands.command import Command
+from socketspec.errors import BackendError
+
+__all__ = ("not_sent", "refused", "what")
+
+
+def what(command: Command) -> str:
+    """What a command is to those who call a publisher."""
+    names = {"SPUBLISH": "the message", "publish": "the message", "revoke": "the revocation"}
+    return names.get(command.name, f"the command {command.name}")
+
+
+def not_sent(commands: Sequence[Command], why: object) -> BackendError:
+    """The error for commands of which none has been sent to Redis."""
+    subject = what(commands[0]) if len(commands) == 1 else f"none of {len(commands)} commands"
+    verb = "was not" if len(commands) == 1 else "was"
+    return BackendError(f"{subject[0].upper()}{subject[1:]} {verb} sent: {why}")
+
+
+def refused(command: Command, text: str) -> str:
+    """The sentence for a command that Redis has refused, for good."""
+    hints = {
+        "OOM": "its memory is full (maxmemory), so nothing was kept or sent",
+        "NOPERM": "the user may not do this; see the ACL in the documentation",
+        "NOAUTH": "the URL needs a password",
+        "WRONGTYPE": "another program uses the same key prefix",
+        "MISCONF": "it cannot save to its disk",
+        "NOREPLICAS": "too few replicas are connected",
+    }
+    name = text.partition(" ")[0]
+    hint = hints.get(name)
+    if "unknown command" in text.lower():
+        hint = "it is too old: SocketSpec needs Redis 7 or Valkey 8"
+    return f"Redis refused {what(command)}: {hint} ({text})" if hint else f"Redis refused {what(command)}: {text}"
