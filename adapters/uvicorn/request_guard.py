@@ -20,7 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from socketspec.adapters.uvicorn.body_watch import BodyWatch
-from socketspec.adapters.uvicorn.client_gone import quiet_about_clients_that_left
+from socketspec.adapters.uvicorn.client_gone import ASGIApp, quiet_about_clients_that_left
 from socketspec.adapters.uvicorn.gate import RETRY_AFTER, gate_of
 from socketspec.adapters.uvicorn.half_close import half_close
 
@@ -208,7 +208,7 @@ class GuardedH11Protocol(H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.app = quiet_about_clients_that_left(self.app)
+        self.app: ASGIApp = quiet_about_clients_that_left(self.app)
         self._guarded: _GuardedConnection = _GuardedConnection(config.h11_max_incomplete_event_size or MAX_HEAD)
         self.conn: h11.Connection = self._guarded
         self._timer: asyncio.TimerHandle | None = None

@@ -417,6 +417,8 @@ async def test_who_starts_after_all_nodes_were_killed_buries_them(flushed: Serve
     async with node(flushed.url, "next") as successor:
         await until(lambda: len(successor.told) == 3, "the dead node is buried", LEASE + 1.0)
         assert successor.lost_by_topic == {room: ["dead1", "dead2"] for room in ROOMS}
+        leases = KEYS.leases("/")
+        await until(lambda: flushed.ask("ZRANGE", leases, 0, -1) == ["next-0"], "the dead node is forgotten as well")
 
 
 async def test_a_full_server_ends_no_lease_and_lets_members_leave(server: Server) -> None:

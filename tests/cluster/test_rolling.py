@@ -29,7 +29,7 @@ WORKERS = 30
 """How many of the clients always have something handled."""
 PACE = 0.05
 """Seconds from one publication to the next."""
-IN_FLIGHT = 0.25
+IN_FLIGHT = 1.0
 """Seconds a message may be on its way from its receipt to a client."""
 
 APP = """
