@@ -26,9 +26,9 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.server import ServerState
 from uvicorn.supervisors import Multiprocess, multiprocess
 
+from socketspec.adapters.open_files import connections_for, free_files, raise_limit, reserve_of
 from socketspec.adapters.uvicorn.accepting import Acceptor
 from socketspec.adapters.uvicorn.gate import Gate, GatedState
-from socketspec.adapters.uvicorn.open_files import connections_for, free_files, raise_limit, reserve_of
 from socketspec.adapters.uvicorn.per_address import PerAddress
 from socketspec.adapters.uvicorn.redact import RedactQuery
 from socketspec.adapters.uvicorn.request_guard import GuardedH11Protocol

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Final
 
+from socketspec.adapters.open_files import files_for
 from socketspec.cli.costs import COSTS, Costs
-from socketspec.cli.open_files import files_for
 from socketspec.cli.plan_model import Capacity, Demand, Plan, PlanError
 from socketspec.cli.rollout import Rollout, drain_rate, rollout
 

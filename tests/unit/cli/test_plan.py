@@ -19,11 +19,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socketspec.adapters.uvicorn.open_files import connections_for
+from socketspec.adapters.open_files import OWN_FILES, connections_for, files_for
 from socketspec.cli.capacity import Capacity, Demand, PlanError, nodes_reached, plan, share_of_core
 from socketspec.cli.costs import COSTS
 from socketspec.cli.main import main
-from socketspec.cli.open_files import OWN_FILES, files_for
 from tests.support import Server, serving
 
 APP = """

@@ -13,10 +13,7 @@ from typing import Any
 
 import pytest
 
-from socketspec.adapters.uvicorn import accepting
-from socketspec.adapters.uvicorn.accepting import Acceptor
-from socketspec.adapters.uvicorn.gate import Gate
-from socketspec.adapters.uvicorn.open_files import (
+from socketspec.adapters.open_files import (
     LEAST_RESERVE,
     MOST_RESERVE,
     UNLIMITED,
@@ -24,6 +21,9 @@ from socketspec.adapters.uvicorn.open_files import (
     free_files,
     reserve_of,
 )
+from socketspec.adapters.uvicorn import accepting
+from socketspec.adapters.uvicorn.accepting import Acceptor
+from socketspec.adapters.uvicorn.gate import Gate
 
 
 class Poor(socket.socket):

@@ -1,19 +1,23 @@
-"""How many files this process may have open: raised as far as it may be, and shared out between connections and others.
+"""How many files a process may have open: raised as far as it may be, and shared out between connections and others.
 
-Each connection is an open file. Containers begin with 1,024, of which a process may allow itself far more.
+Each connection is an open file. Containers begin with 1,024, of which a process may allow itself far more. Needs no
+server: `socketspec plan` reckons with the same numbers.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Final
 
-__all__ = ("UNLIMITED", "connections_for", "free_files", "raise_limit", "reserve_of")
+__all__ = ("OWN_FILES", "UNLIMITED", "connections_for", "files_for", "free_files", "raise_limit", "reserve_of")
 
 UNLIMITED: Final = 1 << 30
 """What counts as no limit at all."""
 LEAST_RESERVE: Final = 16
 MOST_RESERVE: Final = 512
+OWN_FILES: Final = 64
+"""Files that a server has open itself, before the first connection."""
 
 
 def raise_limit() -> int:
@@ -48,6 +52,12 @@ def reserve_of(files: int) -> int:
 def connections_for(files: int) -> int:
     """WebSocket connections for which so many files suffice."""
     return max(1, files - reserve_of(files))
+
+
+def files_for(connections: int) -> int:
+    """Open files with which a server takes so many connections: those, its reserve, and its own."""
+    # The reserve is an eighth of all, so a seventh of the rest.
+    return connections + min(MOST_RESERVE, max(LEAST_RESERVE, math.ceil(connections / 7))) + OWN_FILES
 
 
 def _open_now() -> int:
