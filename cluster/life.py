@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from socketspec.backend.protocols import Deliver, Health, HistoryStore, Limits, Lost, Sessions
@@ -20,6 +20,7 @@ from socketspec.cluster.servers.topology import make_topology
 from socketspec.cluster.stores.history import RedisHistory
 from socketspec.cluster.stores.limits import RedisLimits
 from socketspec.cluster.stores.sessions import RedisSessions
+from socketspec.concurrency.loop_end import LoopEnd
 from socketspec.concurrency.tasks import SeparateTasks
 from socketspec.protocol.orders import control_topic
 
@@ -46,7 +47,7 @@ class Life:
         self._claims = 0
         """Apps that are started or about to be: while there is one, this life goes on."""
         self._is_connected = False
-        self._ending: AsyncGenerator[None, None] | None = None
+        self._ending = LoopEnd(self._stop_all)
         self._turn = asyncio.Lock()
         self._keys = keys
         self._tasks = SeparateTasks()
@@ -126,16 +127,11 @@ class Life:
             self.is_over = True
             if self._is_connected:
                 await self._disconnect()
-            if self._ending is not None and not self._ending.ag_running:  # type: ignore[attr-defined] # every one has it
-                await self._ending.aclose()
+            await self._ending.now()  # no app is left to stop: there is nothing to be done any more
 
-    async def _until_the_loop_ends(self) -> AsyncGenerator[None, None]:
-        """Stop what is not stopped when the event loop ends, which ends such generators before it is closed."""
-        try:
-            yield
-        finally:
-            for namespace, deliver, _ in tuple(self._apps):
-                await self.stop(namespace, deliver)
+    async def _stop_all(self) -> None:
+        for namespace, deliver, _ in tuple(self._apps):
+            await self.stop(namespace, deliver)
 
     async def _connect(self) -> None:
         if self._is_connected:
@@ -148,8 +144,7 @@ class Life:
             await self._disconnect()
             raise
         self._is_connected = True
-        self._ending = self._until_the_loop_ends()
-        await anext(self._ending)
+        await self._ending.watch()
 
     async def _disconnect(self) -> None:
         self._is_connected = False

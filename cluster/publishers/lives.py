@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Final
 
@@ -15,6 +14,7 @@ from socketspec.cluster.publishers.blocking_link import CHECK_EVERY, SIGN_OF_LIF
 from socketspec.cluster.publishers.turns import Turns
 from socketspec.cluster.servers.shard import ReplicaError
 from socketspec.cluster.servers.topology import make_topology
+from socketspec.concurrency.loop_end import LoopEnd
 from socketspec.concurrency.tasks import SeparateTasks
 from socketspec.errors import BackendError
 
@@ -97,7 +97,7 @@ class _Life:
         self._topology = make_topology(servers, options)
         self._runner = Runner(self._topology, options, self._tasks)
         self._starting = asyncio.Lock()
-        self._ending: AsyncGenerator[None, None] | None = None
+        self._ending: LoopEnd | None = None
         self._has_roles = servers.mode != "cluster"  # the replicas of a cluster answer where the primary is
         self._check_at = 0.0
 
@@ -137,19 +137,15 @@ class _Life:
             self.give_place_back()
             raise
         self._check_at = self.loop.time() + CHECK_EVERY
-        self._ending = self._until_the_loop_ends()
-        await anext(self._ending)
+        self._ending = LoopEnd(self._close)
+        await self._ending.watch()
 
-    async def _until_the_loop_ends(self) -> AsyncGenerator[None, None]:
-        """Close the connections with the event loop, which ends such generators before it is closed."""
-        try:
-            yield
-        finally:
-            self.is_over = True
-            await self._runner.stop()
-            await self._tasks.close(1.0)
-            await self._topology.stop()
-            self.give_place_back()
+    async def _close(self) -> None:
+        self.is_over = True
+        await self._runner.stop()
+        await self._tasks.close(1.0)
+        await self._topology.stop()
+        self.give_place_back()
 
     async def _check_role(self) -> None:
         """Raise `ReplicaError` where the server is no primary any more. Calls that come meanwhile wait."""
@@ -169,7 +165,7 @@ class _Life:
         """Close the connections now."""
         self.is_over = True
         if self._ending is not None:
-            await self._ending.aclose()
+            await self._ending.now()
 
     def end_soon(self) -> None:
         """Close them as soon as their event loop, which is another one, gets to it."""

@@ -1,1 +1,1 @@
-"""Tasks with an owner, deadlines on one wheel."""
+"""Tasks with an owner, deadlines on one wheel, and what an event loop takes with it."""
