@@ -17,6 +17,7 @@ from functools import partial
 from typing import Final
 
 from socketspec.adapters.uvicorn.gate import Gate
+from socketspec.telemetry.log_pace import OnceAMinute
 from socketspec.text import get_logger
 
 __all__ = ("Acceptor",)
@@ -33,8 +34,6 @@ FAIR_CHANCE: Final = 0.5
 """Seconds that a TLS handshake has before it may be broken off to make room."""
 SHORT_OF: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """Errors that a closed connection may help against."""
-LOG_EVERY: Final = 60.0
-"""Seconds between log lines about that."""
 
 
 class Acceptor:
@@ -63,7 +62,7 @@ class Acceptor:
         """The socket of each, and when it began, the oldest first."""
         self._timer: asyncio.TimerHandle | None = None
         self._is_closed = False
-        self._said_at = float("-inf")
+        self._line = OnceAMinute(self._loop.time)
         listener.setblocking(False)
         self._resume()
 
@@ -157,9 +156,7 @@ class Acceptor:
         return True
 
     def _say(self, why: str, detail: object) -> None:
-        now = self._loop.time()
-        if now - self._said_at >= LOG_EVERY:
-            self._said_at = now
+        if self._line.is_due():
             logger.error(
                 f"Cannot accept connections: {why}. Trying again every {PAUSE:g} s; who is connected is served. "
                 "Allow more open files (ulimit -n, LimitNOFILE), or lower --max-connections.",

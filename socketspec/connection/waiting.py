@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from socketspec.protocol.encoding import OVERHEAD
+from socketspec.telemetry.log_pace import OnceAMinute
 from socketspec.text import get_logger
 
 __all__ = ("Waiting", "Waits")
@@ -15,8 +16,6 @@ logger: logging.Logger = get_logger("socketspec.connection")
 
 FREED: Final = 8
 """Where it is too much, so many parts of the limit are freed at once, one of them: not one client for each message."""
-LOG_EVERY: Final = 60.0
-"""Seconds between log lines about that."""
 
 
 class Waits(Protocol):
@@ -39,8 +38,7 @@ class Waiting:
         """Bytes that wait, `OVERHEAD` included for each client that a message waits for."""
         self.closed: int = 0
         """Connections that were closed because it was too much."""
-        self._now = now
-        self._said_at = float("-inf")
+        self._line = OnceAMinute(now)
         # By what the messages are in memory: as long as one waits, no other object has its id.
         self._times: dict[int, int] = {}
         self._filled: dict[Waits, None] = {}
@@ -76,8 +74,7 @@ class Waiting:
         self._say(self.closed - before)
 
     def _say(self, closed: int) -> None:
-        if self._now() - self._said_at >= LOG_EVERY:
-            self._said_at = self._now()
+        if self._line.is_due():
             logger.warning(
                 "More than %d bytes waited for clients that read too slowly: closed %d of them, those for whom most "
                 "waited. Allow more with Backpressure(max_node_buffer=…), or less for each with max_buffer.",
