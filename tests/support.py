@@ -38,6 +38,7 @@ __all__ = (
     "refused",
     "running_with",
     "serving",
+    "serving_app",
     "uvicorn_options",
 )
 
@@ -217,6 +218,16 @@ def serving(*servers: Server, expected: Iterable[str] = ()) -> Iterator[None]:
     finally:
         for server in servers:
             server.kill()
+
+
+@contextmanager
+def serving_app(source: str, folder: Path, *options: str) -> Iterator[Server]:
+    """`socketspec serve` with the application of `source`, ready; see `serving`."""
+    port = free_port()
+    command = ["socketspec.cli.main", "serve", "main:app", "--port", str(port), *options]
+    server = Server(folder, {"main.py": source}, command, port)
+    with serving(server):
+        yield server
 
 
 class Client:

@@ -11,12 +11,13 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from tests.support import Server, client, fetch, free_port, serving
+from tests.support import Server, client, fetch, free_port, serving, serving_app
 from tests.support_demo import run
 
 APP = """
@@ -83,13 +84,7 @@ async def plain(websocket: WebSocket):
 """
 
 
-@contextmanager
-def served(folder: Path, *options: str) -> Iterator[Server]:
-    port = free_port()
-    command = ["socketspec.cli.main", "serve", "main:app", "--port", str(port), *options]
-    server = Server(folder, {"main.py": APP}, command, port)
-    with serving(server):
-        yield server
+served = partial(serving_app, APP)
 
 
 @asynccontextmanager

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
 
-from tests.support import Server, client, free_port, serving
+from tests.support import Server, client, serving_app
 
 APP = """
 import gc
@@ -54,13 +54,7 @@ async def echo(conn, payload: dict):
 """
 
 
-@contextmanager
-def served(folder: Path, *options: str) -> Iterator[Server]:
-    port = free_port()
-    command = ["socketspec.cli.main", "serve", "main:app", "--port", str(port), *options]
-    server = Server(folder, {"main.py": APP}, command, port)
-    with serving(server):
-        yield server
+served = partial(serving_app, APP)
 
 
 async def echoes(server: Server, times: int = 10) -> None:
