@@ -7,10 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 from urllib.parse import quote
 
-__all__ = (
-    "ASGIApp",
-    "quiet_about_clients_that_left",
-)
+__all__ = ("ASGIApp", "quiet_about_clients_that_left")
 
 logger: logging.Logger = logging.getLogger("uvicorn.error")
 

@@ -25,13 +25,8 @@ class Gate(Protocol):
     """What counts the connections of a server process, and refuses those beyond its limit."""
 
     @property
-    def connections(self) -> int:
-        """WebSocket connections, of all apps."""
-        ...
-
-    @property
     def max_connections(self) -> int:
-        """How many there may be."""
+        """WebSocket connections that there may be, of all apps."""
         ...
 
     @property

@@ -14,7 +14,7 @@ __all__ = ("hidden_in_logs", "hide_in_logs")
 MAX_NAMES = 100
 """How many names there may be: each is looked for in every record."""
 
-_names: set[str] = set()
+_names: frozenset[str] = frozenset()  # replaced as a whole: the log filter asks for it with every record
 
 
 def hide_in_logs(*names: str) -> None:
@@ -22,14 +22,15 @@ def hide_in_logs(*names: str) -> None:
 
     Raises `ConfigurationError` for what cannot be a name, and beyond 100 names.
     """
+    global _names
     for name in names:
         if not name or len(name) > 200 or not name.isprintable():
             raise ConfigurationError(f"hide_in_logs({name[:80]!r}): pass the name of a header, parameter or cookie.")
         if len(_names) >= MAX_NAMES and name.lower() not in _names:
             raise ConfigurationError(f"hide_in_logs({name!r}): there are {MAX_NAMES} names already.")
-        _names.add(name.lower())
+        _names |= {name.lower()}
 
 
 def hidden_in_logs() -> frozenset[str]:
     """The names, in small letters."""
-    return frozenset(_names)
+    return _names

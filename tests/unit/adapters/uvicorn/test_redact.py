@@ -102,7 +102,7 @@ NEEDED = {
 @pytest.fixture
 def named(monkeypatch: pytest.MonkeyPatch) -> None:
     """These names, and none that other tests' backends read."""
-    monkeypatch.setattr(secret_names, "_names", set())
+    monkeypatch.setattr(secret_names, "_names", frozenset())
     APIKeyAuth({"key"}, header="X-Strange-One", query_param="strange_parameter")
     hide_in_logs("x-tenant-pin")
 
