@@ -76,6 +76,8 @@ NAMES: Final[Mapping[str, str]] = {
     "socketspec_backend_waiting_bytes": "Bytes of requests that wait to be sent to the backend.",
     "socketspec_publish_lag_seconds": "From publishing to hearing it on this node, measured by probes.",
     "socketspec_resubscribed_total": "Subscriptions that were lost and had to be made again.",
+    "socketspec_frames_unreadable_total": "Messages of nodes and publishers that were dropped unread, by reason.",
+    "socketspec_unreadable_values_total": "Values in the backend that were passed over unread, by kind.",
     "socketspec_node_info": "The node's name among the nodes, and the version it runs.",
 }
 """Every metric and what it means; ``_total`` marks counters. Histograms add ``_bucket``, ``_sum`` and ``_count``."""
@@ -231,6 +233,13 @@ def _backends(engines: Sequence[Engine]) -> Iterator[Metric]:
         CounterMetricFamily(name, NAMES[name], labels=["node"])
         for name in ("socketspec_backend_failures_total", "socketspec_resubscribed_total")
     )
+    frames, values = (
+        CounterMetricFamily(name, NAMES[name], labels=["node", label])
+        for name, label in (
+            ("socketspec_frames_unreadable_total", "reason"),
+            ("socketspec_unreadable_values_total", "kind"),
+        )
+    )
     seconds, lag = (_histogram(f"socketspec_{name}_seconds", "node") for name in ("backend", "publish_lag"))
     for backend in backends:
         node = [backend.node]
@@ -240,9 +249,14 @@ def _backends(engines: Sequence[Engine]) -> Iterator[Metric]:
         waiting.add_metric(node, figures.waiting_bytes)
         failures.add_metric(node, figures.failures)
         resubscribed.add_metric(node, figures.restored)
+        for reason, count in figures.unreadable_frames.items():
+            frames.add_metric([*node, reason], count)
+        orders = sum(engine.orders.unreadable for engine in engines if engine.backend is backend)
+        for kind, count in {**figures.unreadable_values, "order": orders}.items():
+            values.add_metric([*node, kind], count)
         _add(seconds, node, figures.seconds)
         _add(lag, node, figures.lag)
-    yield from (info, ready, waiting, failures, resubscribed, seconds, lag)
+    yield from (info, ready, waiting, failures, resubscribed, frames, values, seconds, lag)
 
 
 _NOTHING: Final = BackendFigures(True, 0, 0, Histogram(()), Histogram(()))

@@ -126,6 +126,8 @@ class RedisBackend:
             seconds=life.runner.seconds,
             lag=life.subscriptions.lag,
             waiting_bytes=life.runner.pending_bytes,
+            unreadable_frames=life.unreadable.frames.copy(),
+            unreadable_values=life.unreadable.values.copy(),
         )
 
 

@@ -20,6 +20,7 @@ from socketspec.cluster.commands.envelope import decode
 from socketspec.cluster.commands.keys import Keys
 from socketspec.cluster.commands.publishing import parse_receipt, publish_command
 from socketspec.cluster.commands.runner import Runner
+from socketspec.cluster.commands.unreadable import Unreadable
 from socketspec.cluster.pubsub.subscriptions import Subscriptions
 from socketspec.concurrency.tasks import Tasks
 from socketspec.errors import BackendError
@@ -77,14 +78,24 @@ class _Heard:
 
 
 class RedisBroker(Broker):
-    """One process's part of the fan-out. `listeners` get what arrives."""
+    """One process's part of the fan-out. `listeners` get what arrives; `unreadable` is told of what is dropped."""
 
-    def __init__(self, runner: Runner, keys: Keys, history: HistoryStore, tasks: Tasks, *, linger: float) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        keys: Keys,
+        history: HistoryStore,
+        tasks: Tasks,
+        *,
+        linger: float,
+        unreadable: Unreadable | None = None,
+    ) -> None:
         self._runner = runner
         self._keys = keys
         self._history = history
         self._tasks = tasks
         self._linger = linger
+        self._unreadable = unreadable or Unreadable()
         self._subscriptions: Subscriptions | None = None
         self.listeners: Listeners = Listeners()
         self._heard: dict[Topic, _Heard] = {}
@@ -172,10 +183,11 @@ class RedisBroker(Broker):
             publications: list[Publication] = []
             is_positioned = False
             while index < len(messages) and messages[index][0] == channel:
-                publication = decode(messages[index][1])
+                data = messages[index][1]
+                publication = decode(data)
                 index += 1
                 if publication is None:
-                    logger.debug("A frame on %r was not understood: from another version, or not from us", channel)
+                    self._unreadable.frame(channel, data)
                     continue
                 publications.append(publication)
                 is_positioned = is_positioned or publication.position is not None
@@ -193,7 +205,11 @@ class RedisBroker(Broker):
 
     def _deliver(self, topic: Topic, publications: Sequence[Publication], behind: list[Awaitable[None]]) -> None:
         for deliver in self.listeners.of(topic.namespace):
-            waiting = deliver(topic, publications)
+            try:
+                waiting = deliver(topic, publications)
+            except Exception:  # what other topics were sent in the same read is still to be delivered
+                logger.exception("%d publications to %r could not be delivered", len(publications), topic.name)
+                continue
             if waiting is not None:
                 behind.append(waiting)
 
@@ -241,6 +257,9 @@ class RedisBroker(Broker):
             since = None  # the stream is another one now: positions heard before say nothing about it
         except BackendError as error:
             logger.warning("Catching up with %r failed: %s", topic.name, error)
+            since = None
+        except Exception:  # whatever it was, the topic must not be held for ever
+            logger.exception("Catching up with %r failed", topic.name)
             since = None
         held, heard.held = heard.held or (), None
         seen = frozenset(item.position for item in missed if item.position is not None)

@@ -13,6 +13,7 @@ from socketspec.cluster.broker import RedisBroker
 from socketspec.cluster.commands.command import Command
 from socketspec.cluster.commands.keys import Keys
 from socketspec.cluster.commands.runner import Runner
+from socketspec.cluster.commands.unreadable import Unreadable
 from socketspec.cluster.options import RedisOptions, Servers
 from socketspec.cluster.presence.members import RedisPresence
 from socketspec.cluster.pubsub.subscriptions import Subscriptions
@@ -53,11 +54,16 @@ class Life:
         self._tasks = SeparateTasks()
         self._topology = make_topology(servers, options)
         self.runner: Runner = Runner(self._topology, options, self._tasks)
-        self.history: HistoryStore = RedisHistory(self.runner, keys)
-        self.limits: Limits = RedisLimits(self.runner, keys)
-        self.sessions: Sessions = RedisSessions(self.runner, keys)
-        self.broker: RedisBroker = RedisBroker(self.runner, keys, self.history, self._tasks, linger=options.linger)
-        self.presence: RedisPresence = RedisPresence(self.runner, keys, self.node, self._tasks, options)
+        self.unreadable: Unreadable = Unreadable()
+        self.history: HistoryStore = RedisHistory(self.runner, keys, self.unreadable)
+        self.limits: Limits = RedisLimits(self.runner, keys, unreadable=self.unreadable)
+        self.sessions: Sessions = RedisSessions(self.runner, keys, self.unreadable)
+        self.broker: RedisBroker = RedisBroker(
+            self.runner, keys, self.history, self._tasks, linger=options.linger, unreadable=self.unreadable
+        )
+        self.presence: RedisPresence = RedisPresence(
+            self.runner, keys, self.node, self._tasks, options, unreadable=self.unreadable
+        )
         self.subscriptions: Subscriptions = Subscriptions(
             self._topology,
             self._tasks,
@@ -160,7 +166,8 @@ class Life:
         deaf = sorted({namespace for namespace, *_ in self._apps if not self._hears_orders(namespace)})
         if ready and deaf:
             return Health(False, f"what nodes tell each other is not heard in {', '.join(map(repr, deaf))}")
-        return Health(ready, detail)
+        dropped = self.unreadable.recently()
+        return Health(ready, f"{detail}; {dropped}" if dropped else detail)
 
     def _hears_orders(self, namespace: str) -> bool:
         topic = control_topic(namespace)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from socketspec.cluster.commands.envelope import encode_body, plain_frame
 from socketspec.protocol.publications import Publication
 
-__all__ = ("frame",)
+__all__ = ("frame", "payload")
 
 
 def frame(publication: Publication) -> bytes:
@@ -14,3 +14,8 @@ def frame(publication: Publication) -> bytes:
     if position is None:
         return plain_frame(body)
     return b"\x02%d:%s:%s\n%s" % (position.offset, position.epoch.encode(), position.tag.encode(), body)
+
+
+def payload(size: int) -> bytes:
+    """A payload of so many bytes, two at least."""
+    return b"{}".ljust(size)

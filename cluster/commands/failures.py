@@ -9,7 +9,7 @@ from redis import exceptions as replied
 from socketspec.cluster.commands.command import Command
 from socketspec.cluster.servers.shard import NotSentError
 
-__all__ = ("is_connection_lost", "is_not_carried_out", "refusal", "unanswered")
+__all__ = ("is_connection_lost", "is_not_carried_out", "is_of_another_type", "refusal", "unanswered", "wrong_type")
 
 NOT_CARRIED_OUT: Final = (
     NotSentError,
@@ -33,6 +33,11 @@ _REFUSALS: Final = (
 def is_not_carried_out(error: Exception) -> bool:
     """Whether the command certainly did nothing, and may do it when it is tried again."""
     return isinstance(error, NOT_CARRIED_OUT) or str(error).startswith("BUSY ")
+
+
+def is_of_another_type(error: Exception) -> bool:
+    """Whether a key of the command holds what nobody of ours puts there, such as a text in the place of a hash."""
+    return str(error).startswith("WRONGTYPE")
 
 
 def is_connection_lost(error: Exception) -> bool:
@@ -59,4 +64,16 @@ def refusal(command: Command, error: Exception) -> str:
     for kind, sentence in _REFUSALS:
         if isinstance(error, kind):
             return f"{command.name} was refused: {sentence} ({error})"
+    if is_of_another_type(error):
+        return f"{command.name} was refused: {wrong_type(command)} ({error})"
     return f"{command.name} was refused by Redis: {error}"
+
+
+def wrong_type(command: Command) -> str:
+    """What is to be done where one of the command's keys holds another type of value."""
+    names = ", ".join(key.decode("utf-8", "backslashreplace") for key in command.keys)
+    return (
+        f"another program has written to {'one of the keys ' if len(command.keys) > 1 else 'the key '}{names}, which "
+        "SocketSpec fills with another type of value. Look at it with TYPE, move or DEL it, and give each program a "
+        "prefix of its own"
+    )

@@ -18,7 +18,13 @@ from typing import Any, Final, NamedTuple
 from redis import exceptions as replied
 
 from socketspec.cluster.commands.command import Argument, Command
-from socketspec.cluster.commands.failures import is_connection_lost, is_not_carried_out, refusal, unanswered
+from socketspec.cluster.commands.failures import (
+    is_connection_lost,
+    is_not_carried_out,
+    is_of_another_type,
+    refusal,
+    unanswered,
+)
 from socketspec.cluster.options import Address, RedisOptions
 from socketspec.cluster.servers.backoff import Backoff
 from socketspec.cluster.servers.topology import Topology
@@ -38,8 +44,11 @@ STOP_GRACE: Final = 1.0
 """Seconds that commands under way get when the runner stops."""
 _EARLY_WAKE_RETRY: Final = 0.001
 
-READS: Final = frozenset({"read", "XRANGE", "XREVRANGE", "HGETALL", "HKEYS", "HVALS", "HMGET", "SMEMBERS", "ZRANGE"})
+READS: Final = frozenset(
+    {"count_members", "read", "XRANGE", "XREVRANGE", "HGETALL", "HKEYS", "HVALS", "HMGET", "SMEMBERS", "ZRANGE"}
+)
 """Commands and scripts that only read and whose replies may be long."""
+_ONLY_READ: Final = READS | {"GET"}
 
 
 class _QueueKey(NamedTuple):
@@ -235,8 +244,9 @@ class Runner:
         is_trouble = False
         for call, reply in zip(batch, replies, strict=True):
             if not isinstance(reply, Exception):
-                if not call.reply.done():
-                    call.reply.set_result(reply)
+                _answer(call, reply)
+            elif is_of_another_type(reply) and call.command.name in _ONLY_READ:
+                _answer(call, None)  # the key has nothing to be read; who asked passes it over
             elif isinstance(reply, replied.NoScriptError) and not call.as_eval:
                 call.as_eval = True
                 call.was_not_sent("its script was not loaded there")
@@ -318,6 +328,11 @@ class Runner:
     def _failure(self, text: str) -> BackendError:
         self.failed += 1
         return BackendError(text)
+
+
+def _answer(call: _Call, reply: Any) -> None:
+    if not call.reply.done():
+        call.reply.set_result(reply)
 
 
 def _size(command: Command) -> int:

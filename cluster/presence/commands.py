@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import math
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
@@ -10,11 +10,11 @@ import msgpack
 
 from socketspec.cluster.commands.command import Command, Script, milliseconds
 from socketspec.cluster.commands.keys import Keys
+from socketspec.cluster.commands.unreadable import Unreadable, ValueKind
+from socketspec.errors import BackendError
 from socketspec.protocol.publications import Member, Topic
 
-__all__ = ("BATCH", "PresenceCommands", "count_command", "pack_member", "parse_count", "parse_members")
-
-logger: logging.Logger = logging.getLogger("socketspec.cluster")
+__all__ = ("BATCH", "PresenceCommands", "count_command", "pack_member", "parse_count", "parse_members", "parse_names")
 
 BATCH: Final = 256
 """Topics or members in one round trip."""
@@ -24,6 +24,10 @@ _LEAVE: Final = Script("leave")
 _REAP: Final = Script("reap")
 _RENEW: Final = Script("renew")
 _CLAIM: Final = Script("claim")
+_COUNT: Final = Script("count_members")
+
+_LATEST: Final = 253_402_300_800
+"""The year 10000: no clock shows more, in seconds since the epoch."""
 
 
 class PresenceCommands:
@@ -32,12 +36,18 @@ class PresenceCommands:
     A `node` here is the name that a lease is held under.
     """
 
-    def __init__(self, keys: Keys, lease: float, ttl: float) -> None:
+    def __init__(self, keys: Keys, lease: float, ttl: float, unreadable: Unreadable | None = None) -> None:
         self.lease: float = lease
         self.ttl: float = ttl
+        self.unreadable: Unreadable = unreadable or Unreadable()
+        """Is told of what is read of these keys and cannot be understood."""
         self._keys = keys
         self._lease = milliseconds(lease)
         self._ttl = milliseconds(ttl)
+
+    def members_key(self, topic: Topic, node: str) -> bytes:
+        """Where the members that `node` has in `topic` are kept."""
+        return self._keys.members(topic, node)
 
     def nodes(self, topic: Topic) -> Command:
         """Which nodes have members in `topic`."""
@@ -55,7 +65,7 @@ class PresenceCommands:
         """Add members (connection id, packed member, and so on), or only keep the keys alive. 1 where all are in."""
         return _ENTER.command(self._of(topic, node), node, -1 if limit is None else limit, self._ttl, *members)
 
-    def leave(self, topic: Topic, node: str, ids: Sequence[str]) -> Command:
+    def leave(self, topic: Topic, node: str, ids: Sequence[str | bytes]) -> Command:
         """Remove members, at most a few thousand at once."""
         return _LEAVE.command(self._of(topic, node), node, *ids)
 
@@ -86,6 +96,14 @@ class PresenceCommands:
         """Claim the dead `node`, or go on with the claim that ends at `own`; see ``claim.lua``."""
         return _CLAIM.command(self._leases(namespace, node), node, self._lease, self._ttl, own, batch, *finished)
 
+    def leases_key(self, namespace: str) -> bytes:
+        """Where the leases of `namespace` are kept."""
+        return self._keys.leases(namespace)
+
+    def forget_lease(self, namespace: str, name: bytes) -> Command:
+        """Remove the lease of a name that no node has, and whoever's claim to it."""
+        return Command("ZREM", None, (self._keys.leases(namespace),), (name, b"!" + name))
+
     def _of(self, topic: Topic, node: str) -> tuple[bytes, bytes]:
         return self._keys.nodes(topic), self._keys.members(topic, node)
 
@@ -94,13 +112,38 @@ class PresenceCommands:
 
 
 def count_command(keys: Keys, topic: Topic) -> Command:
-    """How many members each node has in `topic`. Its reply goes to `parse_count`."""
-    return Command("HVALS", None, (keys.nodes(topic),))
+    """Count the members that all nodes have in `topic`. Its reply goes to `parse_count`."""
+    return _COUNT.command((keys.nodes(topic),))
 
 
-def parse_count(reply: Sequence[bytes]) -> int:
-    """How many members all nodes have together."""
-    return sum(map(int, reply))
+def parse_count(reply: Any, where: bytes, unreadable: Unreadable) -> int:
+    """How many members all nodes have together, from the reply about the key `where`. Raises `BackendError`."""
+    try:
+        members, passed_over = map(int, reply)
+    except (TypeError, ValueError):
+        raise BackendError(f"Redis answered a count with {reply!r:.200}; is a proxy in between?") from None
+    if passed_over:
+        unreadable.value("count", where, count=passed_over)
+    return members
+
+
+def parse_names(reply: Any, kind: ValueKind, where: bytes, unreadable: Unreadable) -> list[str]:
+    """Names that nodes or connections have. What can be none is passed over, and all of a `reply` that is no list."""
+    names: list[str] = []
+    for name in _listed(reply, kind, where, unreadable):
+        try:
+            names.append(name.decode())
+        except (UnicodeDecodeError, AttributeError):
+            unreadable.value(kind, where, name)
+    return names
+
+
+def _listed(reply: Any, kind: ValueKind, where: bytes, unreadable: Unreadable) -> Sequence[Any]:
+    """A reply that is a list; an empty one in the place of what a key of another type has."""
+    if isinstance(reply, list):
+        return reply
+    unreadable.value(kind, where, reply)
+    return ()
 
 
 def pack_member(member: Member) -> bytes:
@@ -109,14 +152,26 @@ def pack_member(member: Member) -> bytes:
     return bytes(packed)
 
 
-def parse_members(reply: Sequence[bytes]) -> list[Member]:
+def parse_members(reply: Any, where: bytes, unreadable: Unreadable) -> list[Member]:
     """Members, from a flat list of connection ids and packed members. What cannot be read is passed over."""
-    found = []
-    for id, packed in zip(reply[::2], reply[1::2], strict=True):
-        try:
-            user_id, joined_at = msgpack.unpackb(packed)
-        except (ValueError, TypeError, msgpack.UnpackException):
-            logger.warning("A member of a room cannot be read: another version's? %r", packed[:50])
-            continue
-        found.append(Member(id.decode(), user_id, joined_at))
+    listed = _listed(reply, "member", where, unreadable)
+    found: list[Member] = []
+    for id, packed in zip(listed[::2], listed[1::2], strict=False):
+        member = _member(id, packed)
+        if member is None:
+            unreadable.value("member", where, packed)
+        else:
+            found.append(member)
     return found
+
+
+def _member(id: Any, packed: Any) -> Member | None:
+    """A member; None for what can be none. A later version may add fields to the end."""
+    try:
+        user_id, joined_at, *_ = msgpack.unpackb(packed, strict_map_key=False)
+        name = id.decode()
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError, msgpack.UnpackException):
+        return None
+    if not (user_id is None or isinstance(user_id, str)) or type(joined_at) not in (int, float):
+        return None
+    return Member(name, user_id, joined_at) if math.isfinite(joined_at) and 0 <= joined_at < _LATEST else None

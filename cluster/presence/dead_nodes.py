@@ -54,10 +54,12 @@ class DeadNodes:
     async def _remove_from_topic(self, space: Space, node: str, channel: bytes) -> None:
         topic = self._keys.topic(channel)
         if topic is None:
+            self._commands.unreadable.value("topic", self._keys.node_topics(space.name, node), channel)
             return
         reply = await self._runner.run(self._commands.reap(topic, node))
         here = space.members.get(topic, {})  # if the node is a former name of ours, its members may still be here
-        gone = [member for member in parse_members(reply) if member.connection_id not in here]
+        members = parse_members(reply, self._keys.members(topic, node), self._commands.unreadable)
+        gone = [member for member in members if member.connection_id not in here]
         if not gone:
             return
         logger.info("%d members of %r are gone with node %s", len(gone), topic.name, node)

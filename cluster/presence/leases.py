@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from socketspec.cluster.commands.command import CommandRunner
@@ -115,7 +115,18 @@ class Leases:
         space.is_begun, space.is_troubled, space.server = True, False, server
         space.ends = now + self._lease
         space.renewed.set()
-        return soonest / 1000, [node.decode() for node in ended]
+        return soonest / 1000, await self._names(space, ended)
+
+    async def _names(self, space: Space, ended: Sequence[bytes]) -> list[str]:
+        """The names of nodes. What can be none is removed, as its place among the first is another's."""
+        names: list[str] = []
+        for name in ended:
+            try:
+                names.append(name.decode())
+            except UnicodeDecodeError:
+                self._commands.unreadable.value("lease", self._commands.leases_key(space.name), name)
+                await self._runner.run(self._commands.forget_lease(space.name, name))
+        return names
 
 
 def _say_not_renewed(space: Space, error: Exception) -> None:

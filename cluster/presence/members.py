@@ -12,6 +12,7 @@ from typing import Final
 from socketspec.backend.protocols import Lost, Presence
 from socketspec.cluster.commands.command import CommandRunner
 from socketspec.cluster.commands.keys import Keys
+from socketspec.cluster.commands.unreadable import Unreadable
 from socketspec.cluster.options import RedisOptions
 from socketspec.cluster.presence.commands import (
     BATCH,
@@ -20,6 +21,7 @@ from socketspec.cluster.presence.commands import (
     pack_member,
     parse_count,
     parse_members,
+    parse_names,
 )
 from socketspec.cluster.presence.dead_nodes import DeadNodes
 from socketspec.cluster.presence.leases import Leases
@@ -59,6 +61,7 @@ class RedisPresence(Presence):
         *,
         ttl: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        unreadable: Unreadable | None = None,
     ) -> None:
         self._runner = runner
         self._keys = keys
@@ -67,7 +70,7 @@ class RedisPresence(Presence):
         )  # no name is used twice: something may be left under it
         self._tasks = tasks
         ttl = max(LEAST_TTL, 10 * options.lease) if ttl is None else ttl
-        self._commands = PresenceCommands(keys, options.lease, ttl)
+        self._commands = PresenceCommands(keys, options.lease, ttl, unreadable)
         dead_nodes = DeadNodes(runner, keys, self._commands, tasks)
         repair = Repair(runner, self._commands, tasks)
         self._leases = Leases(
@@ -224,14 +227,21 @@ class RedisPresence(Presence):
 
     async def members(self, topic: Topic) -> Sequence[Member]:
         """Everybody in `topic`, in the order they joined. Raises `BackendError`, as `count` does."""
-        nodes = await self._runner.run(self._commands.nodes(topic))
-        replies = await self._runner.run_all([self._commands.members(topic, node.decode()) for node in nodes])
-        found = {member.connection_id: member for reply in replies for member in parse_members(reply)}
+        unreadable = self._commands.unreadable
+        reply = await self._runner.run(self._commands.nodes(topic))
+        nodes = parse_names(reply, "count", self._keys.nodes(topic), unreadable)
+        replies = await self._runner.run_all([self._commands.members(topic, node) for node in nodes])
+        found = {
+            member.connection_id: member
+            for node, reply in zip(nodes, replies, strict=True)
+            for member in parse_members(reply, self._keys.members(topic, node), unreadable)
+        }
         return sorted(found.values(), key=lambda member: (member.joined_at, member.connection_id))
 
     async def count(self, topic: Topic) -> int:
         """How many are in `topic`; loads none of them."""
-        return parse_count(await self._runner.run(count_command(self._keys, topic)))
+        reply = await self._runner.run(count_command(self._keys, topic))
+        return parse_count(reply, self._keys.nodes(topic), self._commands.unreadable)
 
 
 def _resolve(done: asyncio.Future[None] | None) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from itertools import islice
+from typing import Any
 
 from socketspec.cluster.commands.command import CommandRunner
-from socketspec.cluster.presence.commands import BATCH, PresenceCommands
+from socketspec.cluster.presence.commands import BATCH, PresenceCommands, parse_names
 from socketspec.cluster.presence.space import Entry, Space
 from socketspec.concurrency.tasks import Tasks
 from socketspec.errors import BackendError
@@ -61,13 +62,22 @@ class Repair:
         missing: list[Entry] = []
         strangers: list[Entry] = []
         for topic, reply in zip(topics, replies, strict=True):
-            there, ours = {id.decode() for id in reply}, space.members.get(topic, {})
+            there, ours = await self._ids(topic, node, reply), space.members.get(topic, {})
             missing += [(topic, id) for id in ours if id not in there]
             strangers += [(topic, id) for id in there if id not in ours]
         if missing or strangers:
             logger.info("Redis lacked %d members of this node and had %d too many", len(missing), len(strangers))
         await self._remove(space, strangers)
         await self._put_back(space, node, missing)
+
+    async def _ids(self, topic: Topic, node: str, reply: Any) -> set[str]:
+        """The ids in a reply. What can be none would count as a member of ours: it is removed."""
+        commands = self._commands
+        there = set(parse_names(reply, "member", commands.members_key(topic, node), commands.unreadable))
+        strange = [id for id in reply or () if not _is_text(id)]
+        for start in range(0, len(strange), BATCH):
+            await self._runner.run(commands.leave(topic, node, strange[start : start + BATCH]))
+        return there
 
     async def _remove(self, space: Space, strangers: Sequence[Entry]) -> None:
         for start in range(0, len(strangers), BATCH):
@@ -84,3 +94,11 @@ class Repair:
                 if packed is not None and entry not in space.entering:  # else it has left, or may still be refused
                     entering.setdefault(topic, []).extend((id, packed))
             await self._runner.run_all([self._commands.enter(topic, node, who) for topic, who in entering.items()])
+
+
+def _is_text(id: bytes) -> bool:
+    try:
+        id.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -13,6 +13,7 @@ from typing import Any, Final, Generic, TypeVar
 from socketspec.cluster.commands.command import Command
 from socketspec.cluster.commands.keys import Keys
 from socketspec.cluster.commands.publishing import parse_receipt, publish_any_command, publish_command
+from socketspec.cluster.commands.unreadable import Unreadable
 from socketspec.cluster.presence.commands import count_command, parse_count
 from socketspec.cluster.stores.history import parse_read, read_command
 from socketspec.cluster.stores.sessions import revoke_command
@@ -61,6 +62,7 @@ class Requests:
         broadcasts: Sequence[Broadcasts] = (),
     ) -> None:
         self._keys = keys
+        self._unreadable = Unreadable()
         try:
             self._namespace = check_namespace(namespace)
         except ValueError as error:
@@ -121,7 +123,7 @@ class Requests:
         topic = self._topic("user", check_user_id(user_id), namespace)
         order = disconnect_order(user=user_id, code=code, reason=reason)
         stages = (count_command(self._keys, topic),), (self._order(topic.namespace, order),)
-        return Request(stages, lambda replies: parse_count(replies[0]))
+        return Request(stages, lambda replies: self._counted(topic, replies))
 
     def revoke(
         self,
@@ -142,7 +144,7 @@ class Requests:
     def count(self, room: str, namespace: str | None) -> Request[int]:
         """Count the members of a room."""
         topic = self._topic("room", check_room_name(room), namespace)
-        return Request(((count_command(self._keys, topic),),), lambda replies: parse_count(replies[0]))
+        return Request(((count_command(self._keys, topic),),), lambda replies: self._counted(topic, replies))
 
     def history(
         self, room: str, limit: int | None, since: Position | None, namespace: str | None
@@ -155,9 +157,14 @@ class Requests:
             raise no_history(room)
 
         def parse(replies: list[Any]) -> list[RoomMessage]:
-            return [room_message(kept) for kept in parse_read(replies[0], topic, since=since, limit=limit)]
+            where, unreadable = self._keys.stream(topic), self._unreadable
+            found = parse_read(replies[0], topic, where, unreadable, since=since, limit=limit)
+            return [room_message(kept) for kept in found]
 
         return Request(((read_command(self._keys, topic, since=since, limit=limit),),), parse)
+
+    def _counted(self, topic: Topic, replies: list[Any]) -> int:
+        return parse_count(replies[0], self._keys.nodes(topic), self._unreadable)
 
     def _send(self, topic: Topic, publication: Publication) -> Request[Receipt]:
         command = publish_command(self._keys, topic, publication, None, epoch="", tag="")

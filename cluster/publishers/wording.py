@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from socketspec.cluster.commands.command import Command
+from socketspec.cluster.commands.failures import wrong_type
 from socketspec.errors import BackendError
 
 __all__ = ("not_sent", "refused", "what")
@@ -29,7 +30,7 @@ def refused(command: Command, text: str) -> str:
         "OOM": "its memory is full (maxmemory), so nothing was kept or sent",
         "NOPERM": "the user may not do this; see the ACL in the documentation",
         "NOAUTH": "the URL needs a password",
-        "WRONGTYPE": "another program uses the same key prefix",
+        "WRONGTYPE": wrong_type(command),
         "MISCONF": "it cannot save to its disk",
         "NOREPLICAS": "too few replicas are connected",
     }

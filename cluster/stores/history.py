@@ -9,6 +9,7 @@ from socketspec.backend.protocols import HistoryStore
 from socketspec.cluster.commands.command import Command, CommandRunner, Script
 from socketspec.cluster.commands.envelope import decode_body
 from socketspec.cluster.commands.keys import Keys
+from socketspec.cluster.commands.unreadable import Unreadable
 from socketspec.errors import BackendError
 from socketspec.protocol.publications import Position, Publication, Topic
 
@@ -16,21 +17,24 @@ __all__ = ("RedisHistory", "parse_read", "read_command")
 
 _READ: Final = Script("read")
 _NO_LIMIT: Final = -1
+_NONE_OF_OURS: Final = 0
+"""What is answered where the keys of a history hold something else."""
 
 
 class RedisHistory(HistoryStore):
     """Reads the streams that `publish_command` filled, each read in one atomic step."""
 
-    def __init__(self, runner: CommandRunner, keys: Keys) -> None:
+    def __init__(self, runner: CommandRunner, keys: Keys, unreadable: Unreadable | None = None) -> None:
         self._runner = runner
         self._keys = keys
+        self._unreadable = unreadable or Unreadable()
 
     async def read(
         self, topic: Topic, *, since: Position | None = None, limit: int | None = None
     ) -> Sequence[Publication]:
         """See `HistoryStore.read`. Raises `LookupError`, and `BackendError` where Redis cannot be asked."""
         reply = await self._runner.run(read_command(self._keys, topic, since=since, limit=limit))
-        return parse_read(reply, topic, since=since, limit=limit)
+        return parse_read(reply, topic, self._keys.stream(topic), self._unreadable, since=since, limit=limit)
 
 
 def read_command(keys: Keys, topic: Topic, *, since: Position | None = None, limit: int | None = None) -> Command:
@@ -44,18 +48,31 @@ def read_command(keys: Keys, topic: Topic, *, since: Position | None = None, lim
 
 
 def parse_read(
-    reply: Any, topic: Topic, *, since: Position | None = None, limit: int | None = None
+    reply: Any,
+    topic: Topic,
+    where: bytes,
+    unreadable: Unreadable,
+    *,
+    since: Position | None = None,
+    limit: int | None = None,
 ) -> list[Publication]:
     """The publications in the reply to `read_command` for the same `since` and `limit`, oldest first.
 
-    Raises `LookupError` where `since` cannot be honoured, and `BackendError` for a reply that is none.
+    Raises `LookupError` where `since` cannot be honoured, and `BackendError` for a reply that is none. `unreadable` is
+    told of what the stream `where` has and nobody of ours wrote.
     """
+    if reply == _NONE_OF_OURS:
+        unreadable.value("history", where)
+        reply = None
     if reply is None:
         if since is None:
             return []
         raise LookupError(f"{topic.name!r} keeps no history at present")
     newest, size, raw = _header(reply)
     entries = [_entry(item, newest.epoch) for item in raw]
+    strange = [item for item, (_, publication) in zip(raw, entries, strict=True) if publication is None]
+    if strange:
+        unreadable.value("history", where, strange[0], count=len(strange))
     if since is None:
         return [publication for _, publication in reversed(entries) if publication is not None]
     _check_since(topic, since, newest, size)
@@ -101,7 +118,10 @@ def _entry(item: Any, epoch: str) -> tuple[Position, Publication | None]:
     try:
         name, fields = item
         values = dict(zip(fields[::2], fields[1::2], strict=True))
-        position = Position(int(name.partition(b"-")[0]), epoch, values[b"t"].decode())
+        offset, _, rest = name.partition(b"-")
+        if rest != b"0":
+            return Position(-1, epoch), None
+        position = Position(int(offset), epoch, values[b"t"].decode())
         return position, decode_body(values[b"b"], position)
     except (TypeError, ValueError, AttributeError, KeyError):
         return Position(-1, epoch), None

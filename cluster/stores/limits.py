@@ -7,12 +7,13 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from socketspec.backend.protocols import Limits
 from socketspec.backend.rate_buckets import TokenBucket
 from socketspec.cluster.commands.command import Command, CommandRunner, Script
 from socketspec.cluster.commands.keys import Keys
+from socketspec.cluster.commands.unreadable import Unreadable
 from socketspec.errors import BackendError
 
 __all__ = ("RedisLimits",)
@@ -68,12 +69,14 @@ class RedisLimits(Limits):
         clock: Callable[[], float] = time.monotonic,
         patience: float = 1.0,
         max_keys: int = 100_000,
+        unreadable: Unreadable | None = None,
     ) -> None:
         self._runner = runner
         self._keys = keys
         self._clock = clock
         self._patience = patience
         self._max_keys = max_keys
+        self._unreadable = unreadable or Unreadable()
         self._locals: OrderedDict[str, _Local] = OrderedDict()  # least recently used first
         self._is_away = False
         self._ask_again_at = 0.0
@@ -98,7 +101,7 @@ class RedisLimits(Limits):
     async def _ask(self, command: Command) -> float:
         try:
             async with asyncio.timeout(self._patience):
-                wait = float(await self._runner.run(command))
+                wait = self._parse(await self._runner.run(command), command.keys[0])
         except (BackendError, TimeoutError) as error:
             self._ask_again_at = self._clock() + AWAY_SECONDS
             if not self._is_away:
@@ -110,6 +113,16 @@ class RedisLimits(Limits):
             self._is_away = False
             logger.info("Rate limits are shared between nodes again")
         return wait
+
+    def _parse(self, reply: Any, where: bytes) -> float:
+        """The seconds to wait. Raises `BackendError` for a reply that is none."""
+        if isinstance(reply, list) and reply:
+            self._unreadable.value("bucket", where)
+            reply = reply[0]
+        try:
+            return float(reply)
+        except (TypeError, ValueError):
+            raise BackendError(f"Redis answered a limit with {reply!r:.200}; is a proxy in between?") from None
 
     def _local(self, name: str, rate: float, capacity: float, now: float) -> _Local:
         self._drop_old(now)

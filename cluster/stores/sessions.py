@@ -2,34 +2,54 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from socketspec.backend.protocols import Sessions
 from socketspec.cluster.commands.command import Command, CommandRunner, Script, milliseconds
 from socketspec.cluster.commands.keys import Keys
+from socketspec.cluster.commands.unreadable import Unreadable
+from socketspec.errors import BackendError
 
 __all__ = ("RedisSessions", "revoke_command")
 
 _BEGIN: Final = Script("begin")
 _REVOKE: Final = Script("revoke")
+_SECONDS: Final = re.compile(rb"[0-9]{1,22}(\.[0-9]{1,22})?")
 
 
 class RedisSessions(Sessions):
     """Sessions and revocations in Redis. Every method raises `BackendError` where Redis cannot be asked."""
 
-    def __init__(self, runner: CommandRunner, keys: Keys) -> None:
+    def __init__(self, runner: CommandRunner, keys: Keys, unreadable: Unreadable | None = None) -> None:
         self._runner = runner
         self._keys = keys
+        self._unreadable = unreadable or Unreadable()
 
     async def begin(self, session: str, *, ttl: float) -> float:
-        """The time `session` was first seen, remembered for `ttl` seconds from then."""
-        return float(await self._runner.run(_BEGIN.command((self._keys.session(session),), milliseconds(ttl))))
+        """The time `session` was first seen, remembered for `ttl` seconds from then.
+
+        What is none of ours in its place is overwritten: the session begins now.
+        """
+        key = self._keys.session(session)
+        reply = await self._runner.run(_BEGIN.command((key,), milliseconds(ttl)))
+        if isinstance(reply, list):
+            self._unreadable.value("session", key)
+            reply = reply[0] if reply else None
+        began = _seconds(reply)
+        if began is None:
+            raise BackendError(f"Redis answered a session's begin with {reply!r:.200}; is a proxy in between?")
+        return began
 
     async def began(self, session: str) -> float | None:
         """The time `session` was first seen; None where it is not remembered."""
-        found = await self._runner.run(Command("GET", None, (self._keys.session(session),)))
-        return None if found is None else float(found)
+        key = self._keys.session(session)
+        found = await self._runner.run(Command("GET", None, (key,)))
+        began = _seconds(found)
+        if found is not None and began is None:
+            self._unreadable.value("session", key, found)
+        return began
 
     async def revoke(self, subject: str, *, ttl: float) -> None:
         """Refuse `subject` for `ttl` seconds; a revocation that lasts longer is not shortened."""
@@ -41,6 +61,11 @@ class RedisSessions(Sessions):
             return False
         commands = [Command("EXISTS", None, (self._keys.revoked(subject),)) for subject in subjects]
         return any(await self._runner.run_all(commands))
+
+
+def _seconds(text: Any) -> float | None:
+    """Seconds since the epoch, as ``begin.lua`` writes them; None for anything else."""
+    return float(text) if isinstance(text, bytes) and _SECONDS.fullmatch(text) is not None else None
 
 
 def revoke_command(keys: Keys, subject: str, *, ttl: float) -> Command:

@@ -7,7 +7,8 @@ members of a room are: each node subscribes to the topics that its own members n
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from socketspec.protocol.publications import History, Member, Position, Publication, Receipt, Topic
@@ -49,6 +50,10 @@ class BackendFigures(NamedTuple):
     """Seconds from publishing to hearing it on this node."""
     waiting_bytes: int = 0
     """Bytes of requests that wait to be sent."""
+    unreadable_frames: Mapping[str, int] = MappingProxyType({})
+    """Messages of other nodes and publishers that were dropped, as they could not be read; by reason."""
+    unreadable_values: Mapping[str, int] = MappingProxyType({})
+    """Stored values that were passed over, as they could not be read; by what they should have been."""
 
 
 @runtime_checkable

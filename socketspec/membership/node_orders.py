@@ -22,6 +22,7 @@ from socketspec.membership.directory import Directory
 from socketspec.protocol.orders import DISCONNECT, MAX_ORDER, REVOKE, control_topic, disconnect_order, revoke_order
 from socketspec.protocol.publications import Publication, Receipt, Topic
 from socketspec.session.revocation import revocation_subjects
+from socketspec.telemetry.log_pace import OnceAMinute
 from socketspec.text import get_logger
 
 __all__ = ("NodeOrders",)
@@ -49,7 +50,9 @@ class NodeOrders:
         self._now = now
         self._orders: dict[str, Callable[[bytes], None]] = {"disconnect": self._disconnect, "revoke": self._revoke}
         self._revoked: OrderedDict[str, float] = OrderedDict()
-        self._ignored: set[str] = set()
+        self.unreadable: int = 0
+        """Orders that were ignored."""
+        self._line = OnceAMinute(now)
 
     async def disconnect(
         self, *, user: str | None = None, connections: Sequence[str] = (), code: int, reason: str
@@ -81,13 +84,17 @@ class NodeOrders:
                 continue
             try:
                 carry_out(publication.payload)
-            except (ValidationError, ValueError) as error:
+            except (ValidationError, ValueError, RecursionError) as error:
                 self._ignore(publication.event, str(error))
 
     def _ignore(self, event: str, cause: str) -> None:
-        if event not in self._ignored and len(self._ignored) < 100:
-            self._ignored.add(event)
-            logger.warning("Ignored the order %r of another node (said once): %s", event[:80], cause[:300])
+        self.unreadable += 1
+        if self._line.is_due():
+            logger.warning(
+                "Ignored the order %r of another node, which cannot be read: %s. Nodes of another version give such "
+                "orders in a rollout: run the newest one on all of them (said once a minute; %d so far)",
+                event[:80], cause[:300], self.unreadable,
+            )  # fmt: skip
 
     def has_revoked(self, subjects: Iterable[str], *, since: float) -> bool:
         """Whether one of `subjects` was revoked after `since`, on the event loop's clock.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-__all__ = ("OnceAMinute",)
+__all__ = ("LOG_EVERY", "OnceAMinute")
 
 LOG_EVERY: Final = 60.0
 """Seconds between two such lines."""

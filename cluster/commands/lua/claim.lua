@@ -23,8 +23,11 @@ redis.call('ZREM', KEYS[1], node)
 if #ARGV > 5 then
   redis.call('SREM', KEYS[2], unpack(ARGV, 6))
 end
-local topics = redis.call('SRANDMEMBER', KEYS[2], ARGV[5])
-if #topics == 0 then
+local topics = redis.pcall('SRANDMEMBER', KEYS[2], ARGV[5])
+if topics.err and not string.find(topics.err, 'WRONGTYPE', 1, true) then
+  return topics
+end
+if #topics == 0 then -- or the key is of another type, and none of ours
   redis.call('ZREM', KEYS[1], mark)
   return {}
 end

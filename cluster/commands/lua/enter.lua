@@ -4,12 +4,19 @@
 --       then connection id and member, any number of times (none: only the keys are kept alive)
 -- Gives 1 where all are in (who was in already stays as they were), 0 where at least one found the topic full.
 local node, limit, ttl = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local own, others, all_in = redis.call('HLEN', KEYS[2]), 0, 1
+local own, others, all_in = redis.pcall('HLEN', KEYS[2]), 0, 1
+if type(own) == 'table' then
+  -- A key of another type is none of ours: nobody can enter, and there is nothing to be kept alive.
+  return #ARGV == 3 and string.find(own.err, 'WRONGTYPE', 1, true) and 1 or own
+end
 if limit >= 0 then
   local counts = redis.call('HGETALL', KEYS[1])
   for i = 1, #counts, 2 do
     if counts[i] ~= node then
-      others = others + tonumber(counts[i + 1])
+      local count = counts[i + 1]
+      if #count <= 15 and string.match(count, '^%d+$') then -- what is no count counts nobody
+        others = others + tonumber(count)
+      end
     end
   end
 end

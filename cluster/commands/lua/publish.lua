@@ -19,8 +19,14 @@ local size, ttl = tonumber(ARGV[1]), ARGV[2]
 local epoch, tag, body = ARGV[3], ARGV[4], ARGV[5]
 local meta = redis.call('HMGET', KEYS[1], 'offset', 'epoch', 'size', 'ttl')
 
+-- What this script did not write counts as not there: a new life begins, and there is no policy.
+local function is_whole(text)
+  return text and #text <= 15 and string.match(text, '^%d+$')
+end
+local is_ours = is_whole(meta[1]) and meta[2] and #meta[2] <= 64 and string.match(meta[2], '^[%w_-]+$')
+
 if size == 0 then
-  if not meta[3] then
+  if not (is_whole(meta[3]) and is_whole(meta[4]) and tonumber(meta[3]) > 0 and tonumber(meta[4]) > 0) then
     return redis.call('SPUBLISH', KEYS[3], '\1' .. body)
   end
   size, ttl = tonumber(meta[3]), meta[4]
@@ -28,12 +34,12 @@ end
 
 local has_stream = redis.call('EXISTS', KEYS[2]) == 1
 local offset = 1
-if meta[1] and has_stream then
+if is_ours and has_stream then
   offset, epoch = tonumber(meta[1]) + 1, meta[2]
-  local seen = KEYS[4] and redis.call('GET', KEYS[4])
-  if seen then
+  local seen = KEYS[4] and redis.pcall('GET', KEYS[4])
+  if type(seen) == 'string' then
     local of_epoch, of_offset, of_tag = string.match(seen, '^([^:]*):(%d+):([^:]*)$')
-    if of_epoch == epoch then
+    if of_epoch == epoch and #of_offset <= 15 then
       local nodes = redis.call('PUBSUB', 'SHARDNUMSUB', KEYS[3])[2]
       return {nodes, tonumber(of_offset), of_epoch, of_tag, 0}
     end

@@ -42,7 +42,9 @@ class Subscribed:
 
 def frame(offset: int, size: int, *exclude: str) -> tuple[bytes, bytes]:
     """What comes from Redis for a publication to the log."""
-    publication = Publication("e", b"x" * size, exclude=exclude, position=Position(offset, "epoch", "tag"))
+    publication = Publication(
+        "e", node_frames.payload(size), exclude=exclude, position=Position(offset, "epoch", "tag")
+    )
     return KEYS.channel(LOG), node_frames.frame(publication)
 
 

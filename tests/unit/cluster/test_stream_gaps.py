@@ -18,7 +18,7 @@ from socketspec.cluster.commands.keys import Keys
 from socketspec.concurrency.tasks import Tasks
 from socketspec.errors import BackendError
 from socketspec.protocol.publications import Position, Publication, Topic
-from tests.node_frames import frame
+from tests.node_frames import frame, payload
 from tests.watching import turns
 
 KEYS = Keys("p")
@@ -286,7 +286,7 @@ async def test_so_many_bytes_wait_while_the_history_is_read_and_of_more_the_newe
     node = await Node.hearing(kept(1))
     node.shelf.gate.clear()
     for offset in range(3, 7):
-        node.hears(Publication(f"one:{offset}", bytes(size - 2), exclude=("a", "b"), position=at(offset)))
+        node.hears(Publication(f"one:{offset}", payload(size - 2), exclude=("a", "b"), position=at(offset)))
     node.shelf.gate.set()
     await node.settled()
     assert node.heard == ["one:1", *events(3 + lost, 6)]

@@ -155,8 +155,8 @@ class FakeRedis:
     def _hkeys(self, keys: Sequence[bytes], _args: list[bytes]) -> list[bytes]:
         return list(self.hashes.get(keys[0], {}))
 
-    def _hvals(self, keys: Sequence[bytes], _args: list[bytes]) -> list[bytes]:
-        return list(self.hashes.get(keys[0], {}).values())
+    def _count_members(self, keys: Sequence[bytes], _args: list[bytes]) -> list[int]:
+        return [sum(map(int, self.hashes.get(keys[0], {}).values())), 0]
 
     def _hgetall(self, keys: Sequence[bytes], _args: list[bytes]) -> list[bytes]:
         return [part for item in self.hashes.get(keys[0], {}).items() for part in item]

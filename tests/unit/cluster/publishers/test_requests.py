@@ -108,9 +108,9 @@ def test_a_namespace_is_the_publishers_or_the_calls() -> None:
 def test_disconnecting_counts_first_and_then_tells_every_node() -> None:
     request = requests().disconnect_user("alice", 4000, "bye", None)
     (counting,), (order,) = request.stages
-    assert (counting.name, counting.keys) == ("HVALS", (KEYS.nodes(Topic("/", "user", "alice")),))
+    assert (counting.name, counting.keys) == ("count_members", (KEYS.nodes(Topic("/", "user", "alice")),))
     assert order.keys == (KEYS.channel(control_topic("/")),)
-    assert request.parse([[b"2", b"1"], 3]) == 3
+    assert request.parse([[3, 0], 3]) == 3
 
 
 def test_revoking_records_every_subject_before_it_tells_the_nodes() -> None:
@@ -132,8 +132,8 @@ def test_replies_become_receipts_counts_and_messages() -> None:
     assert made.broadcast("r", "e", None, (), None, None).parse([2]) == Receipt(2)
     kept = made.broadcast("other", "e", None, (), None, None).parse([[1, 4, b"ep", b"tg", 1]])
     assert kept == Receipt(1, Position(4, "ep", "tg"))
-    assert made.count("r", None).parse([[b"2", b"3"]]) == 5
-    assert made.count("r", None).parse([[]]) == 0
+    assert made.count("r", None).parse([[5, 0]]) == 5
+    assert made.count("r", None).parse([[0, 1]]) == 0
     assert made.history("other", None, None, None).parse([None]) == []
 
 

@@ -10,7 +10,9 @@ import pytest
 from socketspec.cluster.commands.command import Command
 from socketspec.cluster.commands.envelope import encode_body
 from socketspec.cluster.commands.keys import Keys
-from socketspec.cluster.stores.history import RedisHistory, parse_read, read_command
+from socketspec.cluster.commands.unreadable import Unreadable
+from socketspec.cluster.stores import history
+from socketspec.cluster.stores.history import RedisHistory, read_command
 from socketspec.errors import BackendError
 from socketspec.protocol.publications import Position, Publication, Topic
 
@@ -39,6 +41,18 @@ def since_reply(since: int, newest: int, size: int = 5) -> list[Any]:
     """The same for everything from the entry at `since` on, of a stream of which the newest `size` + 1 are there."""
     first = max(since, newest - size, 1)
     return reply(newest, [entry(offset) for offset in range(first, newest + 1)], size)
+
+
+def parse_read(
+    reply: Any,
+    topic: Topic,
+    *,
+    since: Position | None = None,
+    limit: int | None = None,
+    unreadable: Unreadable | None = None,
+) -> list[Publication]:
+    where = KEYS.stream(topic)
+    return history.parse_read(reply, topic, where, unreadable or Unreadable(), since=since, limit=limit)
 
 
 def events(found: Sequence[Publication]) -> list[str]:
