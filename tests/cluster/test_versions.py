@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,14 @@ from typing import Any
 
 import pytest
 
+from socketspec.cluster.commands.command import Script
+from socketspec.cluster.commands.envelope import decode, encode_body, plain_frame
+from socketspec.cluster.commands.keys import Keys
+from socketspec.cluster.commands.unreadable import Unreadable
+from socketspec.cluster.presence.commands import pack_member, parse_members
+from socketspec.protocol.publications import Member, Position, Publication, Topic
 from tests.cluster.nodes import APP, SECRET, Nodes, ask, eventually_async
-from tests.cluster.versions import VERSIONS, take
+from tests.cluster.versions import RECORDED, VERSIONS, take
 from tests.servers import Server as Redis
 from tests.support import ROOT, Client, Server, free_port
 
@@ -177,3 +184,67 @@ async def burials(both: Versions) -> None:
             assert any(user == "gone" for _, user, *_ in left), (left, time.monotonic() - began)
         nodes.servers[dying] = both.start(dying)
         await asyncio.to_thread(nodes[dying].wait)
+
+
+# Where a checkout has no history: what the versions wrote, and the scripts by which they did
+
+
+@pytest.fixture(params=VERSIONS)
+def recorded(request: pytest.FixtureRequest) -> Any:
+    """What a version wrote, from its file."""
+    return json.loads((RECORDED / f"{VERSIONS[request.param][:7]}.json").read_text(encoding="utf-8"))
+
+
+def test_what_earlier_versions_published_is_read(recorded: Any) -> None:
+    for each in recorded["frames"]:
+        expected = Publication(
+            each["event"], each["payload"].encode(), tuple(each["exclude"]), trace=each["trace"]
+        )  # fmt: skip
+        assert decode(b64decode(each["frame"])) == expected
+    kept = decode(b64decode(recorded["positioned"]["frame"]))
+    assert kept is not None
+    assert kept.position == Position(*(recorded["positioned"][name] for name in ("offset", "epoch", "tag")))
+
+
+def test_what_today_publishes_is_what_earlier_versions_read(recorded: Any) -> None:
+    for each in recorded["frames"]:
+        publication = Publication(
+            each["event"], each["payload"].encode(), tuple(each["exclude"]), trace=each["trace"]
+        )  # fmt: skip
+        assert plain_frame(encode_body(publication)) == b64decode(each["frame"])
+
+
+def test_members_of_earlier_versions_are_listed(recorded: Any) -> None:
+    for each in recorded["members"]:
+        expected = Member("id", each["user_id"], each["joined_at"])
+        assert parse_members([b"id", b64decode(each["packed"])], b"key", Unreadable()) == [expected]
+        assert pack_member(expected) == b64decode(each["packed"])
+
+
+async def test_the_scripts_of_two_versions_work_on_the_same_keys(
+    standalone_server: Redis, prefix: str, recorded: Any
+) -> None:
+    keys, topic, ask_server = Keys(prefix), Topic("/", "room", "r"), standalone_server.ask
+    history = (keys.meta(topic), keys.stream(topic), keys.channel(topic))
+    old = recorded["scripts"]
+
+    def run(script: str, names: tuple[bytes, ...], *args: Any) -> Any:
+        return ask_server("EVAL", script, len(names), *names, *args)
+
+    for number, source in enumerate((old["publish"], Script("publish").source) * 2, 1):
+        body = encode_body(Publication(f"event{number}", b"{}"))
+        assert run(source, history, 10, 60_000, "epoch", f"tag{number}", body, 1000)[1] == number
+    today, before = (run(source, history[:2], "newest", -1, 0) for source in (Script("read").source, old["read"]))
+    assert today == before
+    assert len(today[4]) == 4
+    room = (keys.nodes(topic), keys.members(topic, "n"))
+    other = (keys.nodes(topic), keys.members(topic, "o"))
+    assert run(old["enter"], room, "n", 2, 60_000, "a", "A") == 1
+    assert run(Script("enter").source, other, "o", 2, 60_000, "b", "B") == 1
+    for source in (old["enter"], Script("enter").source):
+        assert run(source, room, "n", 2, 60_000, "c", "C") == 0
+    assert run(Script("leave").source, room, "n", "a") == run(old["leave"], other, "o", "b") == 0
+    session, bucket = (keys.session("s"),), (keys.bucket("b"),)
+    assert run(old["begin"], session, 60_000) == run(Script("begin").source, session, 60_000)
+    taken = [float(run(source, bucket, "0.001", "2")) for source in (old["take"], Script("take").source, old["take"])]
+    assert taken[:2] == [0, 0] != taken[2:]
