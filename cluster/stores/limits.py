@@ -116,11 +116,12 @@ class RedisLimits(Limits):
 
     def _parse(self, reply: Any, where: bytes) -> float:
         """The seconds to wait. Raises `BackendError` for a reply that is none."""
-        if isinstance(reply, list) and reply:
-            self._unreadable.value("bucket", where)
-            reply = reply[0]
+        wait: Any = reply
         try:
-            return float(reply)
+            if isinstance(reply, list):
+                (wait,) = reply
+                self._unreadable.value("bucket", where)
+            return float(wait)
         except (TypeError, ValueError):
             raise BackendError(f"Redis answered a limit with {reply!r:.200}; is a proxy in between?") from None
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgpack
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from socketspec.adapters.prometheus import NAMES
+from socketspec.cluster.commands.keys import Keys
+from socketspec.protocol.orders import control_topic
+from socketspec.protocol.publications import Topic
 from tests.servers import Server as Redis
 from tests.support import Server, client, fetch, refused, serving
 
@@ -191,6 +195,31 @@ async def test_the_backend_measures_itself(node: Server) -> None:
     assert 0 < now("publish_lag_seconds_sum", node=name) < 5
     info = [labels for (metric, labels) in now.samples if metric == "socketspec_node_info"]
     assert {dict(labels)["node"] for labels in info} >= {name}
+
+
+async def test_what_cannot_be_read_is_counted(node: Server, standalone_server: Redis) -> None:
+    name = (await fetch(node, "/socket-health")).json()["node"]
+    before = await scrape(node)
+    for reason in ("version", "foreign"):  # counted from the first scrape on, so that an increase can be seen
+        sample = "socketspec_frames_unreadable_total", frozenset({"node": name, "reason": reason}.items())
+        assert sample in before.samples
+    keys = Keys()
+    async with client(node.url("/ws")) as ada:
+        await ada.call("join", {"room": "strange"})
+        channel = keys.channel(Topic("/", "room", "strange"))
+        for data in (b"\x07new", b"text"):
+            standalone_server.ask("SPUBLISH", channel, data)
+        standalone_server.ask("SPUBLISH", keys.channel(control_topic("/")), b"\x01" + msgpack.packb(["reboot", b"{}"]))
+        await ada.send("say", {"room": "strange"})
+        assert (await ada.receive())["event"] == "said"
+        now = await scrape(node)
+    for metric, label, value in (
+        ("frames_unreadable_total", "reason", "version"),
+        ("frames_unreadable_total", "reason", "foreign"),
+        ("unreadable_values_total", "kind", "order"),
+    ):
+        labels = {"node": name, label: value}
+        assert now(metric, **labels) == before(metric, **labels) + 1
 
 
 async def test_a_token_keeps_strangers_out(node: Server) -> None:
