@@ -18,8 +18,10 @@ __all__ = (
     "BackendFigures",
     "Broker",
     "Deliver",
+    "Displaced",
     "Health",
     "HistoryStore",
+    "LeasedPresence",
     "Limits",
     "Lost",
     "Measured",
@@ -65,8 +67,14 @@ Deliver = Callable[[Topic, Sequence[Publication]], Awaitable[None] | None]
 
 Returns None, or if it has fallen behind, what to await before reading more."""
 
-Lost = Callable[[Topic, Sequence[Member]], None]
-"""Called on one node with members of a room whose own node died. Must not block or raise."""
+Lost = Callable[[Topic, Sequence[Member]], Awaitable[None] | None]
+"""Called on one node with members of a room whose own node died. Must not block or raise.
+
+Returns None, or what to await until all is done that is to be done about it: where this node dies before, another one
+is told of them again."""
+
+Displaced = Callable[[Topic, Sequence[str]], None]
+"""Called with the ids of connections of this node that have lost their place in a topic. Must not block or raise."""
 
 
 class Broker(Protocol):
@@ -131,6 +139,31 @@ class Presence(Protocol):
 
     async def count(self, topic: Topic) -> int:
         """How many are in the room, without loading them."""
+        ...
+
+
+@runtime_checkable
+class LeasedPresence(Protocol):
+    """A `Presence` of nodes that may take each other for dead. Not every presence has to be one."""
+
+    def now(self) -> float:
+        """The time by a clock that all nodes share, in seconds since the epoch."""
+        ...
+
+    async def runs_leave_hooks(self, topic: Topic, connection_id: str) -> bool:
+        """Whether this node is to run the leave hooks of a member that has just left here.
+
+        False where another node took this one for dead and has run them: each is asked about once.
+        """
+        ...
+
+    def watch(self, namespace: str, displaced: Displaced) -> None:
+        """Tell `displaced` of members of a started namespace who lost their place: others took this node for dead, and
+        gave it away."""
+        ...
+
+    def unwatch(self, namespace: str, displaced: Displaced) -> None:
+        """Undo one `watch`; no error if there was none."""
         ...
 
 

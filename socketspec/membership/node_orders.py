@@ -123,6 +123,13 @@ class NodeOrders:
         conns = [conn for subject in order.subjects for conn in self._directory.find(subject)]
         self._close(conns, CloseCode.REVOKED, order.reason)
 
+    def displaced(self, topic: Topic, ids: Sequence[str]) -> None:
+        """Close connections that have lost their place in a room: their clients come back, and join it anew."""
+        known = self._directory.connections
+        conns = [known[id] for id in ids if id in known]
+        logger.warning("%d connections have lost their place in %s %r", len(conns), topic.kind, topic.name)
+        self._close(conns, CloseCode.SERVICE_RESTART, "place_lost")
+
     def _close(self, conns: Sequence[Connection], code: int, reason: str) -> None:
         for conn in conns[:CONNECTIONS_A_TURN]:
             conn.close(code, reason)

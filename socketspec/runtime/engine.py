@@ -13,7 +13,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Sequence
 
-from socketspec.backend.protocols import Backend
+from socketspec.backend.protocols import Backend, LeasedPresence
 from socketspec.concurrency.tasks import Tasks
 from socketspec.concurrency.timing_wheel import TimingWheel
 from socketspec.connection.connection import Connection, connection_id
@@ -86,6 +86,7 @@ class Engine:
         )  # fmt: skip
         hooks = Hooks(self.contracts, self.requests)
         self.directory: Directory = Directory()
+        self._leased = backend.presence if isinstance(backend.presence, LeasedPresence) else None
         topics = Topics(self.hub, backend.presence)
         self.rooms: RoomMembership = RoomMembership(
             namespace, declared, registry, topics, self.hub, hooks, self.counters,
@@ -137,6 +138,8 @@ class Engine:
         """Connect the backend. Raises `BackendError`."""
         await self.backend.start(self.settings.namespace, self.deliver, self._leave_hooks.take)
         try:
+            if self._leased is not None:
+                self._leased.watch(self.settings.namespace, self.orders.displaced)
             await self.hub.acquire(self.orders.topic)
             await self.hub.acquire(self.everybody)
         except BaseException:
@@ -189,6 +192,8 @@ class Engine:
         await self.hub.release(self.orders.topic)
         self._wheel.close()
         engines.remove(self)
+        if self._leased is not None:
+            self._leased.unwatch(self.settings.namespace, self.orders.displaced)
         await self.backend.stop(self.settings.namespace, self.deliver)
 
     async def admit(self, handshake: Handshake) -> Admission:
