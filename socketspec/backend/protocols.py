@@ -98,8 +98,9 @@ class Broker(Protocol):
     ) -> Receipt:
         """Send `publication` to every subscribed node, this one included; every node sees one order per topic.
 
-        With `history`, appending and sending are one atomic step, and a repeated `idempotency_key` within the
-        history's life changes nothing and returns the first receipt's position. Raises `BackendError`.
+        With `history`, appending and sending are one atomic step. An `idempotency_key` that was used for this topic
+        within the last 5 minutes, or the history's `ttl` where that is longer, changes nothing and returns the first
+        receipt's position, whatever became of the history since. Raises `BackendError`.
         """
         ...
 
