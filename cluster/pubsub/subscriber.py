@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from socketspec.cluster.options import Address, RedisOptions
 from socketspec.cluster.pubsub.link import Answer, PubSubLink, Receive, Spawn
 from socketspec.cluster.pubsub.liveness import Liveness, Probing
-from socketspec.cluster.servers.backoff import Backoff
+from socketspec.cluster.servers.backoff import QUICK, Backoff
 from socketspec.cluster.servers.topology import Topology
 from socketspec.errors import BackendError
 
@@ -177,7 +177,7 @@ class Subscriber:
 
     async def run(self) -> None:
         """Connect, and connect again whenever the link is lost."""
-        backoff = Backoff()
+        backoff = Backoff(QUICK)
         while True:
             opened_at = self._loop.time()
             reason = await self._live()

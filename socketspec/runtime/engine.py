@@ -92,7 +92,9 @@ class Engine:
             namespace, declared, registry, topics, self.hub, hooks, self.counters,
             max_rooms=settings.max_rooms_per_connection,
         )  # fmt: skip
-        self.orders: NodeOrders = NodeOrders(namespace, backend.broker, self.directory, self.tasks, now)
+        self.orders: NodeOrders = NodeOrders(
+            namespace, backend.broker, backend.sessions, self.directory, self.tasks, now
+        )
         users = UserMembership(
             namespace, topics, backend.presence, self.orders,
             limit=settings.max_connections_per_user, policy=settings.connection_limit_policy,
