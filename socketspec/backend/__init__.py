@@ -1,5 +1,6 @@
 """The seam between nodes: all the names that a backend of your own needs."""
 
+from socketspec.backend.first_seen import FirstSeen
 from socketspec.backend.protocols import (
     Backend,
     BackendFigures,
@@ -23,6 +24,7 @@ __all__ = (
     "Broker",
     "Deliver",
     "Displaced",
+    "FirstSeen",
     "Health",
     "History",
     "HistoryStore",

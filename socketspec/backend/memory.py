@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
+from socketspec.backend.first_seen import FirstSeen
 from socketspec.backend.listeners import Listeners
 from socketspec.backend.protocols import Broker, Deliver, Health, HistoryStore, Limits, Lost, Presence, Sessions
 from socketspec.backend.rate_buckets import BucketTable
@@ -233,22 +234,23 @@ class MemorySessions(Sessions):
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._begun: dict[str, tuple[float, float]] = {}
+        self._begun: dict[str, tuple[float, float, float]] = {}
+        """When each began, since the epoch and by the clock, and until when it is remembered."""
         self._revoked: dict[str, float] = {}
         self._sweep_at = 0.0
 
     async def begin(self, session: str, *, ttl: float) -> float:
         self._sweep()
-        now = time.time()
-        began, expires_at = self._begun.get(session, (now, 0.0))
-        if expires_at <= self._clock():
-            began = now
-            self._begun[session] = (began, self._clock() + ttl)
-        return began
+        entry, now = self._begun.get(session), self._clock()
+        if entry is None or entry[2] <= now:
+            entry = self._begun[session] = (time.time(), now, now + ttl)
+        return FirstSeen(entry[0], now - entry[1])
 
     async def began(self, session: str) -> float | None:
-        began, expires_at = self._begun.get(session, (0.0, 0.0))
-        return began if expires_at > self._clock() else None
+        entry, now = self._begun.get(session), self._clock()
+        if entry is None or entry[2] <= now:
+            return None
+        return FirstSeen(entry[0], now - entry[1])  # however the system's time was set meanwhile
 
     async def revoke(self, subject: str, *, ttl: float) -> None:
         self._sweep()
@@ -263,7 +265,7 @@ class MemorySessions(Sessions):
         if now < self._sweep_at:
             return
         self._sweep_at = now + 10.0
-        self._begun = {name: entry for name, entry in self._begun.items() if entry[1] > now}
+        self._begun = {name: entry for name, entry in self._begun.items() if entry[2] > now}
         self._revoked = {name: until for name, until in self._revoked.items() if until > now}
 
 

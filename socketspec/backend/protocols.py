@@ -183,7 +183,10 @@ class Sessions(Protocol):
     """What outlives a connection: when a session began, and who may not come back."""
 
     async def begin(self, session: str, *, ttl: float) -> float:
-        """The time `session` was first seen (seconds since the epoch), remembered for `ttl` seconds."""
+        """The time `session` was first seen (seconds since the epoch), remembered for `ttl` seconds.
+
+        A `FirstSeen` where clocks may differ: of any other number the age is reckoned by this node's clock.
+        """
         ...
 
     async def began(self, session: str) -> float | None:
