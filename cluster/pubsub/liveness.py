@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from socketspec.cluster.options import RedisOptions
 from socketspec.cluster.pubsub.link import PubSubLink, Spawn
-from socketspec.cluster.servers.backoff import QUICK, Backoff
+from socketspec.cluster.servers.backoff import Backoff
 from socketspec.concurrency.cancellation import unless_cancelled
 from socketspec.errors import BackendError
 from socketspec.telemetry.counters import Histogram
@@ -243,7 +243,7 @@ class Liveness:
 
     async def _publish(self, channel: bytes, nonce: bytes, publishing: _Publishing) -> None:
         """Publish the nonce until it succeeds: only then does silence say something about the link."""
-        backoff = Backoff(QUICK)
+        backoff = Backoff()
         while not publishing.is_done:
             try:
                 await unless_cancelled(self._probing.publish(channel, nonce))

@@ -20,7 +20,7 @@ from socketspec.cluster.options import Address, RedisOptions
 from socketspec.cluster.pubsub.link import Receive
 from socketspec.cluster.pubsub.liveness import Probing
 from socketspec.cluster.pubsub.subscriber import STABLE, Subscriber
-from socketspec.cluster.servers.backoff import QUICK, Backoff
+from socketspec.cluster.servers.backoff import Backoff
 from socketspec.cluster.servers.shard import ReplicaError
 from socketspec.cluster.servers.topology import Topology
 from socketspec.concurrency.tasks import Tasks
@@ -284,7 +284,7 @@ class Subscriptions:
     async def _keep_placed(self) -> None:
         """Refresh whenever something is out of place, at most about once a second, and now and then."""
         loop = asyncio.get_running_loop()
-        backoff = Backoff(QUICK)
+        backoff = Backoff()
         while True:
             asked_at = loop.time()
             try:

@@ -9,14 +9,14 @@ __all__ = ("QUICK", "Backoff")
 
 QUICK: Final = 40
 """Pauses that stay short for what others wait for: so many take about ten seconds."""
-SHORT: Final = 0.2
+SHORT: Final = 0.3
 """Seconds of such a pause, at most a quarter longer."""
 
 
 class Backoff:
     """Growing pauses: 50 ms, doubled up to a second, each up to a quarter longer by chance.
 
-    The first `quick` are no longer than 0.25 s, so that what was away for a moment is found back soon.
+    The first `quick` are short, so that what was away for a moment is found back soon.
     """
 
     def __init__(self, quick: int = 0) -> None:
