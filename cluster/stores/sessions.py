@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
+from socketspec.backend.first_seen import FirstSeen
 from socketspec.backend.protocols import Sessions
 from socketspec.cluster.commands.command import Command, CommandRunner, Script, milliseconds
 from socketspec.cluster.commands.keys import Keys
@@ -32,24 +33,29 @@ class RedisSessions(Sessions):
 
         What is none of ours in its place is overwritten: the session begins now.
         """
-        key = self._keys.session(session)
-        reply = await self._runner.run(_BEGIN.command((key,), milliseconds(ttl)))
-        if isinstance(reply, list):
-            self._unreadable.value("session", key)
-            reply = reply[0] if reply else None
-        began = _seconds(reply)
-        if began is None:
-            raise BackendError(f"Redis answered a session's begin with {reply!r:.200}; is a proxy in between?")
-        return began
+        found = await self._first_seen(session, milliseconds(ttl))
+        if found is None:
+            raise BackendError("Redis remembered no beginning of a session; is a proxy in between?")
+        return found
 
     async def began(self, session: str) -> float | None:
         """The time `session` was first seen; None where it is not remembered."""
+        return await self._first_seen(session, 0)
+
+    async def _first_seen(self, session: str, ttl_ms: int) -> FirstSeen | None:
         key = self._keys.session(session)
-        found = await self._runner.run(Command("GET", None, (key,)))
-        began = _seconds(found)
-        if found is not None and began is None:
-            self._unreadable.value("session", key, found)
-        return began
+        reply = await self._runner.run(_BEGIN.command((key,), ttl_ms))
+        if reply is None:
+            return None
+        began, now, *strange = reply
+        if strange:
+            self._unreadable.value("session", key)
+            if not began:
+                return None
+        seconds, present = _seconds(began), _seconds(now)
+        if seconds is None or present is None:
+            raise BackendError(f"Redis answered a session's begin with {reply!r:.200}; is a proxy in between?")
+        return FirstSeen(seconds, present - seconds)
 
     async def revoke(self, subject: str, *, ttl: float) -> None:
         """Refuse `subject` for `ttl` seconds; a revocation that lasts longer is not shortened."""

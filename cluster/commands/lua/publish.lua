@@ -3,9 +3,10 @@
 -- KEYS[1] meta      hash: offset, epoch, tag (of the newest publication), size, ttl (of the policy, ttl in ms)
 -- KEYS[2] stream    entries "<offset>-0" with b = body, t = tag
 -- KEYS[3] channel   the topic's sharded channel
--- KEYS[4] once      optional: "<epoch>:<offset>:<tag>" of the publication that used this idempotency key
+-- KEYS[4] once      optional: "<epoch>:<offset>:<tag>" of the publication that used this idempotency key; ":0:" where it
+--                   was only sent. It outlives the history: what counts is that it was published
 -- ARGV    size, ttl in ms, epoch (for a new life of the stream), tag, body, shortest ttl of the idempotency key in ms;
---         size 0: keep it by the policy in meta, and where there is none only send it
+--         size 0: keep it by the policy in meta, and where there is none only send it; size -1: only send it
 --
 -- Result  {nodes, offset, epoch, tag, 1 if new or 0 if the idempotency key was seen}, or where nothing is kept the
 --         number of nodes
@@ -24,11 +25,27 @@ local function is_whole(text)
   return text and #text <= 15 and string.match(text, '^%d+$')
 end
 local is_ours = is_whole(meta[1]) and meta[2] and #meta[2] <= 64 and string.match(meta[2], '^[%w_-]+$')
+local has_policy = is_whole(meta[3]) and is_whole(meta[4]) and tonumber(meta[3]) > 0 and tonumber(meta[4]) > 0
 
-if size == 0 then
-  if not (is_whole(meta[3]) and is_whole(meta[4]) and tonumber(meta[3]) > 0 and tonumber(meta[4]) > 0) then
-    return redis.call('SPUBLISH', KEYS[3], '\1' .. body)
+local seen = KEYS[4] and redis.pcall('GET', KEYS[4])
+if type(seen) == 'string' then
+  local of_epoch, of_offset, of_tag = string.match(seen, '^([^:]*):(%d+):([^:]*)$')
+  if of_epoch and #of_offset <= 15 then
+    local nodes = redis.call('PUBSUB', 'SHARDNUMSUB', KEYS[3])[2]
+    if of_offset == '0' then
+      return nodes
+    end
+    return {nodes, tonumber(of_offset), of_epoch, of_tag, 0}
   end
+end
+
+if size < 0 or (size == 0 and not has_policy) then
+  if KEYS[4] then -- before it is sent: a server that is out of memory refuses it, and then nothing was sent
+    redis.call('SET', KEYS[4], ':0:', 'PX', ARGV[6])
+  end
+  return redis.call('SPUBLISH', KEYS[3], '\1' .. body)
+end
+if size == 0 then
   size, ttl = tonumber(meta[3]), meta[4]
 end
 
@@ -36,14 +53,6 @@ local has_stream = redis.call('EXISTS', KEYS[2]) == 1
 local offset = 1
 if is_ours and has_stream then
   offset, epoch = tonumber(meta[1]) + 1, meta[2]
-  local seen = KEYS[4] and redis.pcall('GET', KEYS[4])
-  if type(seen) == 'string' then
-    local of_epoch, of_offset, of_tag = string.match(seen, '^([^:]*):(%d+):([^:]*)$')
-    if of_epoch == epoch and #of_offset <= 15 then
-      local nodes = redis.call('PUBSUB', 'SHARDNUMSUB', KEYS[3])[2]
-      return {nodes, tonumber(of_offset), of_epoch, of_tag, 0}
-    end
-  end
 elseif has_stream then
   redis.call('UNLINK', KEYS[2])
 end
