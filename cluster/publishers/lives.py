@@ -154,7 +154,7 @@ class _Life:
                 return
             try:
                 async with asyncio.timeout(SIGN_OF_LIFE):
-                    await self._topology.refresh()
+                    await self._topology.refresh(routine=True)
             except ReplicaError:
                 raise
             except (BackendError, TimeoutError):

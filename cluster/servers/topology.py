@@ -41,8 +41,8 @@ class Topology(Protocol):
         """Close every connection."""
         ...
 
-    async def refresh(self) -> None:
-        """Find out again who owns what; callers at the same time share one search.
+    async def refresh(self, *, routine: bool = False) -> None:
+        """Find out again who owns what; callers at the same time share one search. `routine`: nothing seems wrong.
 
         Raises `ReplicaError` for a server that has lost its role, another `BackendError` where the search failed.
         """
@@ -112,14 +112,17 @@ class _Found:
         for outcome in greeted:
             if isinstance(outcome, BaseException):
                 raise outcome
+        await asyncio.gather(*(shard.warn_if_evicting() for shard in self._shards.values()))
 
     async def stop(self) -> None:
         await self._adopt(NOBODY)
+        await self._connector.close()
 
-    async def refresh(self) -> None:
+    async def refresh(self, *, routine: bool = False) -> None:
         seen = self._times_found
         async with self._finding:
             if self._times_found == seen:
+                await self._connector.begin_search(routine=routine)
                 await self._adopt(await self._find(self._connector, tuple(self._shards)))
                 self._times_found += 1
 
@@ -129,7 +132,7 @@ class _Found:
         self._shards = {address: self._shards.get(address) or self._connector.shard(address) for address in wanted}
         self._layout = layout
         self._tags.clear()
-        if self._connector.servers.mode != "cluster":  # a name or a virtual address may lead to another server now
+        if self._connector.is_another:
             for shard in self._shards.values():
                 shard.renew()
         for shard in gone:

@@ -54,7 +54,7 @@ class PlayedServers:
 
     async def stop(self) -> None: ...
 
-    async def refresh(self) -> None:
+    async def refresh(self, *, routine: bool = False) -> None:
         self.refreshes += 1
         self.on_refresh()
         await self.is_searched.wait()

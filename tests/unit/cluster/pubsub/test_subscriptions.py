@@ -131,7 +131,7 @@ class FakeTopology:
 
     async def stop(self) -> None: ...
 
-    async def refresh(self) -> None:
+    async def refresh(self, *, routine: bool = False) -> None:
         self.refreshes += 1
         if self.on_refresh is not None:
             await self.on_refresh()
