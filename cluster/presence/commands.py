@@ -80,7 +80,8 @@ class PresenceCommands:
 
     def renew(self, namespace: str, node: str, *, begin: bool) -> Command:
         """Renew the lease, or begin it; see ``renew.lua``."""
-        return _RENEW.command(self._leases(namespace, node), node, self._lease, self._ttl, "1" if begin else "0")
+        leases, topics = self._leases(namespace, node)
+        return _RENEW.command((leases,), node, self._lease, self._ttl, "1" if begin else "0", topics)
 
     def claim(self, namespace: str, node: str, own: bytes, batch: int, finished: Sequence[bytes]) -> Command:
         """Claim the dead `node`, or go on with the claim that ends at `own`; see ``claim.lua``."""

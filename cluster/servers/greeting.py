@@ -47,7 +47,8 @@ def read_info(reply: Any) -> Hello:
 def warn_if_evicting(address: Address, info: Any, config: Any = None) -> None:
     """Log a warning where the server drops keys when its memory is full.
 
-    See https://redis.io/docs/latest/develop/reference/eviction/. `info` is its reply to ``INFO``; where that was refused, `config` is the one to ``CONFIG GET maxmemory*``.
+    See https://redis.io/docs/latest/develop/reference/eviction/. `info` is its reply to ``INFO``; where that was
+    refused, `config` is the one to ``CONFIG GET maxmemory*``.
     """
     said = parse_info(info)
     settings = as_dict(config) if isinstance(config, Sequence) else {}

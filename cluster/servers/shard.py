@@ -42,6 +42,9 @@ REPLIES: Final = (
 """Errors that are answers of the server: the connection is in order, the command was not carried out."""
 
 
+_PING: Final = b"*1\r\n$4\r\nPING\r\n"
+
+
 class NotSentError(replied.ConnectionError):
     """The server could not be reached, so it never got the command; `reason` says why."""
 
@@ -145,8 +148,8 @@ class Shard:
             if isinstance(reply, Exception):
                 raise RefusedError(
                     f"{self.address} does not know HELLO, and INFO gave no answer ({reply}). Either it "
-                    "runs Redis before 6: SocketSpec needs Redis 7 or Valkey 8 at least. Or both are switched off there: take "
-                    "rename-command for one of them out of its configuration, or allow the user INFO."
+                    "runs Redis before 6: SocketSpec needs Redis 7 or Valkey 8 at least. Or both are switched off "
+                    "there: take rename-command for one of them out of its configuration, or allow the user INFO."
                 )
         if isinstance(reply, NotSentError):
             raise reply.reason
@@ -219,8 +222,8 @@ class Shard:
         The name is nice to have: a server may lack ``CLIENT``, and a user the right to it.
         """
         name = self._link.client_name
-        words: tuple[str, ...] = ("CLIENT", "SETNAME", name) if name else ("PING",)
-        await _send(connection, hiredis.pack_command(words))
+        naming: tuple[Any, ...] = ("CLIENT", "SETNAME", name)
+        await _send(connection, hiredis.pack_command(naming) if name else _PING)
         answer = await _read(connection)
         if isinstance(answer, replied.AuthenticationError):
             raise answer
@@ -293,7 +296,7 @@ async def _lives(connection: Connection) -> bool:
     """Whether the server still answers on it. An error is an answer."""
     try:
         async with asyncio.timeout(SIGN_OF_LIFE):
-            await _send(connection, hiredis.pack_command(("PING",)))
+            await _send(connection, _PING)
             await _read(connection)
     except (replied.RedisError, OSError):
         return False

@@ -68,6 +68,13 @@ class Topology(Protocol):
         """
         ...
 
+    async def ask(self, refusal: AskError, words: Sequence[Any]) -> Any:
+        """Have a command carried out by the next owner of its slot, whom `refusal` names: a reply or an exception.
+
+        While a slot migrates, its keys move there one by one, and new ones are made there.
+        """
+        ...
+
 
 class _Found:
     """The topology as `find` found it last."""
@@ -178,18 +185,14 @@ class _Found:
         shard = None if address is None else self._shards.get(address)
         if shard is None:
             return [NotSentError(BackendError("No primary is known for this command's slot."))] * len(words)
-        replies = await shard.execute(words)
-        for index, reply in enumerate(replies):
-            if type(reply) is AskError:
-                replies[index] = await self._follow(shard, reply, words[index])
-        return replies
+        return await shard.execute(words)
 
-    async def _follow(self, source: Shard, ask: AskError, command: Sequence[Any]) -> Any:
-        """Ask the slot's next owner: while a slot migrates, its keys move there one by one."""
-        target = self._shards.get(Address(ask.host or source.address.host, ask.port))
+    async def ask(self, refusal: AskError, words: Sequence[Any]) -> Any:
+        host = refusal.host or getattr(self._address_of(words), "host", "")
+        target = self._shards.get(Address(host, refusal.port))
         if target is None:
-            return ask
-        return (await target.execute([("ASKING",), command]))[1]
+            return refusal
+        return (await target.execute([("ASKING",), words]))[1]
 
 
 def make_topology(servers: Servers, options: RedisOptions) -> Topology:

@@ -2,10 +2,9 @@
 --
 -- KEYS[1] meta      hash: offset, epoch, tag (of the newest publication), size, ttl (of the policy, ttl in ms)
 -- KEYS[2] stream    entries "<offset>-0" with b = body, t = tag
--- KEYS[3] channel   the topic's sharded channel
--- KEYS[4] once      optional: "<epoch>:<offset>:<tag>" of the publication that used this idempotency key
--- ARGV    size, ttl in ms, epoch (for a new life of the stream), tag, body, shortest ttl of the idempotency key in ms;
---         size 0: keep it by the policy in meta, and where there is none only send it
+-- KEYS[3] once      optional: "<epoch>:<offset>:<tag>" of the publication that used this idempotency key
+-- ARGV    size, ttl in ms, epoch (for a new life of the stream), tag, body, shortest ttl of the idempotency key in ms,
+--         the topic's sharded channel; size 0: keep it by the policy in meta, and where there is none only send it
 --
 -- Result  {nodes, offset, epoch, tag, 1 if new or 0 if the idempotency key was seen}, or where nothing is kept the
 --         number of nodes
@@ -15,13 +14,16 @@
 -- `size` is kept, so that the position before the oldest shown one can still be verified by its tag.
 -- The first write is XADD, which Redis refuses when its memory is full: then nothing was kept and nothing sent.
 
+-- The channel is no key: while a slot migrates, a script is refused where one of its keys is missing.
+
+local channel = ARGV[7]
 local size, ttl = tonumber(ARGV[1]), ARGV[2]
 local epoch, tag, body = ARGV[3], ARGV[4], ARGV[5]
 local meta = redis.call('HMGET', KEYS[1], 'offset', 'epoch', 'size', 'ttl')
 
 if size == 0 then
   if not meta[3] then
-    return redis.call('SPUBLISH', KEYS[3], '\1' .. body)
+    return redis.call('SPUBLISH', channel, '\1' .. body)
   end
   size, ttl = tonumber(meta[3]), meta[4]
 end
@@ -30,11 +32,11 @@ local has_stream = redis.call('EXISTS', KEYS[2]) == 1
 local offset = 1
 if meta[1] and has_stream then
   offset, epoch = tonumber(meta[1]) + 1, meta[2]
-  local seen = KEYS[4] and redis.call('GET', KEYS[4])
+  local seen = KEYS[3] and redis.call('GET', KEYS[3])
   if seen then
     local of_epoch, of_offset, of_tag = string.match(seen, '^([^:]*):(%d+):([^:]*)$')
     if of_epoch == epoch then
-      local nodes = redis.call('PUBSUB', 'SHARDNUMSUB', KEYS[3])[2]
+      local nodes = redis.call('PUBSUB', 'SHARDNUMSUB', channel)[2]
       return {nodes, tonumber(of_offset), of_epoch, of_tag, 0}
     end
   end
@@ -61,9 +63,9 @@ local text = string.format('%d', offset)
 redis.call('HSET', KEYS[1], 'offset', text, 'epoch', epoch, 'tag', tag, 'size', size, 'ttl', ttl)
 redis.call('PEXPIRE', KEYS[1], ttl)
 redis.call('PEXPIRE', KEYS[2], ttl)
-if KEYS[4] then
+if KEYS[3] then
   local once_ttl = math.max(tonumber(ttl), tonumber(ARGV[6]))
-  redis.call('SET', KEYS[4], epoch .. ':' .. text .. ':' .. tag, 'PX', string.format('%.0f', once_ttl))
+  redis.call('SET', KEYS[3], epoch .. ':' .. text .. ':' .. tag, 'PX', string.format('%.0f', once_ttl))
 end
-local nodes = redis.call('SPUBLISH', KEYS[3], '\2' .. text .. ':' .. epoch .. ':' .. tag .. '\n' .. body)
+local nodes = redis.call('SPUBLISH', channel, '\2' .. text .. ':' .. epoch .. ':' .. tag .. '\n' .. body)
 return {nodes, offset, epoch, tag, 1}

@@ -1,7 +1,7 @@
 -- Renews the lease of one node and looks for nodes whose lease has ended.
--- KEYS  the sorted set of leases, node -> end in ms of server time ("!node": claimed by a reaper until then);
---       the set of the node's topics
--- ARGV  the node; length of a lease in ms; time to live of the keys in ms; "1" to begin a lease, "0" to renew one
+-- KEYS  the sorted set of leases, node -> end in ms of server time ("!node": claimed by a reaper until then)
+-- ARGV  the node; length of a lease in ms; time to live of the keys in ms; "1" to begin a lease, "0" to renew one;
+--       the set of the node's topics, which may be missing
 -- Gives {1, ms until the next lease of any node ends, the server's replication id, nodes whose lease has ended ...}, or
 -- {0} and changes nothing where the lease to be renewed is not there: it was claimed, or the server lost it.
 local node, ttl = ARGV[1], tonumber(ARGV[3])
@@ -12,7 +12,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 -- PEXPIRE comes first: a server that is out of memory refuses a script's ZADD unless the script has written before,
 -- and a full server is no reason to let the nodes' leases end.
-redis.call('PEXPIRE', KEYS[2], ttl)
+redis.pcall('PEXPIRE', ARGV[5], ttl) -- fails where the slot migrates and the set is not here: then it keeps its time
 redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), node)
 redis.call('PEXPIRE', KEYS[1], ttl)
 local following = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)

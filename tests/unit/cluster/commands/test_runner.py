@@ -54,6 +54,9 @@ class PlayedServers:
 
     async def stop(self) -> None: ...
 
+    async def ask(self, refusal: Any, words: Any) -> Any:
+        return refusal
+
     async def refresh(self, *, routine: bool = False) -> None:
         self.refreshes += 1
         self.on_refresh()
