@@ -181,6 +181,8 @@ class PlayedTopology:
 
     async def stop(self) -> None: ...
 
+    trouble: str = ""
+
     async def ask(self, refusal: Any, words: Any) -> Any:
         return refusal
 

@@ -35,7 +35,7 @@ logger: logging.Logger = logging.getLogger("socketspec.cluster")
 
 LEAVE_PATIENCE: Final = 1.0
 """Seconds that leaving waits for Redis; after that it goes on in the background."""
-LEAVE_PAUSE: Final = 0.02
+LEAVE_PAUSE: Final = 0.05
 """Seconds after which leaves that came meanwhile are sent as well, while others are under way."""
 RETRY: Final = 0.5
 """Seconds between tries of leaves while Redis is away."""

@@ -20,7 +20,7 @@ from redis.asyncio import Connection, SSLConnection
 
 from socketspec.cluster.options import IS_REPLICA, TLS_HINT, Address, RedisOptions
 from socketspec.cluster.servers.greeting import Hello, parse_info, read_hello, read_info, warn_if_evicting
-from socketspec.cluster.servers.trouble import MAX_CLIENTS, is_full, missing_command, tls_problem
+from socketspec.cluster.servers.trouble import MAX_CLIENTS, is_full, missing_command, tls_alert, tls_problem
 from socketspec.errors import BackendError
 
 __all__ = ("LinkOptions", "NotSentError", "RefusedError", "ReplicaError", "Shard", "explain", "side_by_side")
@@ -211,10 +211,19 @@ class Shard:
             async with asyncio.timeout(self._link.connect_timeout):
                 await connection.connect()  # type: ignore[no-untyped-call] # redis-py leaves out the "-> None"
                 await self._greet(connection)
-        except BaseException:
+        except BaseException as error:
             await connection.disconnect(nowait=True)
+            if isinstance(error, replied.ConnectionError) and (alert := await self._alert()):
+                raise replied.ConnectionError(str(alert)) from alert
             raise
         return connection
+
+    async def _alert(self) -> ssl.SSLError | None:
+        """Why the server has closed a new connection, where it may be for want of a certificate of ours."""
+        context = self._link.ssl
+        if context is None or self._link.has_certificate or self.address in self._met:
+            return None
+        return await asyncio.to_thread(tls_alert, self.address, context, SIGN_OF_LIFE)
 
     async def _greet(self, connection: Connection) -> None:
         """Exchange something that changes nothing: who does not take us says so now, before it gets a command.

@@ -28,6 +28,9 @@ logger: logging.Logger = logging.getLogger("socketspec.cluster")
 class Topology(Protocol):
     """All servers as one thing to send commands to."""
 
+    trouble: str
+    """Why the start has not succeeded so far; empty where it has not failed."""
+
     @property
     def link(self) -> LinkOptions:
         """What it takes to open another connection to any of the primaries."""
@@ -88,6 +91,7 @@ class _Found:
         self._tags: dict[Address, str] = {}
         self._finding = asyncio.Lock()
         self._times_found = 0
+        self.trouble: str = ""
 
     def __repr__(self) -> str:
         return f"<topology of {self._connector.servers} with {', '.join(map(str, self._shards)) or 'nothing found'}>"
@@ -96,11 +100,11 @@ class _Found:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._connector.options.start_timeout
         backoff = Backoff()
-        said = ""
         while True:
             try:
                 await self.refresh()
                 await self._greet()
+                self.trouble = ""
                 return
             except RefusedError:
                 raise
@@ -108,9 +112,9 @@ class _Found:
                 pause = backoff.next()
                 if loop.time() + pause > deadline:
                     raise
-                if str(error) != said:  # the same trouble again is no news
-                    said = str(error)
-                    logger.warning("%s Trying again for %.0f s.", said, deadline - loop.time())
+                if str(error) != self.trouble:  # the same trouble again is no news
+                    self.trouble = str(error)
+                    logger.warning("%s Trying again for %.0f s.", error, deadline - loop.time())
             await asyncio.sleep(pause)
 
     async def _greet(self) -> None:

@@ -5,12 +5,13 @@ Nodes and both kinds of publishers say the same: each of them gives the error it
 
 from __future__ import annotations
 
+import socket
 import ssl
 from typing import Final
 
-from socketspec.cluster.options import TLS_HINT
+from socketspec.cluster.options import TLS_HINT, Address
 
-__all__ = ("MAX_CLIENTS", "is_full", "missing_command", "tls_problem")
+__all__ = ("MAX_CLIENTS", "is_full", "missing_command", "tls_alert", "tls_problem")
 
 MAX_CLIENTS: Final = (
     "has reached its max number of clients (maxclients in its configuration): raise that, or have fewer connections"
@@ -32,6 +33,25 @@ _NO_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST"
 def is_full(text: str) -> bool:
     """Whether a server refuses us, with these words, because it has too many clients."""
     return "max number of clients" in text
+
+
+def tls_alert(address: Address, context: ssl.SSLContext, seconds: float) -> ssl.SSLError | None:
+    """What a server says against our TLS once the handshake is through; blocks for `seconds` at most.
+
+    In TLS 1.3 a client is through before the server has looked at its certificate. What is written until then has the
+    server's alert lost in a reset connection, so this one only reads.
+    """
+    try:
+        with (
+            socket.create_connection((address.host, address.port), seconds) as plain,
+            context.wrap_socket(plain, server_hostname=address.host) as connection,
+        ):
+            connection.recv(1)
+    except ssl.SSLError as error:
+        return error
+    except OSError:
+        pass
+    return None
 
 
 def tls_problem(error: ssl.SSLError, *, has_certificate: bool) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, Final
 
 from socketspec.concurrency.tasks import Tasks
@@ -59,7 +59,6 @@ class Closing:
         counters: Counters,
         requests: Requests,
         tasks: Tasks,
-        now: Callable[[], float],
     ) -> None:
         self._everybody = everybody
         self._directory = directory
@@ -72,7 +71,6 @@ class Closing:
         self._counters = counters
         self._requests = requests
         self._tasks = tasks
-        self._now = now
         self._under_way: dict[Connection, asyncio.Task[None]] = {}
 
     def by_server(self, conn: Connection) -> None:

@@ -54,6 +54,8 @@ class PlayedServers:
 
     async def stop(self) -> None: ...
 
+    trouble: str = ""
+
     async def ask(self, refusal: Any, words: Any) -> Any:
         return refusal
 

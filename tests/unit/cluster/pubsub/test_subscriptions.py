@@ -131,6 +131,8 @@ class FakeTopology:
 
     async def stop(self) -> None: ...
 
+    trouble: str = ""
+
     async def ask(self, refusal: Any, words: Any) -> Any:
         return refusal
 
