@@ -82,10 +82,12 @@ class BlockingLink:
             self._log_in(credentials, db, options.client_name, deadline)
         except LinkBroken as error:
             self.close()
-            if context is not None and options.certfile is None and not is_known:
+            if context is not None and not is_known:
                 alert = tls_alert(address, context, max(min(deadline - time.monotonic(), SIGN_OF_LIFE), 0.05))
                 if alert is not None:
-                    raise BackendError(f"{address} {tls_problem(alert, has_certificate=False)}") from error
+                    raise BackendError(
+                        f"{address} {tls_problem(alert, has_certificate=options.certfile is not None)}"
+                    ) from error
             if is_full(str(error)):
                 raise LinkBroken(f"it {MAX_CLIENTS}", is_sent=False) from error
             raise LinkBroken(_reason(error.__cause__ or error, hint), is_sent=False) from error

@@ -219,9 +219,9 @@ class Shard:
         return connection
 
     async def _alert(self) -> ssl.SSLError | None:
-        """Why the server has closed a new connection, where it may be for want of a certificate of ours."""
+        """Why the server has closed a new connection, where it may be for the certificate that we show or lack."""
         context = self._link.ssl
-        if context is None or self._link.has_certificate or self.address in self._met:
+        if context is None or self.address in self._met:
             return None
         return await asyncio.to_thread(tls_alert, self.address, context, SIGN_OF_LIFE)
 
