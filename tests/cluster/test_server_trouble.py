@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from socketspec.cluster.backend import from_url
+from socketspec.cluster.backend import RedisBackend, from_url
 from socketspec.cluster.options import Address, configured
 from socketspec.cluster.publishers.async_publisher import AsyncPublisher
 from socketspec.cluster.publishers.publisher import Publisher
@@ -25,7 +25,7 @@ def nothing(*_: object) -> None:
 
 
 async def as_node(url: str) -> None:
-    backend = from_url(url, start_timeout=0)
+    backend = RedisBackend(url, start_timeout=0)
     await backend.start("/", nothing, nothing)
     await backend.stop("/", nothing)
 
@@ -161,20 +161,26 @@ async def test_the_name_in_the_url_is_asked_however_many_nodes_are_known(cluster
 
 
 class Balancer:
-    """Forwards connections to a port; those that are there when it forgets lead nowhere from then on, without a word."""
+    """Forwards connections to a port; those that are there when it forgets lead nowhere from then on."""
 
     def __init__(self, port: int) -> None:
         self._to = port
         self._age = 0
-        self._writers: list[asyncio.StreamWriter] = []
+        self._tasks: list[asyncio.Task[None]] = []
 
     def forget(self) -> None:
         self._age += 1
 
-    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._tasks.append(asyncio.create_task(self._forward(reader, writer)))
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection(HOST, self._to)
-        self._writers += [writer, back]
-        await asyncio.gather(self._carry(reader, back), self._carry(there, writer))
+        try:
+            await asyncio.gather(self._carry(reader, back), self._carry(there, writer))
+        finally:
+            writer.close()
+            back.close()
 
     async def _carry(self, source: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
         age = self._age
@@ -183,9 +189,10 @@ class Balancer:
                 to.write(data)
         to.close()
 
-    def close(self) -> None:
-        for writer in self._writers:
-            writer.close()
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 async def test_a_connection_that_a_balancer_dropped_costs_no_doubt(
@@ -205,7 +212,7 @@ async def test_a_connection_that_a_balancer_dropped_costs_no_doubt(
         assert asyncio.get_running_loop().time() - began < 3
     finally:
         await topology.stop()
-        balancer.close()
+        await balancer.close()
         listening.close()
 
 
