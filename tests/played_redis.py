@@ -181,7 +181,12 @@ class PlayedTopology:
 
     async def stop(self) -> None: ...
 
-    async def refresh(self) -> None:
+    trouble: str = ""
+
+    async def ask(self, refusal: Any, words: Any) -> Any:
+        return refusal
+
+    async def refresh(self, *, routine: bool = False) -> None:
         self.looks.append(asyncio.get_running_loop().time())
         if self.on_refresh is not None:
             await self.on_refresh()

@@ -17,6 +17,10 @@ PASSING_REFUSALS: Final = ("ASK", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MOVED
 Argument: TypeAlias = bytes | str | int | float
 """What an argument of a command may be."""
 
+_ASKED: Final = """\
+local KEYS, ARGV = {{KEYS[1], unpack(ARGV, 1, {0})}}, {{unpack(ARGV, {0} + 1)}}
+"""
+"""Makes keys of the first arguments again; see `Command.as_asked`."""
 _LONGEST_MS = 100 * 365 * 86_400 * 1000
 
 
@@ -69,6 +73,16 @@ class Command(NamedTuple):
         if self.script is None:
             return self.words()
         return ["EVAL", self.script.source, len(self.keys), *self.keys, *self.args]
+
+    def as_asked(self) -> list[Argument]:
+        """`words` for the next owner of a slot that migrates, whom ``ASK`` names: none of the keys is at the owner.
+
+        It refuses a script of several keys where one is missing, so only the first is declared to it.
+        """
+        if self.script is None:
+            return self.words()
+        more = self.keys[1:]
+        return ["EVAL", _ASKED.format(len(more)) + self.script.source, 1, *self.keys, *self.args]
 
 
 class CommandRunner(Protocol):

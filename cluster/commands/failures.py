@@ -8,8 +8,16 @@ from redis import exceptions as replied
 
 from socketspec.cluster.commands.command import Command
 from socketspec.cluster.servers.shard import NotSentError
+from socketspec.cluster.servers.trouble import missing_command
 
-__all__ = ("is_connection_lost", "is_not_carried_out", "is_of_another_type", "refusal", "unanswered", "wrong_type")
+__all__ = (
+    "explained",
+    "is_connection_lost",
+    "is_not_carried_out",
+    "is_of_another_type",
+    "refusal",
+    "unanswered",
+)
 
 NOT_CARRIED_OUT: Final = (
     NotSentError,
@@ -21,12 +29,29 @@ NOT_CARRIED_OUT: Final = (
 )
 """Errors that say that nothing was done, and that pass when the servers have settled."""
 
-_REFUSALS: Final = (
-    (replied.OutOfMemoryError, "Redis has reached its maxmemory; raise it, or let it evict keys"),
-    (replied.NoPermissionError, "the Redis user lacks a permission; grant it with ACL SETUSER"),
-    (replied.AuthenticationError, "the connection is not logged in; check the user and the password"),
-    (replied.NoScriptError, "Redis forgets scripts at once; does something call SCRIPT FLUSH all the time?"),
-    (replied.ClusterCrossSlotError, "its keys are in different hash slots"),
+_LACKS: Final = "the user may not do this: allow it with ACL SETUSER (the documentation of the cluster has the line)"
+_HINTS: Final = {
+    "OOM": "its memory is full (maxmemory): raise that, and keep maxmemory-policy noeviction, as any other would drop "
+    "revocations, sessions and histories",
+    "NOPERM": _LACKS,
+    "NOAUTH": "the connection is not logged in: give a user and a password in the URL",
+    "WRONGPASS": "the user or the password is wrong, or the user is off",
+    "MISCONF": "it cannot save to its disk",
+    "NOREPLICAS": "too few replicas are connected",
+    "NOSCRIPT": "it forgets scripts at once: does something call SCRIPT FLUSH all the time?",
+    "CROSSSLOT": "its keys are in different hash slots",
+}
+"""What to do about a refusal, by the name that it begins with: https://redis.io/docs/latest/develop/reference/protocol-spec/."""
+_NAMES: Final = (
+    (replied.OutOfMemoryError, "OOM"),
+    (replied.NoPermissionError, "NOPERM"),
+    (replied.AuthenticationError, "NOAUTH"),
+    (replied.NoScriptError, "NOSCRIPT"),
+    (replied.ClusterCrossSlotError, "CROSSSLOT"),
+)
+_IN_SCRIPTS: Final = (
+    ("executing the script can't", _LACKS),
+    ("called from script", "a command that scripts of ours use is switched off there, or renamed (rename-command)"),
 )
 
 
@@ -35,7 +60,7 @@ def is_not_carried_out(error: Exception) -> bool:
     return isinstance(error, NOT_CARRIED_OUT) or str(error).startswith("BUSY ")
 
 
-def is_of_another_type(error: Exception) -> bool:
+def is_of_another_type(error: Exception | str) -> bool:
     """Whether a key of the command holds what nobody of ours puts there, such as a text in the place of a hash."""
     return str(error).startswith("WRONGTYPE")
 
@@ -61,15 +86,22 @@ def refusal(command: Command, error: Exception) -> str:
             f"{command.name} was sent to Redis, but its answer did not come ({error}): "
             "whether it was carried out is unknown."
         )
-    for kind, sentence in _REFUSALS:
-        if isinstance(error, kind):
-            return f"{command.name} was refused: {sentence} ({error})"
-    if is_of_another_type(error):
-        return f"{command.name} was refused: {wrong_type(command)} ({error})"
-    return f"{command.name} was refused by Redis: {error}"
+    # redis-py takes the name off where it has a class for it.
+    name = next((name for kind, name in _NAMES if isinstance(error, kind)), "")
+    return f"{command.name} was refused by Redis: {explained(command, f'{name} {error}'.lstrip())}"
 
 
-def wrong_type(command: Command) -> str:
+def explained(command: Command, text: str) -> str:
+    """A server's refusal, which begins with the name of the error, after what to do about it, where we know that."""
+    if is_of_another_type(text):
+        return f"{_wrong_type(command)} ({text})"
+    hint = _HINTS.get(text.partition(" ")[0]) or missing_command(text)
+    hint = hint or next((hint for words, hint in _IN_SCRIPTS if words in text), "")
+    short = text.partition(", with args beginning with")[0]  # they may be a whole script
+    return f"{hint} ({short})" if hint else text
+
+
+def _wrong_type(command: Command) -> str:
     """What is to be done where one of the command's keys holds another type of value."""
     names = ", ".join(key.decode("utf-8", "backslashreplace") for key in command.keys)
     return (

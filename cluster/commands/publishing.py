@@ -10,7 +10,14 @@ from socketspec.cluster.commands.keys import Keys
 from socketspec.errors import BackendError
 from socketspec.protocol.publications import History, Position, Publication, Receipt, Topic
 
-__all__ = ("ONCE_SECONDS", "parse_receipt", "publish_any_command", "publish_command")
+__all__ = (
+    "ONCE_SECONDS",
+    "parse_receipt",
+    "publish_any_command",
+    "publish_command",
+    "still_to_send",
+    "with_nodes",
+)
 
 ONCE_SECONDS: Final = 300.0
 """Seconds that an idempotency key is remembered, or the history's `ttl` where that is longer; whatever becomes of the
@@ -37,10 +44,10 @@ def publish_command(
     """
     body = encode_body(publication)
     if history is None and idempotency_key is not None:
-        return _script(keys, topic, idempotency_key, (-1, 0, epoch, tag, body, _ONCE_MS))
+        return _script(keys, topic, idempotency_key, (-1, 0, epoch, tag, body, _ONCE_MS, keys.channel(topic)))
     if history is None:
         return Command("SPUBLISH", None, (keys.channel(topic),), (plain_frame(body),))
-    args = (history.size, milliseconds(history.ttl), epoch, tag, body, _ONCE_MS)
+    args = (history.size, milliseconds(history.ttl), epoch, tag, body, _ONCE_MS, keys.channel(topic))
     return _script(keys, topic, idempotency_key, args)
 
 
@@ -52,7 +59,7 @@ def publish_any_command(
     Where the room keeps nothing at present it is only sent.
     """
     body = encode_body(publication)
-    return _script(keys, topic, idempotency_key, (0, 0, epoch, tag, body, _ONCE_MS))
+    return _script(keys, topic, idempotency_key, (0, 0, epoch, tag, body, _ONCE_MS, keys.channel(topic)))
 
 
 def parse_receipt(reply: Any) -> Receipt:
@@ -61,13 +68,41 @@ def parse_receipt(reply: Any) -> Receipt:
         if isinstance(reply, int):
             return Receipt(reply)
         nodes, offset, epoch, tag, _is_new = reply
+        if not int(offset):
+            return Receipt(int(nodes))  # an idempotency key that was used for what was only sent
         return Receipt(int(nodes), Position(int(offset), _text(epoch), _text(tag)))
     except (TypeError, ValueError):
         raise BackendError(f"Redis answered a publish with {reply!r:.200}; is a proxy in between?") from None
 
 
+def still_to_send(command: Command, reply: Any) -> Command | None:
+    """What has to be sent where `command` was carried out by its slot's next owner, and answered with `reply`.
+
+    While a slot migrates, new keys belong there already, but those who are subscribed are still with the present owner.
+    """
+    if command.script != _PUBLISH:
+        return None
+    body, channel = _bytes(command.args[4]), _bytes(command.args[6])
+    if isinstance(reply, int):
+        return Command("SPUBLISH", None, (channel,), (plain_frame(body),))
+    _nodes, offset, epoch, tag, is_new = reply
+    if not is_new:
+        return None
+    head = b"\2%d:%b:%b\n" % (offset, _bytes(epoch), _bytes(tag))
+    return Command("SPUBLISH", None, (channel,), (head + body,))
+
+
+def with_nodes(reply: Any, nodes: int) -> Any:
+    """The reply to a publish, as if `nodes` had got it."""
+    return nodes if isinstance(reply, int) else [nodes, *reply[1:]]
+
+
+def _bytes(value: Any) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
 def _script(keys: Keys, topic: Topic, once: str | None, args: tuple[bytes | str | int, ...]) -> Command:
-    names = [keys.meta(topic), keys.stream(topic), keys.channel(topic)]
+    names = [keys.meta(topic), keys.stream(topic)]
     if once is not None:
         names.append(keys.idempotency(topic, once))
     return _PUBLISH.command(names, *args)

@@ -25,6 +25,7 @@ from socketspec.cluster.commands.failures import (
     refusal,
     unanswered,
 )
+from socketspec.cluster.commands.publishing import still_to_send, with_nodes
 from socketspec.cluster.options import Address, RedisOptions
 from socketspec.cluster.servers.backoff import QUICK, Backoff
 from socketspec.cluster.servers.topology import Topology
@@ -241,23 +242,19 @@ class Runner:
         queue.under_way = batch
         replies = await self._execute(batch)
         again: list[_Call] = []
+        asked: list[tuple[_Call, replied.AskError]] = []
         is_trouble = False
         for call, reply in zip(batch, replies, strict=True):
             if not isinstance(reply, Exception):
                 _answer(call, reply)
-            elif is_of_another_type(reply) and call.command.name in _ONLY_READ:
-                _answer(call, None)  # the key has nothing to be read; who asked passes it over
-            elif isinstance(reply, replied.NoScriptError) and not call.as_eval:
-                call.as_eval = True
-                call.was_not_sent("its script was not loaded there")
-                again.append(call)
-            elif is_not_carried_out(reply):
-                call.was_not_sent(str(reply))
-                again.append(call)
-                is_trouble = True
+            elif type(reply) is replied.AskError:
+                asked.append((call, reply))
             else:
-                self._fail(call, refusal(call.command, reply))
-                is_trouble |= is_connection_lost(reply)
+                is_trouble |= self._refused(call, reply, again)
+        if asked:
+            refused = await self._ask(asked)
+            again = sorted((*again, *refused), key=lambda call: call.number)
+            is_trouble |= bool(refused)
         if not all(isinstance(reply, Exception) for reply in replies):
             queue.backoff.reset()
         if is_trouble:
@@ -265,6 +262,66 @@ class Runner:
         queue.under_way = ()
         if again or is_trouble:
             self._put_back(queue, again)
+
+    def _refused(self, call: _Call, reply: Exception, again: list[_Call]) -> bool:
+        """Fail the call, or put it `again`; whether the servers are in trouble."""
+        if isinstance(reply, replied.NoScriptError) and not call.as_eval:
+            call.as_eval = True
+            call.was_not_sent("its script was not loaded there")
+            again.append(call)
+            return False
+        if is_not_carried_out(reply):
+            call.was_not_sent(str(reply))
+            again.append(call)
+            return True
+        if is_of_another_type(reply) and call.command.name in _ONLY_READ:
+            _answer(call, None)  # the key has nothing to be read; who asked passes it over
+            return False
+        self._fail(call, refusal(call.command, reply))
+        return is_connection_lost(reply)
+
+    async def _ask(self, asked: Sequence[tuple[_Call, replied.AskError]]) -> list[_Call]:
+        """Go on with commands where ``ASK`` says. Those that were not carried out there are tried again."""
+        again: list[_Call] = []
+        for call, refusal_ in asked:
+            try:
+                async with asyncio.timeout_at(call.deadline):
+                    reply = await self._topology.ask(refusal_, call.command.as_asked())
+            except TimeoutError:
+                reply = replied.TimeoutError("no answer in time")
+            except (replied.RedisError, OSError) as error:
+                reply = error
+            if not isinstance(reply, Exception):
+                self._carried_out_elsewhere(call, reply)
+            elif is_not_carried_out(reply):
+                call.was_not_sent(str(reply))
+                again.append(call)
+            else:
+                self._fail(call, refusal(call.command, reply))
+        return again
+
+    def _carried_out_elsewhere(self, call: _Call, reply: Any) -> None:
+        """Hand on the reply of a slot's next owner, after what its present one still has to send."""
+        rest = still_to_send(call.command, reply)
+        if rest is None:
+            if not call.reply.done():
+                call.reply.set_result(reply)
+            return
+        sending: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def sent(_: asyncio.Future[Any]) -> None:
+            error = None if sending.cancelled() else sending.exception()
+            if call.reply.done():
+                return
+            # What is kept is found there by all who listen, whatever became of the sending.
+            if error is None or not isinstance(reply, int):
+                nodes = 0 if error is not None or sending.cancelled() else sending.result()
+                call.reply.set_result(with_nodes(reply, nodes))
+            else:
+                call.reply.set_exception(error)
+
+        sending.add_done_callback(sent)
+        self._put((_Call(rest, call.number, call.deadline, sending, call.size),))
 
     async def _execute(self, batch: Sequence[_Call]) -> Sequence[Any]:
         for call in batch:

@@ -110,17 +110,20 @@ class PresenceCommands:
 
     def resign(self, namespace: str, node: str) -> Command:
         """Remove that list, and the lease."""
-        return _RESIGN.command(self._leases(namespace, node), node)
+        return _RESIGN.command(self._leases(namespace, node), node, self._keys.claimed_nodes(namespace))
 
     def renew(self, namespace: str, node: str, *, begin: bool) -> Command:
         """Renew the lease, or begin it; see ``renew.lua``."""
-        return _RENEW.command(self._leases(namespace, node), node, self._lease, self._ttl, "1" if begin else "0")
+        leases, topics = self._leases(namespace, node)
+        woken = self._keys.claimed_nodes(namespace)
+        return _RENEW.command((leases,), node, self._lease, self._ttl, "1" if begin else "0", topics, woken)
 
     def claim(
         self, namespace: str, node: str, own: bytes, batch: int, finished: Sequence[bytes], *, until: int
     ) -> Command:
         """Claim the dead `node`, or go on with the claim that ends at `own`; see ``claim.lua``."""
-        return _CLAIM.command(self._leases(namespace, node), node, self._lease, self._ttl, own, batch, until, *finished)
+        args = node, self._lease, self._ttl, own, batch, until, self._keys.claimed_nodes(namespace)
+        return _CLAIM.command(self._leases(namespace, node), *args, *finished)
 
     def leases_key(self, namespace: str) -> bytes:
         """Where the leases of `namespace` are kept."""
@@ -133,9 +136,8 @@ class PresenceCommands:
     def _of(self, topic: Topic, node: str) -> tuple[bytes, bytes]:
         return self._keys.nodes(topic), self._keys.members(topic, node)
 
-    def _leases(self, namespace: str, node: str) -> tuple[bytes, bytes, bytes]:
-        keys = self._keys
-        return keys.leases(namespace), keys.node_topics(namespace, node), keys.claimed_nodes(namespace)
+    def _leases(self, namespace: str, node: str) -> tuple[bytes, bytes]:
+        return self._keys.leases(namespace), self._keys.node_topics(namespace, node)
 
 
 def count_command(keys: Keys, topic: Topic) -> Command:

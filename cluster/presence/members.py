@@ -39,6 +39,8 @@ logger: logging.Logger = logging.getLogger("socketspec.cluster")
 
 LEAVE_PATIENCE: Final = 1.0
 """Seconds that leaving waits for Redis; after that it goes on in the background."""
+LEAVE_PAUSE: Final = 0.05
+"""Seconds after which leaves that came meanwhile are sent as well, while others are under way."""
 RETRY: Final = 0.5
 """Seconds between tries of leaves while Redis is away."""
 HOOKS_PATIENCE: Final = 2.0
@@ -227,22 +229,41 @@ class RedisPresence(Presence):
 
     async def _send_leaves(self, space: Space) -> None:
         """Send them until Redis has carried all of them out."""
-        while space.leaves:
-            batch = {entry: space.leaves[entry] for entry in islice(space.leaves, BATCH)}
-            try:
-                replies = await self._runner.run_all(space.removal(self._commands, batch))
-                late = [reply for reply in replies if space.lease.came_late(reply)]
-            except BackendError as error:
-                late = [error]
+        sent: set[asyncio.Task[None]] = set()
+        try:
+            while space.leaves or sent:
+                fresh = (entry for entry in space.leaves if entry not in space.sending)
+                topics: dict[Topic, dict[Entry, asyncio.Future[None]]] = {}
+                for entry in islice(fresh, BATCH - len(sent)):
+                    topics.setdefault(entry[0], {})[entry] = space.leaves[entry]
+                for batch in topics.values():  # each topic by itself: one shard that is frozen holds up no other
+                    space.sending.update(batch)
+                    sent.add(self._tasks.spawn(self._send_leave(space, batch), name=f"leave of {space.name!r}"))
+                if sent:
+                    _, sent = await asyncio.wait(sent, timeout=LEAVE_PAUSE, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in sent:
+                task.cancel()
+            await asyncio.gather(*sent, return_exceptions=True)
+
+    async def _send_leave(self, space: Space, batch: dict[Entry, asyncio.Future[None]]) -> None:
+        """Send the leaves of one topic."""
+        try:
+            replies = await self._runner.run_all(space.removal(self._commands, batch))
+            late = [reply for reply in replies if space.lease.came_late(reply)]
             if late:
-                logger.debug("Leaving is tried again: %s", late[0])
-                space.doubt({topic for topic, _ in batch}, self._options.command_timeout)
-                await asyncio.sleep(RETRY)
-                continue
-            for entry, done in batch.items():
-                if space.leaves.get(entry) is done:
-                    del space.leaves[entry]
-                _resolve(done)
+                raise BackendError("Redis got to it too late")
+        except BackendError as error:
+            logger.debug("Leaving is tried again: %s", error)
+            space.doubt({topic for topic, _ in batch}, self._options.command_timeout)
+            await asyncio.sleep(RETRY)
+            return
+        finally:
+            space.sending.difference_update(batch)
+        for entry, done in batch.items():
+            if space.leaves.get(entry) is done:
+                del space.leaves[entry]
+            _resolve(done)
 
     async def runs_leave_hooks(self, topic: Topic, connection_id: str) -> bool:
         """See `LeasedPresence`. Waits where the lease has ended by our own clock: another node may have claimed this

@@ -82,7 +82,9 @@ class Repair:
         there = set(parse_names(reply, "member", commands.members_key(topic, node), commands.unreadable))
         strange = [id for id in reply or () if not _is_text(id)]
         for start in range(0, len(strange), BATCH):
-            await self._runner.run(commands.leave(topic, node, strange[start : start + BATCH], until=space.lease.until()))
+            await self._runner.run(
+                commands.leave(topic, node, strange[start : start + BATCH], until=space.lease.until())
+            )
         return there
 
     async def _remove(self, space: Space, strangers: Sequence[Entry]) -> None:

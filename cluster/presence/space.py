@@ -57,6 +57,8 @@ class Space:
         self.entering: set[Entry] = set()
         self.leaves: dict[Entry, asyncio.Future[None]] = {}
         """Leaves that Redis has not carried out yet."""
+        self.sending: set[Entry] = set()
+        """Those of them that are under way."""
         self.indexed: set[Topic] = set()
         """Topics that stand in the node's list of topics."""
         self.unchecked: set[Topic] = set()

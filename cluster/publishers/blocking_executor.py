@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from socketspec.cluster.commands.command import PASSING_REFUSALS, Argument, Command
+from socketspec.cluster.commands.publishing import still_to_send, with_nodes
 from socketspec.cluster.options import Address, RedisOptions, Servers
 from socketspec.cluster.publishers.blocking_link import BlockingLink, LinkBroken, ServerRefusal
 from socketspec.cluster.publishers.blocking_servers import NEEDS_CLUSTER_URL, BlockingServers, Place
@@ -104,11 +105,25 @@ class BlockingExecutor:
         left: list[_Unsent] = []
         for item, answer in zip(items, answers, strict=True):
             outcome = self._outcome(item, place, commands[item.number], answer)
+            if place.is_asking and not isinstance(outcome, _Unsent | BackendError):
+                outcome = self._send_rest(commands[item.number], outcome, deadline)
             if isinstance(outcome, _Unsent):
                 left.append(outcome)
             else:
                 replies[item.number] = outcome
         return left
+
+    def _send_rest(self, command: Command, reply: Any, deadline: float) -> Any:
+        """Send to the subscribers, who are with the slot's present owner, what its next owner has carried out."""
+        rest = still_to_send(command, reply)
+        if rest is None:
+            return reply
+        try:
+            (nodes,) = self._run([rest], deadline)
+        except BackendError as error:
+            # What is kept is found there by all who listen, whatever became of the sending.
+            return error if isinstance(reply, int) else with_nodes(reply, 0)
+        return with_nodes(reply, nodes)
 
     def _outcome(self, item: _Unsent, place: Place, command: Command, answer: Any) -> Any:
         """What became of the command: its reply, a `BackendError`, or an `_Unsent` where it may be sent again."""
@@ -168,7 +183,7 @@ def _exchange(link: BlockingLink, commands: Sequence[Command], is_asking: bool, 
     for command in commands:
         if is_asking:
             words.append(["ASKING"])
-        words.append(command.words())
+        words.append(command.as_asked() if is_asking else command.words())
     answers = link.exchange(words, deadline)[1 if is_asking else 0 :: 2 if is_asking else 1]
     unknown = [index for index, answer in enumerate(answers) if str(answer).startswith("NOSCRIPT")]
     for start in range(0, len(unknown), 1 if is_asking else MAX_EVALS):

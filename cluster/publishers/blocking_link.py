@@ -19,6 +19,7 @@ import hiredis
 
 from socketspec.cluster.commands.command import Argument
 from socketspec.cluster.options import TLS_HINT, Address, RedisOptions
+from socketspec.cluster.servers.trouble import MAX_CLIENTS, is_full, tls_alert, tls_problem
 from socketspec.errors import BackendError
 
 __all__ = ("BlockingLink", "Credentials", "LinkBroken", "ServerRefusal", "in_turn")
@@ -74,13 +75,21 @@ class BlockingLink:
         deadline = min(deadline, time.monotonic() + options.connect_timeout)
         hint = "" if is_known else f". {TLS_HINT[context is not None]}"
         try:
-            self._socket: socket.socket = self._connect(context, deadline)
+            self._socket: socket.socket = self._connect(context, deadline, has_certificate=options.certfile is not None)
         except OSError as error:
             raise LinkBroken(_reason(error, hint), is_sent=False) from error
         try:
             self._log_in(credentials, db, options.client_name, deadline)
         except LinkBroken as error:
             self.close()
+            if context is not None and not is_known:
+                alert = tls_alert(address, context, max(min(deadline - time.monotonic(), SIGN_OF_LIFE), 0.05))
+                if alert is not None:
+                    raise BackendError(
+                        f"{address} {tls_problem(alert, has_certificate=options.certfile is not None)}"
+                    ) from error
+            if is_full(str(error)):
+                raise LinkBroken(f"it {MAX_CLIENTS}", is_sent=False) from error
             raise LinkBroken(_reason(error.__cause__ or error, hint), is_sent=False) from error
         except BaseException:
             self.close()
@@ -92,7 +101,7 @@ class BlockingLink:
         if connection is not None:
             connection.close()
 
-    def _connect(self, context: ssl.SSLContext | None, deadline: float) -> socket.socket:
+    def _connect(self, context: ssl.SSLContext | None, deadline: float, *, has_certificate: bool) -> socket.socket:
         plain = _open_socket(self.address, deadline)
         try:
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -103,14 +112,11 @@ class BlockingLink:
             return context.wrap_socket(plain, server_hostname=self.address.host)
         except ssl.SSLCertVerificationError as error:
             plain.close()
-            raise BackendError(
-                f"The certificate of {self.address} is not trusted ({error.verify_message}); pass ca_certs=, or for "
-                "another host name in it check_hostname=False."
-            ) from error
+            raise BackendError(f"{self.address} {tls_problem(error, has_certificate=has_certificate)}") from error
         except BaseException as error:
             plain.close()
             if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):  # which may pass
-                raise BackendError(f"TLS with {self.address} failed ({error.reason}). {TLS_HINT[True]}") from error
+                raise BackendError(f"{self.address} {tls_problem(error, has_certificate=has_certificate)}") from error
             raise
 
     def _log_in(self, credentials: Credentials, db: int, client_name: str, deadline: float) -> None:
@@ -146,11 +152,16 @@ class BlockingLink:
         packed: Iterable[Any] = map(tuple, commands)
         data = b"".join(map(hiredis.pack_command, packed))
         is_sent = False
+        replies: list[Any] = []
         try:
             self._socket.settimeout(_left(deadline))
             is_sent = True
             self._socket.sendall(data)
-            replies = [self._reply(deadline) for _ in commands]
+            for _ in commands:
+                replies.append(self._reply(deadline))  # what came before a failure says why
+                if isinstance(replies[0], ServerRefusal) and is_full(str(replies[0])):
+                    is_sent = False
+                    raise ConnectionResetError(str(replies[0]))
         except (OSError, hiredis.HiredisError) as error:
             self.close()
             raise LinkBroken(_reason(error), is_sent=is_sent) from error
@@ -266,6 +277,8 @@ def _reason(error: BaseException, hint: str = "") -> str:
         return f"no answer in time{hint}"
     if isinstance(error, socket.gaierror):
         return f"the host name is not known: {error.strerror}"
+    if is_full(str(error)):
+        return str(error)
     if isinstance(error, ConnectionResetError | BrokenPipeError | ssl.SSLEOFError):
         return f"the server closed the connection{hint}"
     if isinstance(error, hiredis.ProtocolError):

@@ -122,7 +122,8 @@ class _Life:
                     f"{MAX_LOOPS} event loops of this process use this publisher, and none of them ended within "
                     f"{self._timeout:g} s."
                 ) from None
-            raise BackendError(f"Redis could not be reached within {self._timeout:g} s.") from None
+            why = f" {self._topology.trouble}" if self._topology.trouble else ""
+            raise BackendError(f"Redis could not be reached within {self._timeout:g} s.{why}") from None
         return self._runner
 
     async def _start(self) -> None:
@@ -154,7 +155,7 @@ class _Life:
                 return
             try:
                 async with asyncio.timeout(SIGN_OF_LIFE):
-                    await self._topology.refresh()
+                    await self._topology.refresh(routine=True)
             except ReplicaError:
                 raise
             except (BackendError, TimeoutError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from socketspec.cluster.commands.command import Command
-from socketspec.cluster.commands.failures import wrong_type
+from socketspec.cluster.commands.failures import explained
 from socketspec.errors import BackendError
 
 __all__ = ("not_sent", "refused", "what")
@@ -26,16 +26,4 @@ def not_sent(commands: Sequence[Command], why: object) -> BackendError:
 
 def refused(command: Command, text: str) -> str:
     """The sentence for a command that Redis has refused, for good."""
-    hints = {
-        "OOM": "its memory is full (maxmemory), so nothing was kept or sent",
-        "NOPERM": "the user may not do this; see the ACL in the documentation",
-        "NOAUTH": "the URL needs a password",
-        "WRONGTYPE": wrong_type(command),
-        "MISCONF": "it cannot save to its disk",
-        "NOREPLICAS": "too few replicas are connected",
-    }
-    name = text.partition(" ")[0]
-    hint = hints.get(name)
-    if "unknown command" in text.lower():
-        hint = "it is too old: SocketSpec needs Redis 7 or Valkey 8"
-    return f"Redis refused {what(command)}: {hint} ({text})" if hint else f"Redis refused {what(command)}: {text}"
+    return f"Redis refused {what(command)}: {explained(command, text)}"

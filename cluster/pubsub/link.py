@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final, Literal, NamedTuple, cast
@@ -18,7 +19,8 @@ from typing import Any, Final, Literal, NamedTuple, cast
 import hiredis
 
 from socketspec.cluster.options import Address
-from socketspec.cluster.servers.shard import LinkOptions
+from socketspec.cluster.servers.shard import LinkOptions, explain, side_by_side
+from socketspec.cluster.servers.trouble import MAX_CLIENTS, is_full, missing_command
 from socketspec.concurrency.cancellation import unless_cancelled
 from socketspec.errors import BackendError
 
@@ -34,6 +36,7 @@ _SUBSCRIBE: Final = b"ssubscribe"
 _UNSUBSCRIBE: Final = b"sunsubscribe"
 _PONG: Final = b"pong"
 _LOGIN: Final = b"login"
+_NICE: Final = b"nice to have"
 
 ChannelMessage = tuple[bytes, bytes]
 """A channel and what was published to it."""
@@ -98,12 +101,16 @@ class PubSubLink(asyncio.Protocol):
         except OSError as error:
             self.is_unreachable = True
             await self.end("it cannot be reached")
+            if isinstance(error, ssl.SSLError):
+                raise explain(self.address, error, options) from error
             raise BackendError(f"{self.address} cannot be reached: {error}") from error
         except BaseException:
             await self.end("the connection is not wanted any more")
             raise
         if refusal:
             await self.end(refusal)
+            if is_full(refusal):
+                raise BackendError(f"{self.address} {MAX_CLIENTS}.")
             raise BackendError(f"{self.address} did not take the connection: {refusal}")
 
     @property
@@ -173,15 +180,17 @@ class PubSubLink(asyncio.Protocol):
     async def _connect(self, options: LinkOptions) -> str:
         """Connect and log in. Returns the server's refusal; empty where it let us in."""
         loop = asyncio.get_running_loop()
-        await loop.create_connection(lambda: self, self.address.host, self.address.port, ssl=options.ssl)
+        host, port = self.address
+        await loop.create_connection(lambda: self, host, port, ssl=options.ssl, **side_by_side())
         commands: list[bytes] = []
         if options.password:
             login = (options.username, options.password) if options.username else (options.password,)
             commands.append(_pack(b"AUTH", *(word.encode() for word in login)))
+            self._awaited.append((_LOGIN, b""))
         if options.client_name:
             commands.append(_pack(b"CLIENT", b"SETNAME", options.client_name.encode()))
         commands.append(_pack(b"PING"))  # so that one answer is due: a frozen server accepts connections, too
-        self._awaited.extend((_LOGIN, b"") for _ in commands)
+        self._awaited.extend((_NICE, b"") for _ in range(len(commands) - len(self._awaited)))
         self._write(b"".join(commands))
         return await self._ready
 
@@ -224,21 +233,33 @@ class PubSubLink(asyncio.Protocol):
             self._refused(kind, channel, str(item))
         elif isinstance(item, list) and item[0] in (_SUBSCRIBE, _UNSUBSCRIBE):
             self._changed(item[0], item[1], is_asked=(kind, channel) == (item[0], item[1]))
-        elif kind == _LOGIN:
-            self._awaited.popleft()
-            if not self._awaited and not self._ready.done():
-                self._ready.set_result("")
+        elif kind in (_LOGIN, _NICE):
+            self._logged_in()
         elif kind == _PONG:  # a list, or a plain PONG while there is no subscription
-            self._awaited.popleft()
-            self.pongs += 1
+            self._ponged()
         else:
             raise ValueError(f"{item!r:.100}, which nothing asked for")
 
+    def _ponged(self) -> None:
+        self._awaited.popleft()
+        self.pongs += 1
+
+    def _logged_in(self) -> None:
+        """One answer more to what is said at first."""
+        self._awaited.popleft()
+        if not self._awaited and not self._ready.done():
+            self._ready.set_result("")
+
     def _refused(self, kind: bytes, channel: bytes, text: str) -> None:
+        if kind in (_NICE, _PONG) and (text.startswith("NOPERM") or missing_command(text)):
+            # Its name is nice to have, and an error is a sign of life as well.
+            self._logged_in() if kind == _NICE else self._ponged()
+            return
         if self._awaited:
             self._awaited.popleft()
         if kind == _SUBSCRIBE:
-            self._answers.append(Answer("refused", channel, text))
+            hint = missing_command(text)
+            self._answers.append(Answer("refused", channel, f"{hint} ({text})" if hint else text))
         elif kind == _UNSUBSCRIBE:  # the server has forgotten it already
             self._answers.append(Answer("ended", channel, text))
         else:

@@ -292,12 +292,13 @@ class Subscriptions:
                     await self._refresh_wanted.wait()
             except TimeoutError:
                 pass
+            is_routine = not self._refresh_wanted.is_set()
             if loop.time() - asked_at > STABLE:
                 backoff.reset()
             self._refresh_wanted.clear()
             refreshed, self._next_refresh = self._next_refresh, None
             try:
-                await self._look_up()
+                await self._look_up(routine=is_routine)
                 await self._place_all()
             except Exception:
                 logger.exception("Placing subscriptions met an error of our own; it is tried again")
@@ -306,12 +307,12 @@ class Subscriptions:
                 refreshed.set_result(None)
             await asyncio.sleep(backoff.next())
 
-    async def _look_up(self) -> None:
+    async def _look_up(self, *, routine: bool) -> None:
         """Look up the servers, and have a subscriber for each primary."""
         trouble, replica = "", None
         try:
             async with asyncio.timeout(self._options.command_timeout):
-                await self._topology.refresh()
+                await self._topology.refresh(routine=routine)
         except ReplicaError as error:
             trouble, replica = str(error), error.address
             self.refresh_soon()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+import random
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from redis.exceptions import ClusterDownError, ResponseError
 
 from socketspec.cluster.options import Address, Mode, RedisOptions, Servers, tls_context
+from socketspec.cluster.servers.greeting import Hello, as_dict
 from socketspec.cluster.servers.layout import Layout
-from socketspec.cluster.servers.shard import Hello, LinkOptions, RefusedError, ReplicaError, Shard, as_dict
+from socketspec.cluster.servers.shard import LinkOptions, RefusedError, ReplicaError, Shard
 from socketspec.errors import BackendError
 
 __all__ = ("Connector", "Find", "finder_for")
@@ -19,7 +21,11 @@ __all__ = ("Connector", "Find", "finder_for")
 OLDEST: Final = 7
 """The first version of Redis, and so of Valkey, with sharded pub/sub."""
 MAX_ASKED: Final = 9
-"""Nodes of a cluster that are asked for the slots at the same time."""
+"""Known nodes of a cluster that are asked for the slots at the same time, beside those of the URL."""
+STRAGGLERS: Final = 0.1
+"""Seconds that the rest get when more than half have answered."""
+ANEW_EVERY: Final = 12.0
+"""Seconds after which the address of a single server is connected to anew, to see whether it leads to another one."""
 
 T = TypeVar("T")
 
@@ -31,12 +37,21 @@ class Connector:
         self.servers: Servers = servers
         self.options: RedisOptions = options
         self._met: set[Address] = set()
+        self._finders: dict[Address, Shard] = {}
+        """They keep their connections: a search each few seconds opens none."""
+        self._run = (Address("", 0), "")
+        self._anew_at = 0.0
+        self.is_anew: bool = True
+        """Whether this search connects anew."""
+        self.is_another: bool = False
+        """Whether the search led to another run of a server than the one before, or nobody can tell."""
         self.link: LinkOptions = LinkOptions(
             username=options.username or servers.username,
             password=options.password or servers.password,
             ssl=tls_context(options) if servers.tls else None,
             connect_timeout=options.connect_timeout,
             client_name=options.client_name,
+            has_certificate=options.certfile is not None,
         )
 
     def shard(self, address: Address) -> Shard:
@@ -45,14 +60,48 @@ class Connector:
 
     def finder(self, address: Address) -> Shard:
         """One for questions about the servers, which are answered fast or not at all."""
-        return self._make(address, self.link, 0, self.options.connect_timeout)
+        if address not in self._finders:
+            self._finders[address] = self._make(address, self.link, 0, self.options.connect_timeout)
+        return self._finders[address]
 
     def sentinel(self, address: Address) -> Shard:
         """As `finder`, with the login of the Sentinels."""
-        link = replace(
-            self.link, username=self.options.sentinel_username, password=self.options.sentinel_password, client_name=""
-        )
-        return self._make(address, link, 0, self.options.connect_timeout)
+        if address not in self._finders:
+            link = replace(
+                self.link,
+                username=self.options.sentinel_username,
+                password=self.options.sentinel_password,
+                client_name="",
+            )
+            self._finders[address] = self._make(address, link, 0, self.options.connect_timeout)
+        return self._finders[address]
+
+    async def begin_search(self, *, routine: bool) -> None:
+        """Prepare a search. Where a name or a virtual address may lead to another server by now, connect anew.
+
+        That is the case outside of a cluster, after trouble, and now and then where the search is `routine`.
+        """
+        now = asyncio.get_running_loop().time()
+        self.is_anew = self.servers.mode != "cluster" and not (routine and now < self._anew_at)
+        self.is_another = False
+        if self.is_anew:
+            self._anew_at = now + ANEW_EVERY
+            for finder in self._finders.values():
+                finder.renew()
+
+    async def end_search(self, asked: Collection[Address]) -> None:
+        """Close the connections to servers that a later search will not ask."""
+        for address in self._finders.keys() - set(asked):
+            await self._finders.pop(address).close()
+
+    def found(self, address: Address, run: str) -> None:
+        """This run of a server was found, or one that does not say which it is."""
+        before, self._run = self._run, (address, run)
+        self.is_another = not run or self._run != before
+
+    async def close(self) -> None:
+        """Close the connections for questions."""
+        await self.end_search(())
 
     def _make(self, address: Address, link: LinkOptions, db: int, timeout: float) -> Shard:
         tls = self.options if self.servers.tls else None
@@ -75,7 +124,15 @@ def finder_for(mode: Mode) -> Find:
 
 async def _find_one(connector: Connector, _known: Sequence[Address]) -> Layout:
     (address,) = connector.servers.hosts
-    await _check(connector.finder(address), "standalone")
+    return await _find_primary(connector, address)
+
+
+async def _find_primary(connector: Connector, address: Address) -> Layout:
+    finder = connector.finder(address)
+    await _check(finder, "standalone")
+    if connector.is_anew:
+        connector.found(address, await finder.run_id())
+    await connector.end_search((*connector.servers.hosts, address))
     return Layout.of_one(address)
 
 
@@ -84,16 +141,12 @@ async def _find_by_sentinels(connector: Connector, _known: Sequence[Address]) ->
     found = await _ask_most([_ask_sentinel(connector.sentinel(host), name) for host in connector.servers.hosts])
     # The newest configuration counts: a Sentinel that was cut off knows an older one.
     _, address = max(found)
-    await _check(connector.finder(address), "standalone")
-    return Layout.of_one(address)
+    return await _find_primary(connector, address)
 
 
 async def _ask_sentinel(sentinel: Shard, name: str) -> tuple[int, Address]:
-    try:
-        await _check(sentinel, "sentinel", close=False)
-        (reply,) = await sentinel.execute([("SENTINEL", "MASTER", name)])
-    finally:
-        await sentinel.close()
+    await _check(sentinel, "sentinel")
+    (reply,) = await sentinel.execute([("SENTINEL", "MASTER", name)])
     if isinstance(reply, ResponseError) and "no such master" in str(reply).lower():
         raise RefusedError(
             f"The Sentinel at {sentinel.address} knows no primary called {name!r}: correct the name after the hosts "
@@ -106,8 +159,13 @@ async def _ask_sentinel(sentinel: Shard, name: str) -> tuple[int, Address]:
 
 
 async def _find_cluster(connector: Connector, known: Sequence[Address]) -> Layout:
-    hosts = list(dict.fromkeys((*known, *connector.servers.hosts)))[:MAX_ASKED]
+    # The names of the URL every time: all known nodes may be gone, and back under addresses that only names lead to.
+    # Of many known ones it is others each time, as those that were asked last may be the dead ones.
+    named = connector.servers.hosts
+    others = [host for host in known if host not in named]
+    hosts = (*named, *random.sample(others, min(len(others), MAX_ASKED)))
     found = await _ask_most([_ask_node(connector.finder(host)) for host in hosts])
+    await connector.end_search((*named, *others))
     _, _, layout = max(found, key=lambda item: item[:2])
     if not layout.covered():
         raise BackendError(f"The cluster of {connector.servers} has assigned no slots yet.")
@@ -116,11 +174,8 @@ async def _find_cluster(connector: Connector, known: Sequence[Address]) -> Layou
 
 async def _ask_node(node: Shard) -> tuple[bool, int, Layout]:
     """Ask a node whether the cluster is well, for the newest epoch it has heard of, and who owns which slots."""
-    try:
-        await _check(node, "cluster", close=False)
-        info, slots = await node.execute([("CLUSTER", "INFO"), ("CLUSTER", "SLOTS")])
-    finally:
-        await node.close()
+    await _check(node, "cluster")
+    info, slots = await node.execute([("CLUSTER", "INFO"), ("CLUSTER", "SLOTS")])
     for reply in (info, slots):
         if isinstance(reply, ClusterDownError):
             raise BackendError(f"The cluster is down, says {node.address}: {reply}") from reply
@@ -131,13 +186,9 @@ async def _ask_node(node: Shard) -> tuple[bool, int, Layout]:
     return is_well, int(lines.get("cluster_current_epoch", 0)), Layout.of_slots(slots, node.address)
 
 
-async def _check(shard: Shard, mode: str, *, close: bool = True) -> None:
+async def _check(shard: Shard, mode: str) -> None:
     """Raise `RefusedError` for a server that cannot be used as `mode`, `ReplicaError` for a replica."""
-    try:
-        hello = await shard.hello()
-    finally:
-        if close:
-            await shard.close()
+    hello = await shard.hello()
     major = hello.version.partition(".")[0]
     if not major.isdecimal() or int(major) < OLDEST:
         raise RefusedError(
@@ -182,6 +233,9 @@ async def _ask_most(questions: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
                 errors.append(error)
             if 2 * len(answers) > len(tasks):
                 break
+        # Cancelled, those that are about to answer would lose their connections.
+        await asyncio.wait(tasks, timeout=STRAGGLERS)
+        answers = [task.result() for task in tasks if task.done() and task.exception() is None]
     finally:
         for unanswered in tasks:
             unanswered.cancel()

@@ -10,18 +10,28 @@ import asyncio
 import math
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import hiredis
 from redis import exceptions as replied
 from redis.asyncio import Connection, SSLConnection
 
 from socketspec.cluster.options import IS_REPLICA, TLS_HINT, Address, RedisOptions
+from socketspec.cluster.servers.greeting import Hello, parse_info, read_hello, read_info, warn_if_evicting
+from socketspec.cluster.servers.trouble import MAX_CLIENTS, is_full, missing_command, tls_alert, tls_problem
 from socketspec.errors import BackendError
 
-__all__ = ("Hello", "LinkOptions", "NotSentError", "RefusedError", "ReplicaError", "Shard", "as_dict", "explain")
+__all__ = ("LinkOptions", "NotSentError", "RefusedError", "ReplicaError", "Shard", "explain", "side_by_side")
+
+UNUSED: Final = 3.0
+"""Seconds without use after which a connection has to give a sign of life before it gets a command: a balancer may have
+dropped it without a word."""
+SIGN_OF_LIFE: Final = 1.0
+"""Seconds that it may take."""
+SPARE: Final = 60.0
+"""Seconds without use after which a connection is closed where a newer one is idle as well."""
 
 REPLIES: Final = (
     replied.ResponseError,
@@ -30,6 +40,9 @@ REPLIES: Final = (
     replied.BusyLoadingError,
 )
 """Errors that are answers of the server: the connection is in order, the command was not carried out."""
+
+
+_PING: Final = b"*1\r\n$4\r\nPING\r\n"
 
 
 class NotSentError(replied.ConnectionError):
@@ -62,17 +75,8 @@ class LinkOptions:
     connect_timeout: float = 3.0
     """Seconds for one attempt, TLS and login included."""
     client_name: str = ""
-
-
-class Hello(NamedTuple):
-    """A server's answer to ``HELLO``."""
-
-    server: str
-    version: str
-    mode: str
-    """``standalone``, ``sentinel`` or ``cluster``."""
-    role: str
-    """``master`` or ``replica``."""
+    has_certificate: bool = False
+    """Whether we show a certificate of our own."""
 
 
 class Shard:
@@ -99,9 +103,11 @@ class Shard:
         self._db = db
         self._tls = tls
         self._timeout = timeout
-        self._idle: list[Connection] = []
+        self._idle: list[tuple[Connection, float]] = []
+        """Connections that nobody uses, and since when: the one that was used last is used next."""
         self._stale: list[Connection] = []
         self._generation = 0
+        self._lacks_hello = False
 
     async def execute(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """One pipeline: a reply or an exception for each command, in order; `NotSentError` for all if not connected."""
@@ -123,27 +129,46 @@ class Shard:
         except _ClosedError as error:
             problem = NotSentError(self.explain(error))
         except (replied.RedisError, OSError) as error:
-            problem = error
+            problem = NotSentError(self.explain(error)) if is_full(str(error)) else error
         finally:
             if replies:
                 self._met.add(self.address)
             if len(replies) == len(commands) and generation == self._generation:
-                self._idle.append(connection)
+                self._put_back(connection)
             else:
                 await connection.disconnect(nowait=True)
         return replies + [problem] * (len(commands) - len(replies))
 
     async def hello(self) -> Hello:
-        """What the server says of itself. Raises `BackendError`."""
-        (reply,) = await self.execute([("HELLO",)])
+        """What the server says of itself, by ``HELLO``, or by ``INFO`` where it has none. Raises `BackendError`."""
+        (reply,) = await self.execute([("INFO",) if self._lacks_hello else ("HELLO",)])
+        if isinstance(reply, replied.ResponseError) and missing_command(str(reply)) and not self._lacks_hello:
+            self._lacks_hello = True
+            (reply,) = await self.execute([("INFO",)])
+            if isinstance(reply, Exception):
+                raise RefusedError(
+                    f"{self.address} does not know HELLO, and INFO gave no answer ({reply}). Either it "
+                    "runs Redis before 6: SocketSpec needs Redis 7 or Valkey 8 at least. Or both are switched off "
+                    "there: take rename-command for one of them out of its configuration, or allow the user INFO."
+                )
         if isinstance(reply, NotSentError):
             raise reply.reason
-        if isinstance(reply, replied.ResponseError) and "unknown command" in str(reply).lower():
-            return Hello("redis", "before 6", "standalone", "master")
         if isinstance(reply, Exception):
             raise self.explain(reply) from reply
-        fields = as_dict(reply)
-        return Hello(*(fields.get(name, "") for name in Hello._fields))
+        return read_info(reply) if self._lacks_hello else read_hello(reply)
+
+    async def run_id(self) -> str:
+        """Which run of the server it is; empty where it does not say."""
+        (info,) = await self.execute([("INFO", "server")])
+        return parse_info(info).get("run_id", "")
+
+    async def warn_if_evicting(self) -> None:
+        """Log a warning where the server drops keys when its memory is full; nothing where it does not say."""
+        (info,) = await self.execute([("INFO", "memory")])
+        config = None
+        if isinstance(info, replied.ResponseError):
+            (config,) = await self.execute([("CONFIG", "GET", "maxmemory*")])
+        warn_if_evicting(self.address, info, config)
 
     def explain(self, error: Exception) -> BackendError:
         """The error to raise for an error of a connection. A `RefusedError` where trying again does not help."""
@@ -152,7 +177,7 @@ class Shard:
     def renew(self) -> None:
         """Use new connections from now on: the address may have become another server."""
         self._generation += 1
-        self._stale += self._idle
+        self._stale += [connection for connection, _ in self._idle]
         self._idle = []
 
     async def close(self) -> None:
@@ -164,22 +189,53 @@ class Shard:
         while self._stale:
             await self._stale.pop().disconnect(nowait=True)
 
+    def _put_back(self, connection: Connection) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._idle and now - self._idle[0][1] > SPARE:
+            self._stale.append(self._idle.pop(0)[0])
+        self._idle.append((connection, now))
+
     async def _acquire(self) -> Connection:
-        await self._close_stale()
+        if self._stale:
+            await self._close_stale()
         while self._idle:
-            connection = self._idle.pop()
+            connection, since = self._idle.pop()
             # On a connection that the server has closed, nobody would know what became of a command.
             if not await connection.can_read():
-                return connection
+                if asyncio.get_running_loop().time() - since < UNUSED or await _lives(connection):
+                    return connection
+                await self.close()  # what was used even earlier went the same way
             await connection.disconnect(nowait=True)
         connection = self._make()
         try:
             async with asyncio.timeout(self._link.connect_timeout):
                 await connection.connect()  # type: ignore[no-untyped-call] # redis-py leaves out the "-> None"
-        except BaseException:
+                await self._greet(connection)
+        except BaseException as error:
             await connection.disconnect(nowait=True)
+            if isinstance(error, replied.ConnectionError) and (alert := await self._alert()):
+                raise replied.ConnectionError(str(alert)) from alert
             raise
         return connection
+
+    async def _alert(self) -> ssl.SSLError | None:
+        """Why the server has closed a new connection, where it may be for the certificate that we show or lack."""
+        context = self._link.ssl
+        if context is None or self.address in self._met:
+            return None
+        return await asyncio.to_thread(tls_alert, self.address, context, SIGN_OF_LIFE)
+
+    async def _greet(self, connection: Connection) -> None:
+        """Exchange something that changes nothing: who does not take us says so now, before it gets a command.
+
+        The name is nice to have: a server may lack ``CLIENT``, and a user the right to it.
+        """
+        name = self._link.client_name
+        naming: tuple[Any, ...] = ("CLIENT", "SETNAME", name)
+        await _send(connection, hiredis.pack_command(naming) if name else _PING)
+        answer = await _read(connection)
+        if isinstance(answer, replied.AuthenticationError):
+            raise answer
 
     def _make(self) -> Connection:
         settings: dict[str, Any] = {
@@ -188,14 +244,13 @@ class Shard:
             "db": self._db,
             "username": self._link.username,
             "password": self._link.password,
-            "client_name": self._link.client_name or None,
             "socket_timeout": None,  # every use has a timeout around it
             "socket_connect_timeout": self._link.connect_timeout,
             "driver_info": None,  # to say which library this is would take a permission and a round trip
             "protocol": 2,  # replies of scripts and of plain commands have the same shapes, and are bytes only
         }
         if self._tls is None:
-            return Connection(**settings)
+            return _PlainConnection(**settings)
         return _TlsConnection(
             **settings,
             ssl_ca_certs=self._tls.ca_certs,
@@ -205,7 +260,25 @@ class Shard:
         )
 
 
-class _TlsConnection(SSLConnection):
+def side_by_side() -> dict[str, Any]:
+    """What has asyncio try the addresses of a name one after the other's start, not after its end (RFC 8305)."""
+    # Other event loops, such as uvloop's, do not know it.
+    return {"happy_eyeballs_delay": 0.25} if isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop) else {}
+
+
+class _Eager:
+    """Tries the addresses of a name side by side: the first of them may be one that nobody has any more."""
+
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        arguments: Mapping[str, Any] = super()._connection_arguments()  # type: ignore[misc] # of redis-py's connection
+        return {**arguments, **side_by_side()}
+
+
+class _PlainConnection(_Eager, Connection):
+    """Without TLS."""
+
+
+class _TlsConnection(_Eager, SSLConnection):
     """Ends at once when it is told not to wait.
 
     The polite end of TLS would wait for the server's for up to 30 s, long after the event loop is closed.
@@ -228,6 +301,17 @@ async def _send(connection: Connection, packed: bytes) -> None:
         raise _ClosedError("Connection closed by server.") from error
 
 
+async def _lives(connection: Connection) -> bool:
+    """Whether the server still answers on it. An error is an answer."""
+    try:
+        async with asyncio.timeout(SIGN_OF_LIFE):
+            await _send(connection, _PING)
+            await _read(connection)
+    except (replied.RedisError, OSError):
+        return False
+    return True
+
+
 async def _read(connection: Connection) -> Any:
     try:
         return await connection.read_response(timeout=math.inf, disconnect_on_error=False)
@@ -235,10 +319,8 @@ async def _read(connection: Connection) -> Any:
         return error
 
 
-def as_dict(flat: Sequence[Any]) -> dict[str, str]:
-    """A reply of alternating names and values as a dict of text; values that are no text are left out."""
-    texts = [item.decode(errors="replace") if isinstance(item, bytes) else item for item in flat]
-    return {name: value for name, value in zip(texts[::2], texts[1::2], strict=True) if isinstance(value, str)}
+_CLOSED: Final = (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+"""The other side has closed the connection: it may be starting anew."""
 
 
 def explain(address: Address, error: Exception, link: LinkOptions, *, is_known: bool = False) -> BackendError:
@@ -256,13 +338,10 @@ def explain(address: Address, error: Exception, link: LinkOptions, *, is_known: 
     if isinstance(error, replied.AuthenticationError | replied.AuthorizationError):
         return RefusedError(f"{address} {_login_problem(text, link)}")
     cause = error.__cause__ or error.__context__ or error
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return RefusedError(
-            f"{address} shows a certificate that is not trusted ({cause.verify_message}): pass ca_certs= with the "
-            "authority that signed it, or connect by a name that the certificate holds."
-        )
-    if isinstance(cause, ssl.SSLError):
-        return RefusedError(f"TLS with {address} failed ({cause.reason}). {TLS_HINT[True]}")
+    if isinstance(cause, ssl.SSLError) and not isinstance(cause, _CLOSED):
+        return RefusedError(f"{address} {tls_problem(cause, has_certificate=link.has_certificate)}")
+    if is_full(text):
+        return BackendError(f"{address} {MAX_CLIENTS}.")
     if "DB index" in text:
         return RefusedError(f"{address} has no such database: correct the number at the end of the URL ({text}).")
     hint = "" if is_known else f" {TLS_HINT[link.ssl is not None]}"
@@ -284,6 +363,6 @@ def _connection_problem(error: Exception, cause: BaseException, link: LinkOption
         return f"the host name cannot be resolved ({cause.strerror})."
     if isinstance(error, replied.TimeoutError | TimeoutError):
         return f"no answer within {link.connect_timeout:g} s.{hint}"
-    if isinstance(cause, ConnectionResetError) or "closed by server" in str(error):
+    if isinstance(cause, _CLOSED) or "closed by server" in str(error):
         return f"the server closed the connection.{hint}"
     return f"{str(error).rstrip('.')}."

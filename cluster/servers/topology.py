@@ -28,6 +28,9 @@ logger: logging.Logger = logging.getLogger("socketspec.cluster")
 class Topology(Protocol):
     """All servers as one thing to send commands to."""
 
+    trouble: str
+    """Why the start has not succeeded so far; empty where it has not failed."""
+
     @property
     def link(self) -> LinkOptions:
         """What it takes to open another connection to any of the primaries."""
@@ -41,8 +44,8 @@ class Topology(Protocol):
         """Close every connection."""
         ...
 
-    async def refresh(self) -> None:
-        """Find out again who owns what; callers at the same time share one search.
+    async def refresh(self, *, routine: bool = False) -> None:
+        """Find out again who owns what; callers at the same time share one search. `routine`: nothing seems wrong.
 
         Raises `ReplicaError` for a server that has lost its role, another `BackendError` where the search failed.
         """
@@ -68,6 +71,13 @@ class Topology(Protocol):
         """
         ...
 
+    async def ask(self, refusal: AskError, words: Sequence[Any]) -> Any:
+        """Have a command carried out by the next owner of its slot, whom `refusal` names: a reply or an exception.
+
+        While a slot migrates, its keys move there one by one, and new ones are made there.
+        """
+        ...
+
 
 class _Found:
     """The topology as `find` found it last."""
@@ -81,6 +91,7 @@ class _Found:
         self._tags: dict[Address, str] = {}
         self._finding = asyncio.Lock()
         self._times_found = 0
+        self.trouble: str = ""
 
     def __repr__(self) -> str:
         return f"<topology of {self._connector.servers} with {', '.join(map(str, self._shards)) or 'nothing found'}>"
@@ -89,11 +100,11 @@ class _Found:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._connector.options.start_timeout
         backoff = Backoff()
-        said = ""
         while True:
             try:
                 await self.refresh()
                 await self._greet()
+                self.trouble = ""
                 return
             except RefusedError:
                 raise
@@ -101,9 +112,9 @@ class _Found:
                 pause = backoff.next()
                 if loop.time() + pause > deadline:
                     raise
-                if str(error) != said:  # the same trouble again is no news
-                    said = str(error)
-                    logger.warning("%s Trying again for %.0f s.", said, deadline - loop.time())
+                if str(error) != self.trouble:  # the same trouble again is no news
+                    self.trouble = str(error)
+                    logger.warning("%s Trying again for %.0f s.", error, deadline - loop.time())
             await asyncio.sleep(pause)
 
     async def _greet(self) -> None:
@@ -112,14 +123,17 @@ class _Found:
         for outcome in greeted:
             if isinstance(outcome, BaseException):
                 raise outcome
+        await asyncio.gather(*(shard.warn_if_evicting() for shard in self._shards.values()))
 
     async def stop(self) -> None:
         await self._adopt(NOBODY)
+        await self._connector.close()
 
-    async def refresh(self) -> None:
+    async def refresh(self, *, routine: bool = False) -> None:
         seen = self._times_found
         async with self._finding:
             if self._times_found == seen:
+                await self._connector.begin_search(routine=routine)
                 await self._adopt(await self._find(self._connector, tuple(self._shards)))
                 self._times_found += 1
 
@@ -129,7 +143,7 @@ class _Found:
         self._shards = {address: self._shards.get(address) or self._connector.shard(address) for address in wanted}
         self._layout = layout
         self._tags.clear()
-        if self._connector.servers.mode != "cluster":  # a name or a virtual address may lead to another server now
+        if self._connector.is_another:
             for shard in self._shards.values():
                 shard.renew()
         for shard in gone:
@@ -175,18 +189,14 @@ class _Found:
         shard = None if address is None else self._shards.get(address)
         if shard is None:
             return [NotSentError(BackendError("No primary is known for this command's slot."))] * len(words)
-        replies = await shard.execute(words)
-        for index, reply in enumerate(replies):
-            if type(reply) is AskError:
-                replies[index] = await self._follow(shard, reply, words[index])
-        return replies
+        return await shard.execute(words)
 
-    async def _follow(self, source: Shard, ask: AskError, command: Sequence[Any]) -> Any:
-        """Ask the slot's next owner: while a slot migrates, its keys move there one by one."""
-        target = self._shards.get(Address(ask.host or source.address.host, ask.port))
+    async def ask(self, refusal: AskError, words: Sequence[Any]) -> Any:
+        host = refusal.host or getattr(self._address_of(words), "host", "")
+        target = self._shards.get(Address(host, refusal.port))
         if target is None:
-            return ask
-        return (await target.execute([("ASKING",), command]))[1]
+            return refusal
+        return (await target.execute([("ASKING",), words]))[1]
 
 
 def make_topology(servers: Servers, options: RedisOptions) -> Topology:

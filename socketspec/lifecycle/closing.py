@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, Final
 
 from socketspec.concurrency.tasks import Tasks
@@ -27,8 +27,10 @@ __all__ = ("Closing",)
 
 logger: logging.Logger = get_logger("socketspec")
 
-LEAVE_TIMEOUT: Final = 10.0
-"""Seconds that one connection may take to leave all its rooms."""
+LEAVE_TIMEOUT: Final = 1.5
+"""Seconds that hooks wait for a connection to leave all its rooms. Leaving goes on behind them."""
+GIVE_UP: Final = 10.0
+"""Seconds that leaving one room may take."""
 
 CLIENT_REASONS: Final = {
     1000: "client_closed",
@@ -57,7 +59,6 @@ class Closing:
         counters: Counters,
         requests: Requests,
         tasks: Tasks,
-        now: Callable[[], float],
     ) -> None:
         self._everybody = everybody
         self._directory = directory
@@ -70,7 +71,6 @@ class Closing:
         self._counters = counters
         self._requests = requests
         self._tasks = tasks
-        self._now = now
         self._under_way: dict[Connection, asyncio.Task[None]] = {}
 
     def by_server(self, conn: Connection) -> None:
@@ -109,10 +109,12 @@ class Closing:
         conn.departed = conn.rooms
         topics, conn.topics = conn.topics, {}
         try:
-            deadline = self._now() + LEAVE_TIMEOUT
-            await self._leave(deadline, conn, "its user", self._users.leave(conn))
-            for topic in topics.values():
-                await self._leave(deadline, conn, f"room {topic.name!r}", self._rooms.exit(conn, topic))
+            leaving = [self._leave(conn, "its user", self._users.leave(conn))]
+            leaving += [
+                self._leave(conn, f"room {topic.name!r}", self._rooms.exit(conn, topic)) for topic in topics.values()
+            ]
+            started = [self._tasks.spawn(one, name=f"leaving of {conn.id}") for one in leaving]
+            await asyncio.wait(started, timeout=LEAVE_TIMEOUT)
             for room, topic in topics.items():
                 if await self._rooms.runs_leave_hooks(conn, topic):
                     await self._hooks.run_final(self._registry.on_room_leave, conn, room)
@@ -123,9 +125,9 @@ class Closing:
             self._under_way.pop(conn, None)
             self._counters.count_closed(conn.close_reason)
 
-    async def _leave(self, deadline: float, conn: Connection, what: str, leaving: Coroutine[Any, Any, None]) -> None:
+    async def _leave(self, conn: Connection, what: str, leaving: Coroutine[Any, Any, None]) -> None:
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout(GIVE_UP):
                 await leaving
         except (BackendError, TimeoutError) as error:
             logger.error("Leaving %s failed for connection %s: %r", what, conn.id, error)

@@ -104,7 +104,7 @@ class Engine:
         self._drain = Drain(self.directory, self.tasks, now)
         self._closing = Closing(
             self.everybody, self.directory, self._wheel, self.hub, self.rooms, users, hooks, registry, self.counters,
-            self.requests, self.tasks, now,
+            self.requests, self.tasks,
         )  # fmt: skip
         lookup = SessionLookup(namespace, session, backend.sessions)
         credentials = Credentials(lookup, self.directory, self.orders, self._wheel, now)

@@ -1,14 +1,14 @@
 -- Claims a node whose lease has ended, to remove its members; also goes on with a claim, and ends it.
--- KEYS  the sorted set of leases (see renew.lua); the set of the dead node's topics; the sorted set of nodes that were
---       claimed -> when, in ms of server time, for those that wake up
+-- KEYS  the sorted set of leases (see renew.lua); the set of the dead node's topics
 -- ARGV  the dead node; length of the claim in ms; time to live of the keys in ms; the end of the caller's own claim as
 --       this script gave it, "" at first; how many topics to give; until when it may be carried out, in ms of server
---       time; then topics that are done with
+--       time; the sorted set of nodes that were claimed -> when, in ms of server time, for those that wake up: it may be
+--       missing, and while the slot migrates it is done without; then topics that are done with
 -- Gives {end of the claim, 1 where nobody is to be told else 0, topics ...}; {} where there is nothing to do: the node is
 -- alive, or another's, or done with. Nobody is told of what is left under a former name of a node that lives: a server
 -- that went back to older data has it.
 -- A claimed node cannot renew its lease. A reaper that dies leaves a claim that ends, and the topics not done with.
-local node, ttl, own = ARGV[1], tonumber(ARGV[3]), ARGV[4]
+local node, ttl, own, woken = ARGV[1], tonumber(ARGV[3]), ARGV[4], ARGV[7]
 local mark = '!' .. node
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -39,19 +39,19 @@ end
 
 redis.call('ZREM', KEYS[1], node)
 local is_silent = 0
-if own == '' and not redis.call('ZSCORE', KEYS[3], node) then
+if own == '' and type(redis.pcall('ZSCORE', woken, node)) ~= 'string' then
   if lives_on() then
     is_silent = 1
   else
-    redis.call('ZADD', KEYS[3], now, node)
-    redis.call('PEXPIRE', KEYS[3], ttl)
-    for _, old in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now - ttl, 'LIMIT', 0, 16)) do
-      redis.call('ZREM', KEYS[3], old)
+    redis.pcall('ZADD', woken, now, node)
+    redis.pcall('PEXPIRE', woken, ttl)
+    for _, old in ipairs(redis.pcall('ZRANGEBYSCORE', woken, '-inf', now - ttl, 'LIMIT', 0, 16)) do
+      redis.pcall('ZREM', woken, old)
     end
   end
 end
-if #ARGV > 6 then
-  redis.call('SREM', KEYS[2], unpack(ARGV, 7))
+if #ARGV > 7 then
+  redis.call('SREM', KEYS[2], unpack(ARGV, 8))
 end
 local topics = redis.pcall('SRANDMEMBER', KEYS[2], ARGV[5])
 if topics.err and not string.find(topics.err, 'WRONGTYPE', 1, true) then

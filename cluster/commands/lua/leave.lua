@@ -8,12 +8,13 @@ if now > tonumber(ARGV[2]) then
   return -now
 end
 -- HDEL comes first: a server that is out of memory refuses a script's HSET unless the script has written before.
-local removed = redis.pcall('HDEL', KEYS[2], unpack(ARGV, 3))
-if type(removed) == 'table' then
+-- A hash without fields is gone, and must not be asked again: while a slot migrates, what is missing cannot be reached.
+local own = redis.pcall('HLEN', KEYS[2])
+if type(own) == 'table' then
   -- A key of another type is none of ours and has no members: one of them must not keep others from leaving.
-  return string.find(removed.err, 'WRONGTYPE', 1, true) and 0 or removed
+  return string.find(own.err, 'WRONGTYPE', 1, true) and 0 or own
 end
-local own = redis.call('HLEN', KEYS[2])
+own = own - redis.call('HDEL', KEYS[2], unpack(ARGV, 3))
 local counted
 if own == 0 then
   counted = redis.pcall('HDEL', KEYS[1], ARGV[1])

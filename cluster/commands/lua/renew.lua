@@ -1,20 +1,20 @@
 -- Renews the lease of one node and looks for nodes whose lease has ended.
--- KEYS  the sorted set of leases, node -> end in ms of server time ("!node": claimed by a reaper until then);
---       the set of the node's topics; the sorted set of nodes that were claimed (see claim.lua)
--- ARGV  the node; length of a lease in ms; time to live of the keys in ms; "1" to begin a lease, "0" to renew one
+-- KEYS  the sorted set of leases, node -> end in ms of server time ("!node": claimed by a reaper until then)
+-- ARGV  the node; length of a lease in ms; time to live of the keys in ms; "1" to begin a lease, "0" to renew one;
+--       the set of the node's topics, and the sorted set of nodes that were claimed (see claim.lua): both may be missing
 -- Gives {1, ms until the next lease of any node ends, the server's replication id, its time in ms, nodes whose lease has
 -- ended ...}. Where the lease to be renewed is not there it changes nothing, and gives {0, 1} where the node was claimed,
 -- {0, 0} where the server lost it.
 local node, ttl = ARGV[1], tonumber(ARGV[3])
 if ARGV[4] ~= '1' and not redis.call('ZSCORE', KEYS[1], node) then
-  local claimed = redis.call('ZSCORE', KEYS[1], '!' .. node) or redis.call('ZSCORE', KEYS[3], node)
-  return {0, claimed and 1 or 0}
+  local claimed = redis.call('ZSCORE', KEYS[1], '!' .. node) or redis.pcall('ZSCORE', ARGV[6], node)
+  return {0, type(claimed) == 'string' and 1 or 0}
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 -- PEXPIRE comes first: a server that is out of memory refuses a script's ZADD unless the script has written before,
 -- and a full server is no reason to let the nodes' leases end.
-redis.call('PEXPIRE', KEYS[2], ttl)
+redis.pcall('PEXPIRE', ARGV[5], ttl) -- fails where the slot migrates and the set is not here: then it keeps its time
 redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), node)
 redis.call('PEXPIRE', KEYS[1], ttl)
 local following = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)

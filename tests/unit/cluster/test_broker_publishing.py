@@ -48,7 +48,7 @@ async def test_what_is_kept_has_names_of_its_own_each_time() -> None:
         receipt = await broker.publish(ROOM, SAID, history=History(size=9, ttl=60), idempotency_key="once")
         assert receipt == Receipt(2, Position(7, "life", "tag"))
     first, second = redis.commands
-    assert first.keys == (KEYS.meta(ROOM), KEYS.stream(ROOM), KEYS.channel(ROOM), KEYS.idempotency(ROOM, "once"))
+    assert first.keys == (KEYS.meta(ROOM), KEYS.stream(ROOM), KEYS.idempotency(ROOM, "once"))
     assert first.args[:2] == (9, 60_000)
     names = {argument for command in redis.commands for argument in command.args[2:4]}
     assert len(names) == 4, "two lives and two tags"
@@ -59,7 +59,7 @@ async def test_what_is_kept_has_names_of_its_own_each_time() -> None:
 async def test_what_is_kept_without_a_key_may_be_published_again() -> None:
     redis = Redis([2, 7, b"life", b"tag", 1])
     await redis.broker().publish(ROOM, SAID, history=History())
-    assert len(redis.commands[0].keys) == 3
+    assert len(redis.commands[0].keys) == 2
 
 
 async def test_a_reply_that_is_none_is_no_receipt() -> None:

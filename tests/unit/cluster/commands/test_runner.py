@@ -54,7 +54,12 @@ class PlayedServers:
 
     async def stop(self) -> None: ...
 
-    async def refresh(self) -> None:
+    trouble: str = ""
+
+    async def ask(self, refusal: Any, words: Any) -> Any:
+        return refusal
+
+    async def refresh(self, *, routine: bool = False) -> None:
         self.refreshes += 1
         self.on_refresh()
         await self.is_searched.wait()

@@ -46,7 +46,7 @@ class Redis:
         if self.is_away:
             raise BackendError("redis is gone")
         if command.name == "renew":
-            begins = command.args[-1] == "1"
+            begins = command.args[3] == "1"
             if begins or not self.has_lost_the_lease:
                 self.has_lost_the_lease = False
                 return [1, self.next_ends, b"server", round(now() * 1000)]

@@ -131,7 +131,12 @@ class FakeTopology:
 
     async def stop(self) -> None: ...
 
-    async def refresh(self) -> None:
+    trouble: str = ""
+
+    async def ask(self, refusal: Any, words: Any) -> Any:
+        return refusal
+
+    async def refresh(self, *, routine: bool = False) -> None:
         self.refreshes += 1
         if self.on_refresh is not None:
             await self.on_refresh()
