@@ -66,7 +66,7 @@ class Repair:
         missing: list[Entry] = []
         strangers: list[Entry] = []
         for topic, reply in zip(topics, replies, strict=True):
-            there, ours = await self._ids(topic, node, reply), space.members.get(topic, {})
+            there, ours = await self._ids(space, topic, node, reply), space.members.get(topic, {})
             missing += [(topic, id) for id in ours if id not in there]
             strangers += [(topic, id) for id in there if id not in ours]
         if missing or strangers:
@@ -76,7 +76,7 @@ class Repair:
         if node == space.node:
             space.contested.difference_update(topics)
 
-    async def _ids(self, topic: Topic, node: str, reply: Any) -> set[str]:
+    async def _ids(self, space: Space, topic: Topic, node: str, reply: Any) -> set[str]:
         """The ids in a reply. What can be none would count as a member of ours: it is removed."""
         commands = self._commands
         there = set(parse_names(reply, "member", commands.members_key(topic, node), commands.unreadable))
@@ -119,7 +119,7 @@ class Repair:
         if node != space.node:
             return
         for topic, ids in zip(full, there, strict=True):
-            entered = await self._ids(topic, node, ids)
+            entered = await self._ids(space, topic, node, ids)
             space.displace(topic, [str(id) for id in entering[topic][::2] if id not in entered])
 
 

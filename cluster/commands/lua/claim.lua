@@ -37,6 +37,10 @@ local function lives_on()
   return false
 end
 
+-- The mark comes first, and a set is not asked after it was emptied: it is gone then, and while a slot migrates what is
+-- missing cannot be reached.
+local ends = now + tonumber(ARGV[2])
+redis.call('ZADD', KEYS[1], ends, mark)
 redis.call('ZREM', KEYS[1], node)
 local is_silent = 0
 if own == '' and type(redis.pcall('ZSCORE', woken, node)) ~= 'string' then
@@ -50,23 +54,24 @@ if own == '' and type(redis.pcall('ZSCORE', woken, node)) ~= 'string' then
     end
   end
 end
-if #ARGV > 7 then
-  redis.call('SREM', KEYS[2], unpack(ARGV, 8))
+local left = redis.pcall('SCARD', KEYS[2])
+if type(left) == 'table' then
+  if not string.find(left.err, 'WRONGTYPE', 1, true) then
+    return left
+  end
+  left = 0 -- a key of another type is none of ours
 end
-local topics = redis.pcall('SRANDMEMBER', KEYS[2], ARGV[5])
-if topics.err and not string.find(topics.err, 'WRONGTYPE', 1, true) then
-  return topics
+if left > 0 and #ARGV > 7 then
+  left = left - redis.call('SREM', KEYS[2], unpack(ARGV, 8))
 end
-if #topics == 0 then -- or the key is of another type, and none of ours
+if left == 0 then
   redis.call('ZREM', KEYS[1], mark)
   return {}
 end
-local ends = now + tonumber(ARGV[2])
-redis.call('ZADD', KEYS[1], ends, mark)
 redis.call('PEXPIRE', KEYS[1], ttl)
 redis.call('PEXPIRE', KEYS[2], ttl)
 local reply = {string.format('%.0f', ends), is_silent}
-for _, topic in ipairs(topics) do
+for _, topic in ipairs(redis.call('SRANDMEMBER', KEYS[2], ARGV[5])) do
   reply[#reply + 1] = topic
 end
 return reply
