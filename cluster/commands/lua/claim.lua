@@ -39,7 +39,9 @@ end
 
 -- The mark comes first, and a set is not asked after it was emptied: it is gone then, and while a slot migrates what is
 -- missing cannot be reached.
+-- PEXPIRE comes before all, for a server that is out of memory: see renew.lua.
 local ends = now + tonumber(ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ttl)
 redis.call('ZADD', KEYS[1], ends, mark)
 redis.call('ZREM', KEYS[1], node)
 local is_silent = 0
@@ -68,7 +70,6 @@ if left == 0 then
   redis.call('ZREM', KEYS[1], mark)
   return {}
 end
-redis.call('PEXPIRE', KEYS[1], ttl)
 redis.call('PEXPIRE', KEYS[2], ttl)
 local reply = {string.format('%.0f', ends), is_silent}
 for _, topic in ipairs(redis.call('SRANDMEMBER', KEYS[2], ARGV[5])) do
