@@ -222,26 +222,29 @@ async def test_the_scripts_of_two_versions_work_on_the_same_keys(
     standalone_server: Redis, prefix: str, recorded: Any
 ) -> None:
     keys, topic, ask_server = Keys(prefix), Topic("/", "room", "r"), standalone_server.ask
-    history = (keys.meta(topic), keys.stream(topic), keys.channel(topic))
-    old = recorded["scripts"]
+    history, channel = (keys.meta(topic), keys.stream(topic)), keys.channel(topic)
+    old, later = recorded["scripts"], 9_999_999_999_999
 
     def run(script: str, names: tuple[bytes, ...], *args: Any) -> Any:
         return ask_server("EVAL", script, len(names), *names, *args)
 
-    for number, source in enumerate((old["publish"], Script("publish").source) * 2, 1):
-        body = encode_body(Publication(f"event{number}", b"{}"))
-        assert run(source, history, 10, 60_000, "epoch", f"tag{number}", body, 1000)[1] == number
-    today, before = (run(source, history[:2], "newest", -1, 0) for source in (Script("read").source, old["read"]))
+    for number in range(1, 5):
+        args = (10, 60_000, "epoch", f"tag{number}", encode_body(Publication(f"event{number}", b"{}")), 1000)
+        if number % 2:
+            assert run(old["publish"], (*history, channel), *args)[1] == number
+        else:
+            assert run(Script("publish").source, history, *args, channel)[1] == number
+    today, before = (run(source, history, "newest", -1, 0) for source in (Script("read").source, old["read"]))
     assert today == before
     assert len(today[4]) == 4
     room = (keys.nodes(topic), keys.members(topic, "n"))
     other = (keys.nodes(topic), keys.members(topic, "o"))
     assert run(old["enter"], room, "n", 2, 60_000, "a", "A") == 1
-    assert run(Script("enter").source, other, "o", 2, 60_000, "b", "B") == 1
-    for source in (old["enter"], Script("enter").source):
-        assert run(source, room, "n", 2, 60_000, "c", "C") == 0
-    assert run(Script("leave").source, room, "n", "a") == run(old["leave"], other, "o", "b") == 0
+    assert run(Script("enter").source, other, "o", 2, 60_000, later, "b", "B") == 1
+    assert run(old["enter"], room, "n", 2, 60_000, "c", "C") == 0
+    assert run(Script("enter").source, room, "n", 2, 60_000, later, "c", "C") == 0
+    assert run(Script("leave").source, room, "n", later, "a") == run(old["leave"], other, "o", "b") == 0
     session, bucket = (keys.session("s"),), (keys.bucket("b"),)
-    assert run(old["begin"], session, 60_000) == run(Script("begin").source, session, 60_000)
+    assert run(old["begin"], session, 60_000) == run(Script("begin").source, session, 60_000)[0]
     taken = [float(run(source, bucket, "0.001", "2")) for source in (old["take"], Script("take").source, old["take"])]
     assert taken[:2] == [0, 0] != taken[2:]
