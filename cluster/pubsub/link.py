@@ -18,6 +18,8 @@ from typing import Any, Final, Literal, NamedTuple, cast
 import hiredis
 
 from socketspec.cluster.options import Address
+from socketspec.cluster.servers.connections import unix_problem
+from socketspec.cluster.servers.login import Login
 from socketspec.cluster.servers.shard import LinkOptions
 from socketspec.concurrency.cancellation import unless_cancelled
 from socketspec.errors import BackendError
@@ -86,15 +88,18 @@ class PubSubLink(asyncio.Protocol):
 
     async def open(self, options: LinkOptions) -> None:
         """Connect and log in, within `options.connect_timeout`. Raises `BackendError`, with nothing left open."""
+        limit = asyncio.get_running_loop().time() + options.connect_timeout
         try:
-            async with asyncio.timeout(options.connect_timeout):
-                refusal = await self._connect(options)
+            login = await options.login()
+            async with asyncio.timeout_at(limit):
+                refusal = await self._connect(options, login)
         except TimeoutError:
             await self.end("it did not answer in time")
             raise BackendError(f"{self.address} did not answer within {options.connect_timeout:g} s.") from None
         except OSError as error:
             await self.end("it cannot be reached")
-            raise BackendError(f"{self.address} cannot be reached: {error}") from error
+            problem = unix_problem(self.address, error) or error
+            raise BackendError(f"{self.address} cannot be reached: {problem}") from error
         except BaseException:
             await self.end("the connection is not wanted any more")
             raise
@@ -165,14 +170,17 @@ class PubSubLink(asyncio.Protocol):
 
     # What it makes of that
 
-    async def _connect(self, options: LinkOptions) -> str:
+    async def _connect(self, options: LinkOptions, login: Login) -> str:
         """Connect and log in. Returns the server's refusal; empty where it let us in."""
         loop = asyncio.get_running_loop()
-        await loop.create_connection(lambda: self, self.address.host, self.address.port, ssl=options.ssl)
+        if self.address.is_unix:
+            await loop.create_unix_connection(lambda: self, self.address.host)
+        else:
+            await loop.create_connection(lambda: self, self.address.host, self.address.port, ssl=options.ssl)
         commands: list[bytes] = []
-        if options.password:
-            login = (options.username, options.password) if options.username else (options.password,)
-            commands.append(_pack(b"AUTH", *(word.encode() for word in login)))
+        if login.password:
+            words = (login.username, login.password) if login.username else (login.password,)
+            commands.append(_pack(b"AUTH", *(word.encode() for word in words)))
         if options.client_name:
             commands.append(_pack(b"CLIENT", b"SETNAME", options.client_name.encode()))
         commands.append(_pack(b"PING"))  # so that one answer is due: a frozen server accepts connections, too

@@ -11,6 +11,7 @@ from redis.exceptions import ClusterDownError, ResponseError
 
 from socketspec.cluster.options import Address, Mode, RedisOptions, Servers, tls_context
 from socketspec.cluster.servers.layout import Layout
+from socketspec.cluster.servers.login import AskedLogin
 from socketspec.cluster.servers.shard import Hello, LinkOptions, RefusedError, ReplicaError, Shard, as_dict
 from socketspec.errors import BackendError
 
@@ -37,6 +38,15 @@ class Connector:
             ssl=tls_context(options) if servers.tls else None,
             connect_timeout=options.connect_timeout,
             client_name=options.client_name,
+            asked=None if options.credential_provider is None else AskedLogin(options.credential_provider),
+        )
+        provider = options.sentinel_credential_provider
+        self._sentinel_link = replace(
+            self.link,
+            username=options.sentinel_username,
+            password=options.sentinel_password,
+            client_name="",
+            asked=None if provider is None else AskedLogin(provider, "sentinel_credential_provider"),
         )
 
     def shard(self, address: Address) -> Shard:
@@ -49,14 +59,10 @@ class Connector:
 
     def sentinel(self, address: Address) -> Shard:
         """As `finder`, with the login of the Sentinels."""
-        link = replace(
-            self.link, username=self.options.sentinel_username, password=self.options.sentinel_password, client_name=""
-        )
-        return self._make(address, link, 0, self.options.connect_timeout)
+        return self._make(address, self._sentinel_link, 0, self.options.connect_timeout)
 
     def _make(self, address: Address, link: LinkOptions, db: int, timeout: float) -> Shard:
-        tls = self.options if self.servers.tls else None
-        return Shard(address, link, db=db, tls=tls, timeout=timeout, met=self._met)
+        return Shard(address, link, db=db, timeout=timeout, met=self._met)
 
 
 Find = Callable[[Connector, Sequence[Address]], Awaitable[Layout]]

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from socketspec import SocketApp
 from socketspec.cluster.backend import RedisBackend, from_url
-from socketspec.cluster.options import Address, RedisOptions, Servers, parse_url
+from socketspec.cluster.options import Address, RedisOptions, Servers
 from socketspec.cluster.publishers.publisher import Publisher
+from socketspec.cluster.urls import parse_url
 from socketspec.errors import ConfigurationError
 
 PASSWORD = "s3cr:et/@?#%"
