@@ -91,7 +91,7 @@ class TimedConnection(AbstractConnection):
 
     def send(self, packed: bytes) -> None:
         """Send at once, after `prepare`."""
-        self.send_packed_command(packed, check_health=False)  # type: ignore[no-untyped-call] # the same
+        self.send_packed_command([packed], check_health=False)  # type: ignore[no-untyped-call] # the same
 
     def prepare(self, deadline: float) -> None:
         """Have what is sent next, and its answers, end by `deadline`. Raises where nothing can be sent any more."""
