@@ -180,7 +180,8 @@ class Shard:
             await self._stale.pop().disconnect(nowait=True)
 
     async def _take_idle(self) -> AbstractConnection | None:
-        await self._close_stale()
+        if self._stale:
+            await self._close_stale()
         while self._idle:
             connection = self._idle.pop()
             # On a connection that the server has closed, nobody would know what became of a command.
