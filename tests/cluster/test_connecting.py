@@ -46,7 +46,7 @@ async def a_node(url: str, **options: Any) -> AsyncIterator[tuple[RedisBackend, 
     def deliver(_topic: Topic, publications: Sequence[Publication]) -> None:
         heard.extend(publication.payload for publication in publications)
 
-    async def lost(*_: object) -> None: ...
+    def lost(*_: object) -> None: ...
 
     backend = RedisBackend(url, **({"start_timeout": 10} | options))
     await backend.start("/", deliver, lost)
