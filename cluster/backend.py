@@ -11,8 +11,9 @@ from socketspec.backend.protocols import BackendFigures, Deliver, Health, Histor
 from socketspec.cluster.broker import RedisBroker
 from socketspec.cluster.commands.keys import Keys
 from socketspec.cluster.life import Life
-from socketspec.cluster.options import RedisOptions, configured
+from socketspec.cluster.options import RedisOptions
 from socketspec.cluster.presence.members import RedisPresence
+from socketspec.cluster.urls import configured
 
 __all__ = ("RedisBackend", "from_url")
 

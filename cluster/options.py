@@ -1,14 +1,14 @@
-"""Backend URLs and `RedisOptions`: where the Redis or Valkey servers are, and how this node talks to them."""
+"""`Servers` and `RedisOptions`: where the Redis or Valkey servers are, and how this node talks to them."""
 
 from __future__ import annotations
 
-import math
 import re
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, NamedTuple
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from redis.credentials import CredentialProvider
 
 from socketspec.errors import ConfigurationError
 from socketspec.security.secret_options import check_secret
@@ -20,34 +20,13 @@ __all__ = (
     "Servers",
     "check_prefix",
     "check_seconds",
-    "configured",
-    "parse_url",
     "tls_context",
 )
 
 Mode = Literal["standalone", "sentinel", "cluster"]
 
-REDIS_PORT: Final = 6379
-SENTINEL_PORT: Final = 26379
-_SCHEME = re.compile(r"(redis|rediss|valkey|valkeys)(?:\+(sentinel|cluster))?")
 _PREFIX = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _CLIENT_NAME = re.compile(r"[!-~]{0,64}")
-_TRUTH: Final = {
-    "1": True,
-    "true": True,
-    "yes": True,
-    "on": True,
-    "0": False,
-    "false": False,
-    "no": False,
-    "off": False,
-}
-_EXAMPLES: Final = {
-    "standalone": "redis://[user:password@]host[:6379][/db]",
-    "sentinel": "redis+sentinel://[user:password@]host1[:26379],host2,host3/name[/db]",
-    "cluster": "redis+cluster://[user:password@]host1[:6379],host2",
-}
-
 IS_REPLICA: Final = (
     "is a replica now, which takes no writes: give the primary's address, or let Sentinels find it "
     "(redis+sentinel://hosts/name)"
@@ -58,12 +37,19 @@ TLS_HINT: Final = {True: "If it does not speak TLS, use redis://.", False: "If i
 
 
 class Address(NamedTuple):
-    """Where one server listens."""
+    """Where one server listens: a host and a port, or the path of a Unix socket and 0."""
 
     host: str
     port: int
 
+    @property
+    def is_unix(self) -> bool:
+        """Whether it is a Unix socket."""
+        return self.host.startswith("/")
+
     def __str__(self) -> str:
+        if self.is_unix:
+            return self.host
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
@@ -87,9 +73,9 @@ class Servers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedisOptions:
-    """How a node uses its servers. Every field may stand in the query string of the URL. Times are in seconds.
+    """How a node uses its servers. Times are in seconds. Raises `ConfigurationError` for a value that cannot work.
 
-    Raises `ConfigurationError` for a value that cannot work.
+    Every field but `tls_verify` and the credential providers may stand in the query string of the URL.
     """
 
     prefix: str = "socketspec"
@@ -123,6 +109,11 @@ class RedisOptions:
     sentinel_username: str | None = None
     """For the sentinels themselves, which have users of their own."""
     sentinel_password: str | None = field(default=None, repr=False)
+    credential_provider: CredentialProvider | None = field(default=None, repr=False)
+    """Asked for user and password at each new connection, in their place: an object with redis-py's `get_credentials`,
+    `get_credentials_async` or both, such as a provider of IAM or Entra tokens. Within `connect_timeout`."""
+    sentinel_credential_provider: CredentialProvider | None = field(default=None, repr=False)
+    """The same for the sentinels themselves."""
     client_name: str = "socketspec"
     """What ``CLIENT LIST`` shows for this node's connections: printable ASCII without spaces. Empty: nothing."""
 
@@ -134,6 +125,9 @@ class RedisOptions:
     """A PEM file with its private key; None where `certfile` holds it."""
     check_hostname: bool = True
     """Whether the server's certificate must name the host we connect to (TLS only)."""
+    tls_verify: bool = True
+    """Whether the server's certificate is looked at. False: anybody in between can read and change everything, and the
+    log says so with a warning (TLS only)."""
 
     def __post_init__(self) -> None:
         values: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}  # of whatever type
@@ -153,10 +147,37 @@ class RedisOptions:
             pending = values[name]
             if isinstance(pending, bool) or not isinstance(pending, int) or not 1 <= pending <= most:
                 raise ConfigurationError(f"{name}={pending!r} must be a whole number from 1 to {most:,}.")
-        if not isinstance(values["check_hostname"], bool):
-            raise ConfigurationError(f"check_hostname={self.check_hostname!r} must be True or False.")
-        if self.keyfile is not None and self.certfile is None:
-            raise ConfigurationError("keyfile is given without certfile: pass the client's certificate as well.")
+        _check_tls(values)
+        for whose in ("", "sentinel_"):
+            _check_provider(whose, values)
+
+
+def _check_tls(values: Mapping[str, Any]) -> None:
+    for name in ("check_hostname", "tls_verify"):
+        if not isinstance(values[name], bool):
+            raise ConfigurationError(f"{name}={values[name]!r} must be True or False.")
+    if not values["tls_verify"] and values["ca_certs"] is not None:
+        raise ConfigurationError("ca_certs is given with tls_verify=False, which trusts everybody: leave one out.")
+    if values["keyfile"] is not None and values["certfile"] is None:
+        raise ConfigurationError("keyfile is given without certfile: pass the client's certificate as well.")
+
+
+def _check_provider(whose: str, values: Mapping[str, Any]) -> None:
+    name = f"{whose}credential_provider"
+    provider = values[name]
+    if provider is None:
+        return
+    if isinstance(provider, type) or not (
+        callable(getattr(provider, "get_credentials", None))
+        or callable(getattr(provider, "get_credentials_async", None))
+    ):
+        raise ConfigurationError(
+            f"{name} must be an object with get_credentials(), which returns (password,) or (username, password), "
+            f"not {provider.__name__ + ' itself' if isinstance(provider, type) else type(provider).__name__}."
+        )
+    for other in (f"{whose}username", f"{whose}password"):
+        if values[other] is not None:
+            raise ConfigurationError(f"{name} and {other} are given: leave one out.")
 
 
 _RANGES: Final = {
@@ -190,132 +211,9 @@ def check_seconds(field_name: str, value: object, shown: str = "") -> None:
         )
 
 
-def configured(owner: str, url: str, options: Mapping[str, Any]) -> tuple[Servers, RedisOptions]:
-    """What a URL says, with `options` overriding it. Raises `ConfigurationError`, which names `owner`."""
-    known = {one.name for one in fields(RedisOptions)}
-    for name in options:
-        if name not in known:
-            raise ConfigurationError(f"{owner} has no option {name!r}; the options are: {', '.join(sorted(known))}.")
-    servers, defaults = parse_url(url)
-    return servers, replace(defaults, **options)
-
-
-def parse_url(url: str) -> tuple[Servers, RedisOptions]:
-    """Read a backend URL. Raises `ConfigurationError`, which never quotes the URL: it may hold a password.
-
-    Schemes: ``redis``, ``rediss`` (TLS), ``valkey``, ``valkeys`` (TLS), each alone or with ``+sentinel`` or
-    ``+cluster``. User and password are percent-encoded; the query string holds fields of `RedisOptions`.
-    """
-    given: object = url  # untyped code passes anything
-    if not isinstance(given, str):
-        raise ConfigurationError(
-            f"The backend URL must be a str such as redis://host:6379, not {type(given).__name__}."
-        )
-    try:
-        parts = urlsplit(url.strip())
-    except ValueError:
-        raise ConfigurationError(
-            "The backend URL cannot be read: check its brackets, and percent-encode the user and the password."
-        ) from None
-    scheme = _SCHEME.fullmatch(parts.scheme)
-    if scheme is None:
-        raise ConfigurationError(
-            f"The backend URL's scheme {parts.scheme!r} is unknown: use redis, rediss (TLS), valkey or valkeys (TLS), "
-            "alone or with +sentinel or +cluster."
-        )
-    if parts.fragment:
-        raise ConfigurationError("The backend URL holds a '#': percent-encode it in the user and the password as %23.")
-    mode: Mode = scheme[2] or "standalone"  # type: ignore[assignment] # the pattern allows these two names only
-    userinfo, _, hosts = parts.netloc.rpartition("@")
-    username, password = _login(userinfo)
-    name, db = _path(parts, mode)
-    servers = Servers(
-        mode=mode,
-        hosts=_hosts(hosts, mode),
-        name=name,
-        db=db,
-        username=username,
-        password=password,
-        tls=scheme[1].endswith("s") and scheme[1] != "redis",
-    )
-    return servers, RedisOptions(**_query(parts.query))
-
-
-def _login(userinfo: str) -> tuple[str | None, str | None]:
-    username, colon, password = userinfo.partition(":")
-    if colon:
-        check_secret("The password in the backend URL", unquote(password), without="Without one, leave the ':' out.")
-    return unquote(username) or None, unquote(password) or None
-
-
-def _hosts(text: str, mode: Mode) -> tuple[Address, ...]:
-    default = SENTINEL_PORT if mode == "sentinel" else REDIS_PORT
-    hosts = tuple(dict.fromkeys(_address(part, default) for part in text.split(",")))
-    if mode == "standalone" and len(hosts) > 1:
-        raise ConfigurationError(
-            "The backend URL names several hosts: use redis+sentinel:// for sentinels, redis+cluster:// for a cluster."
-        )
-    return hosts
-
-
-def _address(text: str, default_port: int) -> Address:
-    try:
-        parts = urlsplit(f"//{text.strip()}")
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host = port = None
-    if not host or port == 0 or any(map(str.isspace, host)):
-        raise ConfigurationError(
-            "A host in the backend URL is missing or holds a space, or its port is not a number from 1 to 65535: "
-            "write host:port, and percent-encode '/', '@', ':', '?' and '#' in the user and the password."
-        )
-    return Address(host, default_port if port is None else port)
-
-
-def _path(parts: SplitResult, mode: Mode) -> tuple[str, int]:
-    segments = [unquote(segment) for segment in parts.path.split("/") if segment]
-    name = segments.pop(0) if mode == "sentinel" and segments else ""
-    if mode == "sentinel" and not name:
-        raise ConfigurationError(
-            f"The backend URL lacks the name that the sentinels know the primary by: {_EXAMPLES[mode]}"
-        )
-    if mode == "cluster" and segments and segments != ["0"]:
-        raise ConfigurationError(
-            f"The backend URL selects a database, which Redis Cluster does not have: {_EXAMPLES[mode]}. "
-            "To keep apps apart, give each a ?prefix= of its own."
-        )
-    db = segments.pop(0) if segments else "0"
-    if segments or not (db.isascii() and db.isdecimal() and len(db) <= 9):
-        raise ConfigurationError(f"The backend URL's path must be a database number: {_EXAMPLES[mode]}")
-    return name, int(db)
-
-
-def _query(query: str) -> dict[str, Any]:
-    known = {one.name: one.default for one in fields(RedisOptions)}
-    values: dict[str, Any] = {}
-    for name, text in parse_qsl(query, keep_blank_values=True):
-        if name not in known:
-            raise ConfigurationError(
-                f"The backend URL's option {name!r} is unknown; the options are: {', '.join(sorted(known))}."
-            )
-        values[name] = _value(name, text, known[name])
-    return values
-
-
-def _value(name: str, text: str, default: object) -> object:
-    if isinstance(default, bool):
-        if text.lower() not in _TRUTH:
-            raise ConfigurationError(f"The backend URL's option {name}={text!r} must be true or false.")
-        return _TRUTH[text.lower()]
-    if isinstance(default, int | float):
-        try:
-            number = float(text)
-        except ValueError:
-            number = math.nan
-        if not math.isfinite(number):
-            raise ConfigurationError(f"The backend URL's option {name}={text!r} must be a number.")
-        return int(number) if isinstance(default, int) and number.is_integer() else number
-    return text
+def _no_passphrase() -> str:
+    """OpenSSL would ask for it at the terminal, and wait."""
+    raise ValueError("the private key is encrypted: decrypt it (openssl pkey), and let nobody else read the file")
 
 
 def tls_context(options: RedisOptions) -> ssl.SSLContext:
@@ -323,8 +221,10 @@ def tls_context(options: RedisOptions) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=options.ca_certs)
         if options.certfile is not None:
-            context.load_cert_chain(options.certfile, options.keyfile)
+            context.load_cert_chain(options.certfile, options.keyfile, password=_no_passphrase)
     except (OSError, TypeError, ValueError) as error:
         raise ConfigurationError(f"ca_certs, certfile or keyfile cannot be used: {error}") from error
-    context.check_hostname = options.check_hostname
+    context.check_hostname = options.check_hostname and options.tls_verify
+    if not options.tls_verify:
+        context.verify_mode = ssl.CERT_NONE
     return context

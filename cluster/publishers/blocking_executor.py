@@ -6,13 +6,17 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from socketspec.cluster.commands.command import PASSING_REFUSALS, Argument, Command
+from redis.exceptions import AskError, MovedError, NoScriptError
+
+from socketspec.cluster.commands.command import Argument, Command
+from socketspec.cluster.commands.failures import is_not_carried_out
 from socketspec.cluster.commands.publishing import still_to_send, with_nodes
 from socketspec.cluster.options import Address, RedisOptions, Servers
-from socketspec.cluster.publishers.blocking_link import BlockingLink, LinkBroken, ServerRefusal
+from socketspec.cluster.publishers.blocking_link import BlockingLink, LinkBroken
 from socketspec.cluster.publishers.blocking_servers import NEEDS_CLUSTER_URL, BlockingServers, Place
-from socketspec.cluster.publishers.wording import not_sent, refused, what
+from socketspec.cluster.publishers.wording import not_sent, refused, said, what
 from socketspec.cluster.servers.backoff import Backoff
+from socketspec.cluster.servers.shard import REPLIES
 from socketspec.errors import BackendError
 
 __all__ = ("BlockingExecutor",)
@@ -132,26 +136,20 @@ class BlockingExecutor:
             if not answer.is_sent:
                 return _Unsent(item.number, reason)
             return BackendError(f"Redis did not confirm {what(command)} ({reason}): it may have been executed, or not.")
-        if not isinstance(answer, ServerRefusal):
+        if not isinstance(answer, REPLIES):
             return answer
-        text = str(answer)
-        if not text.startswith(PASSING_REFUSALS):
-            return BackendError(refused(command, text))
-        if text.startswith("MOVED") and not self._is_cluster:
+        if not is_not_carried_out(answer):
+            return BackendError(refused(command, said(answer)))
+        is_moved = isinstance(answer, MovedError)
+        if is_moved and not self._is_cluster:
             return not_sent([command], f"{place.address} {NEEDS_CLUSTER_URL}")
-        return self._redirected(item, place, text)
-
-    def _redirected(self, item: _Unsent, place: Place, text: str) -> _Unsent:
-        reason = f"{place.address} says {text}"
-        words = text.split()
-        if len(words) != 3 or words[0] not in ("MOVED", "ASK"):
-            return _Unsent(item.number, reason)
-        if words[0] == "MOVED":
+        reason = f"{place.address} says {said(answer)}"
+        if is_moved:
             self._servers.forget_places()  # other slots may have moved as well
-        if item.place is not None:
+        if not isinstance(answer, AskError) or item.place is not None:
             return _Unsent(item.number, reason)  # sent from one server to another: asked again after a pause
-        host, _, port = words[2].rpartition(":")
-        return _Unsent(item.number, reason, Place(Address(host or place.address.host, int(port)), words[0] == "ASK"))
+        target = Address(answer.host or place.address.host, answer.port)
+        return _Unsent(item.number, reason, Place(target, is_asking=not is_moved))
 
     def _failure(self, commands: Sequence[Command], unsent: Sequence[_Unsent], replies: list[Any]) -> BackendError:
         first = unsent[0]
@@ -177,7 +175,7 @@ def _partial(replies: Sequence[Any], reason: str) -> BackendError:
 def _exchange(link: BlockingLink, commands: Sequence[Command], is_asking: bool, deadline: float) -> list[Any]:
     """Run `commands`; scripts that the server does not know are sent once more, with their text.
 
-    Gives a reply, a `ServerRefusal` or a `LinkBroken` for each.
+    Gives a reply, an error that the server sent (see `REPLIES`) or a `LinkBroken` for each.
     """
     words: list[list[Argument]] = []
     for command in commands:
@@ -185,7 +183,7 @@ def _exchange(link: BlockingLink, commands: Sequence[Command], is_asking: bool, 
             words.append(["ASKING"])
         words.append(command.as_asked() if is_asking else command.words())
     answers = link.exchange(words, deadline)[1 if is_asking else 0 :: 2 if is_asking else 1]
-    unknown = [index for index, answer in enumerate(answers) if str(answer).startswith("NOSCRIPT")]
+    unknown = [index for index, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
     for start in range(0, len(unknown), 1 if is_asking else MAX_EVALS):
         part = unknown[start : start + (1 if is_asking else MAX_EVALS)]
         words = [["ASKING"]] if is_asking else []

@@ -1,28 +1,38 @@
 """One blocking connection to a server, for code without an event loop. Everything it does has a deadline.
 
-It is a socket and hiredis' parser rather than redis-py's connection: after a failure a publisher must know whether a
-command can have reached the server, because only one that cannot may be sent again.
+redis-py's client would connect, send and try again in one call. Here its connection does each alone: after a failure a
+publisher must know whether a command can have reached the server, because only one that cannot may be sent again.
 """
 
 from __future__ import annotations
 
 import os
-import select
 import socket
 import ssl
-import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
 
 import hiredis
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    InvalidResponse,
+    MasterDownError,
+    RedisError,
+)
+from redis.exceptions import TimeoutError as LateError
 
 from socketspec.cluster.commands.command import Argument
-from socketspec.cluster.options import TLS_HINT, Address, RedisOptions
+from socketspec.cluster.options import TLS_HINT, Address
+from socketspec.cluster.publishers.blocking_connection import TimedConnection
+from socketspec.cluster.publishers.wording import said
+from socketspec.cluster.servers.connections import unix_problem
+from socketspec.cluster.servers.shard import REPLIES
 from socketspec.cluster.servers.trouble import MAX_CLIENTS, is_full, tls_alert, tls_problem
 from socketspec.errors import BackendError
 
-__all__ = ("BlockingLink", "Credentials", "LinkBroken", "ServerRefusal", "in_turn")
+__all__ = ("CHECK_EVERY", "SIGN_OF_LIFE", "BlockingLink", "LinkBroken", "Tls")
 
 CHECK_EVERY: float = 5.0
 """Seconds after which a server is asked for its role again before it gets the next command.
@@ -30,14 +40,6 @@ CHECK_EVERY: float = 5.0
 A replica would accept a publish that nobody elsewhere hears."""
 SIGN_OF_LIFE: Final = 1.0
 """Seconds that the answer may take."""
-
-T = TypeVar("T")
-
-ServerRefusal = hiredis.ReplyError
-"""A reply that is an error; its text begins with the error's name."""
-
-Credentials = tuple[str | None, str | None]
-"""User and password; None: the default user, no password."""
 
 
 class LinkBroken(Exception):
@@ -48,97 +50,98 @@ class LinkBroken(Exception):
         self.is_sent = is_sent
 
 
+class Tls(NamedTuple):
+    """How connections are encrypted."""
+
+    context: ssl.SSLContext
+    has_certificate: bool
+    """Whether we show a certificate of our own."""
+
+    def problem(self, error: ssl.SSLError) -> str:
+        """What is wrong, to be said after the server's name."""
+        return tls_problem(error, has_certificate=self.has_certificate)
+
+
 class BlockingLink:
     """A connection that is logged in. Raises `LinkBroken`, and `BackendError` where trying again cannot help.
 
-    `is_known`: we have been connected to this server before, so that nothing is wrong with the URL.
+    `is_known`: we have been connected to this server before, so that nothing is wrong with the URL. `can_change`: the
+    next connection may log in with another password, so that a wrong one is no reason to give up.
     """
 
     def __init__(
         self,
         address: Address,
-        credentials: Credentials,
-        db: int,
-        options: RedisOptions,
-        context: ssl.SSLContext | None,
+        connection: TimedConnection,
+        client_name: str,
         deadline: float,
         *,
-        is_known: bool = False,
+        is_known: bool,
+        can_change: bool,
+        tls: Tls | None,
     ) -> None:
         self.address: Address = address
         self.mode: bytes = b""
         """``standalone``, ``sentinel`` or ``cluster``, as the server says."""
         self.role: bytes = b""
         """``master`` or ``replica``, as the server said when it was last asked; empty for a very old one."""
+        self.is_used: bool = False
+        """Whether it has been lent before, so that it was logged in."""
         self._checked_at = 0.0
-        self._reader = hiredis.Reader(notEnoughData=Ellipsis)
-        deadline = min(deadline, time.monotonic() + options.connect_timeout)
-        hint = "" if is_known else f". {TLS_HINT[context is not None]}"
+        self._connection = connection
+        self._tls = tls
+        hint = "" if is_known or address.is_unix else f". {TLS_HINT[tls is not None]}"
         try:
-            self._socket: socket.socket = self._connect(context, deadline, has_certificate=options.certfile is not None)
-        except OSError as error:
-            raise LinkBroken(_reason(error, hint), is_sent=False) from error
-        try:
-            self._log_in(credentials, db, options.client_name, deadline)
+            self._log_in(client_name, deadline, can_change=can_change)
         except LinkBroken as error:
             self.close()
-            if context is not None and not is_known:
-                alert = tls_alert(address, context, max(min(deadline - time.monotonic(), SIGN_OF_LIFE), 0.05))
-                if alert is not None:
-                    raise BackendError(
-                        f"{address} {tls_problem(alert, has_certificate=options.certfile is not None)}"
-                    ) from error
+            if not is_known:
+                self._check_alert(deadline, error)
             if is_full(str(error)):
                 raise LinkBroken(f"it {MAX_CLIENTS}", is_sent=False) from error
-            raise LinkBroken(_reason(error.__cause__ or error, hint), is_sent=False) from error
+            raise LinkBroken(_reason(address, error.__cause__ or error, hint), is_sent=False) from error
         except BaseException:
             self.close()
             raise
 
-    def __del__(self) -> None:
-        # A publisher that is dropped without `close` leaves no socket open.
-        connection: socket.socket | None = getattr(self, "_socket", None)
-        if connection is not None:
-            connection.close()
-
-    def _connect(self, context: ssl.SSLContext | None, deadline: float, *, has_certificate: bool) -> socket.socket:
-        plain = _open_socket(self.address, deadline)
+    def _log_in(self, client_name: str, deadline: float, *, can_change: bool) -> None:
         try:
-            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            if context is None:
-                return plain
-            plain.settimeout(_left(deadline))
-            return context.wrap_socket(plain, server_hostname=self.address.host)
-        except ssl.SSLCertVerificationError as error:
-            plain.close()
-            raise BackendError(f"{self.address} {tls_problem(error, has_certificate=has_certificate)}") from error
-        except BaseException as error:
-            plain.close()
-            if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):  # which may pass
-                raise BackendError(f"{self.address} {tls_problem(error, has_certificate=has_certificate)}") from error
-            raise
-
-    def _log_in(self, credentials: Credentials, db: int, client_name: str, deadline: float) -> None:
-        username, password = credentials
-        commands: list[Sequence[Argument]] = []
-        if username or password:
-            commands.append(["AUTH", *([username] if username else []), password or ""])
+            self._connection.open()
+        except REPLIES as error:
+            self._refused(error, can_change=can_change)
+        except RedisError as error:
+            self._check_tls(_cause(error))
+            raise LinkBroken("", is_sent=False) from error
+        commands: list[Sequence[Argument]] = [["HELLO"]]
         if client_name:
-            commands.append(["CLIENT", "SETNAME", client_name])
-        if db:
-            commands.append(["SELECT", db])
-        commands.append(["HELLO"])
+            commands.insert(0, ["CLIENT", "SETNAME", client_name])
         replies = self.exchange(commands, deadline)
         self._take_role(replies[-1])
-        for command, reply in zip(commands, replies, strict=True):
-            if not isinstance(reply, ServerRefusal):
-                continue
-            if str(reply).startswith(("LOADING", "MASTERDOWN")):
-                raise LinkBroken(str(reply), is_sent=False)
-            if command[0] in ("CLIENT", "HELLO") and not str(reply).startswith("NOAUTH"):
-                continue  # an ACL may not allow a client's name; a server without HELLO is too old and found out later
-            raise BackendError(f"{self.address} refused to let us in: {_sentence(str(reply))}")
+        for reply in replies:
+            # An ACL may not allow a client's name; a server without HELLO is too old and found out later.
+            if isinstance(reply, AuthenticationError | BusyLoadingError | MasterDownError):
+                self._refused(reply, can_change=can_change)
+
+    def _refused(self, error: Exception, *, can_change: bool) -> None:
+        if isinstance(error, BusyLoadingError | MasterDownError):
+            raise LinkBroken(said(error), is_sent=False)
+        text = f"{self.address} refused to let us in: {_sentence(said(error))}"
+        if can_change and isinstance(error, AuthenticationError):
+            raise LinkBroken(text, is_sent=False)
+        raise BackendError(text)
+
+    def _check_tls(self, cause: BaseException) -> None:
+        """Raise `BackendError` where TLS cannot work with this server."""
+        if self._tls is not None and isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError):
+            raise BackendError(f"{self.address} {self._tls.problem(cause)}") from cause  # an end may pass
+
+    def _check_alert(self, deadline: float, error: LinkBroken) -> None:
+        """Raise `BackendError` where the server has closed the connection for the certificate that we show or lack."""
+        if self._tls is None:
+            return
+        alert = tls_alert(self.address, self._tls.context, max(min(deadline - time.monotonic(), SIGN_OF_LIFE), 0.05))
+        if alert is not None:
+            raise BackendError(f"{self.address} {self._tls.problem(alert)}") from error
 
     def _take_role(self, hello: Any) -> None:
         self._checked_at = time.monotonic()
@@ -147,37 +150,46 @@ class BlockingLink:
         if isinstance(hello, list) and b"mode" in hello:
             self.mode = hello[hello.index(b"mode") + 1]
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it may be used again."""
+        return self._connection.is_connected
+
     def exchange(self, commands: Sequence[Sequence[Argument]], deadline: float) -> list[Any]:
-        """Send `commands` at once; their replies, a refusal as a `ServerRefusal` in its place."""
-        packed: Iterable[Any] = map(tuple, commands)
-        data = b"".join(map(hiredis.pack_command, packed))
+        """Send `commands` at once; their replies, a refusal as the error it is (see `REPLIES`) in its place.
+
+        One that the server did not carry out because it has ended the login has a `LinkBroken` in its place.
+        """
+        words: Iterable[Any] = map(tuple, commands)
+        packed = b"".join(map(hiredis.pack_command, words))
         is_sent = False
         replies: list[Any] = []
         try:
-            self._socket.settimeout(_left(deadline))
+            self._connection.prepare(deadline)
             is_sent = True
-            self._socket.sendall(data)
+            self._connection.send(packed)
             for _ in commands:
-                replies.append(self._reply(deadline))  # what came before a failure says why
-                if isinstance(replies[0], ServerRefusal) and is_full(str(replies[0])):
+                replies.append(self._reply())  # what came before a failure says why
+                if is_full(str(replies[0])):
                     is_sent = False
                     raise ConnectionResetError(str(replies[0]))
-        except (OSError, hiredis.HiredisError) as error:
+        except (RedisError, OSError) as error:
             self.close()
-            raise LinkBroken(_reason(error), is_sent=is_sent) from error
+            raise LinkBroken(_reason(self.address, error), is_sent=is_sent) from error
         except BaseException:  # such as Ctrl-C: the next reply would be another command's
             self.close()
             raise
+        if self.is_used and AuthenticationError in map(type, replies):
+            self.close()
+            ended = LinkBroken("the server has ended the login of a connection", is_sent=False)
+            return [ended if type(reply) is AuthenticationError else reply for reply in replies]
         return replies
 
-    def _reply(self, deadline: float) -> Any:
-        while (reply := self._reader.gets()) is Ellipsis:
-            self._socket.settimeout(_left(deadline))
-            received = self._socket.recv(65_536)
-            if not received:
-                raise ConnectionResetError("the server closed the connection")
-            self._reader.feed(received)
-        return reply
+    def _reply(self) -> Any:
+        try:
+            return self._connection.read_response(disconnect_on_error=False)
+        except REPLIES as error:
+            return error
 
     def is_alive(self, deadline: float) -> bool:
         """Whether it can be used again, as far as can be known without sending a command that changes something.
@@ -186,105 +198,43 @@ class BlockingLink:
         """
         try:
             # Nothing is expected: if there is something to read, it is the end of the connection, or nonsense.
-            if _is_readable(self._socket):
+            if self._connection.can_read():
                 return False
             if time.monotonic() - self._checked_at < CHECK_EVERY:
                 return True
             before = self.role
             self._take_role(*self.exchange([["HELLO"]], min(deadline, time.monotonic() + SIGN_OF_LIFE)))
             return self.role == before
-        except (OSError, ValueError, LinkBroken):
+        except (RedisError, OSError, ValueError, LinkBroken):
             return False
 
     def close(self) -> None:
         """Close it; in a process that was forked, only its copy."""
-        self._socket.close()
+        self._connection.close()
 
 
-def in_turn(choices: Sequence[T], deadline: float) -> Iterator[tuple[T, float]]:
-    """Each choice with a deadline of its own: one that does not answer must not use up the others' time."""
-    for number, choice in enumerate(choices):
-        now = time.monotonic()
-        if now >= deadline:
-            return
-        yield choice, now + (deadline - now) / min(len(choices) - number, 3)
+def _cause(error: BaseException) -> BaseException:
+    """What redis-py made its error of."""
+    return error.__cause__ or error.__context__ or error
 
 
-def _open_socket(address: Address, deadline: float) -> socket.socket:
-    """Connect to the first that answers of those that the name stands for."""
-    problem: OSError = TimeoutError("no answer in time")
-    for (family, kind, protocol, _, place), until in in_turn(_resolve(address, deadline), deadline):
-        try:
-            connection = socket.socket(family, kind, protocol)
-        except OSError as error:
-            problem = error
-            continue
-        try:
-            connection.settimeout(_left(until))
-            connection.connect(place)
-            return connection
-        except BaseException as error:
-            connection.close()
-            if not isinstance(error, OSError):
-                raise
-            problem = error
-    raise problem
-
-
-def _resolve(address: Address, deadline: float) -> Sequence[tuple[Any, ...]]:
-    """The addresses of a host's name. The system's lookup has no deadline: one that takes too long is left behind."""
-    found: list[Sequence[tuple[Any, ...]]] = []
-    problems: list[OSError] = []
-
-    def look_up() -> None:
-        try:
-            found.append(socket.getaddrinfo(*address, type=socket.SOCK_STREAM))
-        except (OSError, UnicodeError) as error:
-            problems.append(error if isinstance(error, OSError) else socket.gaierror(socket.EAI_NONAME, str(error)))
-
-    thread = threading.Thread(target=look_up, name=f"look up {address.host}", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:  # a publish while the interpreter ends: there are no new threads then
-        look_up()
-    else:
-        thread.join(_left(deadline))
-    if problems:
-        raise problems[0]
-    if not found:
-        raise socket.gaierror(socket.EAI_AGAIN, "no answer in time")
-    return found[0]
-
-
-def _is_readable(connection: socket.socket) -> bool:
-    if not hasattr(select, "poll"):
-        return bool(select.select([connection], [], [], 0)[0])
-    poll = select.poll()  # unlike `select`, it takes file descriptors beyond 1024
-    poll.register(connection, select.POLLIN)
-    return bool(poll.poll(0))
-
-
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError("no answer in time")
-    return left
-
-
-def _reason(error: BaseException, hint: str = "") -> str:
+def _reason(address: Address, error: BaseException, hint: str = "") -> str:
     """What went wrong, in words. `hint` is added where the cause may be another than it seems."""
-    if isinstance(error, TimeoutError):
-        return f"no answer in time{hint}"
-    if isinstance(error, socket.gaierror):
-        return f"the host name is not known: {error.strerror}"
+    cause = _cause(error)
+    if problem := unix_problem(address, cause):
+        return problem
     if is_full(str(error)):
         return str(error)
-    if isinstance(error, ConnectionResetError | BrokenPipeError | ssl.SSLEOFError):
+    if isinstance(error, TimeoutError | LateError):
+        return f"no answer in time{hint}"
+    if isinstance(cause, socket.gaierror):
+        return f"the host name is not known: {cause.strerror}"
+    if isinstance(cause, ConnectionResetError | BrokenPipeError | ssl.SSLEOFError) or "closed by server" in str(error):
         return f"the server closed the connection{hint}"
-    if isinstance(error, hiredis.ProtocolError):
+    if isinstance(error, InvalidResponse):
         return f"what came is no answer of Redis{hint}"
-    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ssl.SSLError):
-        return os.strerror(error.errno)
+    if isinstance(cause, OSError) and cause.errno is not None and not isinstance(cause, ssl.SSLError):
+        return os.strerror(cause.errno)
     return str(error) or type(error).__name__
 
 

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Self, TypeVar
 
 from socketspec.cluster.commands.keys import Keys
-from socketspec.cluster.options import RedisOptions, Servers, check_seconds, configured
+from socketspec.cluster.options import RedisOptions, Servers, check_seconds
 from socketspec.cluster.publishers.blocking_executor import BlockingExecutor
 from socketspec.cluster.publishers.requests import Request, Requests
+from socketspec.cluster.urls import configured
 from socketspec.declaration.contracts import Broadcasts
 from socketspec.declaration.rooms import Room
 from socketspec.errors import CloseCode, ConfigurationError

@@ -8,13 +8,19 @@ from socketspec.cluster.commands.command import Command
 from socketspec.cluster.commands.failures import explained
 from socketspec.errors import BackendError
 
-__all__ = ("not_sent", "refused", "what")
+__all__ = ("not_sent", "refused", "said", "what")
 
 
 def what(command: Command) -> str:
     """What a command is to those who call a publisher."""
     names = {"SPUBLISH": "the message", "publish": "the message", "revoke": "the revocation"}
     return names.get(command.name, f"the command {command.name}")
+
+
+def said(error: Exception) -> str:
+    """A refusal in the server's own words: redis-py cuts off the name of those that it has a class for."""
+    code: str | None = getattr(error, "status_code", None)
+    return f"{code} {error}" if code else str(error)
 
 
 def not_sent(commands: Sequence[Command], why: object) -> BackendError:

@@ -19,6 +19,8 @@ from typing import Any, Final, Literal, NamedTuple, cast
 import hiredis
 
 from socketspec.cluster.options import Address
+from socketspec.cluster.servers.connections import unix_problem
+from socketspec.cluster.servers.login import Login
 from socketspec.cluster.servers.shard import LinkOptions, explain, side_by_side
 from socketspec.cluster.servers.trouble import MAX_CLIENTS, is_full, missing_command
 from socketspec.concurrency.cancellation import unless_cancelled
@@ -91,9 +93,11 @@ class PubSubLink(asyncio.Protocol):
 
     async def open(self, options: LinkOptions) -> None:
         """Connect and log in, within `options.connect_timeout`. Raises `BackendError`, with nothing left open."""
+        limit = asyncio.get_running_loop().time() + options.connect_timeout
         try:
-            async with asyncio.timeout(options.connect_timeout):
-                refusal = await self._connect(options)
+            login = await options.login()
+            async with asyncio.timeout_at(limit):
+                refusal = await self._connect(options, login)
         except TimeoutError:
             self.is_unreachable = True
             await self.end("it did not answer in time")
@@ -103,7 +107,8 @@ class PubSubLink(asyncio.Protocol):
             await self.end("it cannot be reached")
             if isinstance(error, ssl.SSLError):
                 raise explain(self.address, error, options) from error
-            raise BackendError(f"{self.address} cannot be reached: {error}") from error
+            problem = unix_problem(self.address, error) or error
+            raise BackendError(f"{self.address} cannot be reached: {problem}") from error
         except BaseException:
             await self.end("the connection is not wanted any more")
             raise
@@ -177,15 +182,18 @@ class PubSubLink(asyncio.Protocol):
 
     # What it makes of that
 
-    async def _connect(self, options: LinkOptions) -> str:
+    async def _connect(self, options: LinkOptions, login: Login) -> str:
         """Connect and log in. Returns the server's refusal; empty where it let us in."""
         loop = asyncio.get_running_loop()
-        host, port = self.address
-        await loop.create_connection(lambda: self, host, port, ssl=options.ssl, **side_by_side())
+        if self.address.is_unix:
+            await loop.create_unix_connection(lambda: self, self.address.host)
+        else:
+            host, port = self.address.host, self.address.port
+            await loop.create_connection(lambda: self, host, port, ssl=options.ssl, **side_by_side())
         commands: list[bytes] = []
-        if options.password:
-            login = (options.username, options.password) if options.username else (options.password,)
-            commands.append(_pack(b"AUTH", *(word.encode() for word in login)))
+        if login.password:
+            words = (login.username, login.password) if login.username else (login.password,)
+            commands.append(_pack(b"AUTH", *(word.encode() for word in words)))
             self._awaited.append((_LOGIN, b""))
         if options.client_name:
             commands.append(_pack(b"CLIENT", b"SETNAME", options.client_name.encode()))

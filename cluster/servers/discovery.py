@@ -13,6 +13,7 @@ from redis.exceptions import ClusterDownError, ResponseError
 from socketspec.cluster.options import Address, Mode, RedisOptions, Servers, tls_context
 from socketspec.cluster.servers.greeting import Hello, as_dict
 from socketspec.cluster.servers.layout import Layout
+from socketspec.cluster.servers.login import AskedLogin
 from socketspec.cluster.servers.shard import LinkOptions, RefusedError, ReplicaError, Shard
 from socketspec.errors import BackendError
 
@@ -52,6 +53,15 @@ class Connector:
             connect_timeout=options.connect_timeout,
             client_name=options.client_name,
             has_certificate=options.certfile is not None,
+            asked=None if options.credential_provider is None else AskedLogin(options.credential_provider),
+        )
+        provider = options.sentinel_credential_provider
+        self._sentinel_link = replace(
+            self.link,
+            username=options.sentinel_username,
+            password=options.sentinel_password,
+            client_name="",
+            asked=None if provider is None else AskedLogin(provider, "sentinel_credential_provider"),
         )
 
     def shard(self, address: Address) -> Shard:
@@ -67,13 +77,7 @@ class Connector:
     def sentinel(self, address: Address) -> Shard:
         """As `finder`, with the login of the Sentinels."""
         if address not in self._finders:
-            link = replace(
-                self.link,
-                username=self.options.sentinel_username,
-                password=self.options.sentinel_password,
-                client_name="",
-            )
-            self._finders[address] = self._make(address, link, 0, self.options.connect_timeout)
+            self._finders[address] = self._make(address, self._sentinel_link, 0, self.options.connect_timeout)
         return self._finders[address]
 
     async def begin_search(self, *, routine: bool) -> None:
@@ -104,8 +108,7 @@ class Connector:
         await self.end_search(())
 
     def _make(self, address: Address, link: LinkOptions, db: int, timeout: float) -> Shard:
-        tls = self.options if self.servers.tls else None
-        return Shard(address, link, db=db, tls=tls, timeout=timeout, met=self._met)
+        return Shard(address, link, db=db, timeout=timeout, met=self._met)
 
 
 Find = Callable[[Connector, Sequence[Address]], Awaitable[Layout]]

@@ -18,9 +18,9 @@ from socketspec.cluster.backend import RedisBackend
 from socketspec.cluster.commands.command import Command
 from socketspec.cluster.commands.keys import Keys
 from socketspec.cluster.commands.runner import Runner
-from socketspec.cluster.options import parse_url
 from socketspec.cluster.presence.members import RedisPresence
 from socketspec.cluster.servers.topology import make_topology
+from socketspec.cluster.urls import parse_url
 from socketspec.concurrency.tasks import Tasks
 from socketspec.errors import BackendError
 from socketspec.protocol.publications import Member, Publication, Topic

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from socketspec.cluster.backend import RedisBackend, from_url
-from socketspec.cluster.options import Address, configured
+from socketspec.cluster.options import Address
 from socketspec.cluster.publishers.async_publisher import AsyncPublisher
 from socketspec.cluster.publishers.publisher import Publisher
 from socketspec.cluster.servers.discovery import Connector, finder_for
 from socketspec.cluster.servers.topology import make_topology
+from socketspec.cluster.urls import configured
 from socketspec.errors import BackendError
 from tests.server_process import HOST
 from tests.servers import Certificates, Cluster, Server, free_port, make_certificates, redis_binary

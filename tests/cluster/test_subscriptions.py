@@ -15,9 +15,10 @@ from redis.crc import key_slot
 from socketspec.cluster.commands.command import Command
 from socketspec.cluster.commands.keys import Keys
 from socketspec.cluster.commands.runner import Runner
-from socketspec.cluster.options import RedisOptions, parse_url
+from socketspec.cluster.options import RedisOptions
 from socketspec.cluster.pubsub.subscriptions import Subscriptions
 from socketspec.cluster.servers.topology import make_topology
+from socketspec.cluster.urls import parse_url
 from socketspec.errors import BackendError
 from tests.servers import Cluster, Proxy, Sentinels, Server
 from tests.watching import WatchedTasks, open_sockets, until

@@ -14,9 +14,10 @@ from redis.asyncio.connection import Connection
 
 from socketspec.cluster.commands.command import Command, Script
 from socketspec.cluster.commands.runner import Runner
-from socketspec.cluster.options import Address, parse_url
+from socketspec.cluster.options import Address
 from socketspec.cluster.servers.shard import NotSentError, RefusedError
 from socketspec.cluster.servers.topology import Topology, make_topology
+from socketspec.cluster.urls import parse_url
 from socketspec.concurrency.tasks import Tasks
 from socketspec.errors import BackendError, ConfigurationError
 from tests.servers import Certificates, Cluster, Proxy, Sentinels, Server, free_port

@@ -10,11 +10,13 @@ from urllib.parse import quote
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.credentials import CredentialProvider
 
 from socketspec import SocketApp
 from socketspec.cluster.backend import RedisBackend, from_url
-from socketspec.cluster.options import Address, RedisOptions, Servers, parse_url
+from socketspec.cluster.options import Address, RedisOptions, Servers
 from socketspec.cluster.publishers.publisher import Publisher
+from socketspec.cluster.urls import parse_url
 from socketspec.errors import ConfigurationError
 
 PASSWORD = "s3cr:et/@?#%"
@@ -98,6 +100,14 @@ def test_the_query_string_holds_options() -> None:
         ("redis://h?check_hostname=perhaps", "true or false"),
         ("redis://h?timeout=1", "'timeout' is unknown; the options are: ca_certs,"),
         ("redis://h#x", "%23"),
+        ("rediss://h?ssl_cert_reqs=none", 'write RedisBackend("rediss://…", tls_verify=False)'),
+        ("rediss://h?tls_verify=no", 'Publisher("rediss://…", tls_verify=False)'),
+        ("rediss://h?ssl_ca_certs=f", "write ca_certs"),
+        ("redis://h?credential_provider=x", "which no URL can hold"),
+        ("unix://redis.sock", "unix://[user:password@]/run/redis/redis.sock"),
+        ("unix://", "whole path"),
+        ("unix:///run/", "whole path"),
+        ("unix:///r.sock?db=x", "database number"),
         ("redis://my host", "holds a space"),
         ("redis+cluster://a ,b c", "holds a space"),
         (None, "must be a str such as redis://host:6379, not NoneType"),
@@ -121,6 +131,19 @@ def test_spaces_around_a_url_and_capitals_in_its_scheme_do_not_count(url: str, m
     assert repr(Publisher(url)) == repr(Publisher("redis://h/1"))
     monkeypatch.setenv("SOCKETSPEC_BACKEND", url)
     assert SocketApp().node
+
+
+def test_a_unix_socket_is_a_server_with_its_path_percent_decoded() -> None:
+    servers, options = parse_url("unix://u:p@/run/my%20redis.sock?db=3&prefix=shop")
+    assert servers == Servers(
+        mode="standalone", hosts=(Address("/run/my redis.sock", 0),), db=3, username="u", password="p"
+    )
+    assert (str(servers), options.prefix) == ("/run/my redis.sock", "shop")
+
+
+def test_a_provider_beside_a_login_in_the_url_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="credential_provider and a user or password in its URL"):
+        RedisBackend("redis://u:s3cr@h", credential_provider=CredentialProvider())
 
 
 def test_an_unknown_option_is_refused_by_name() -> None:
@@ -175,6 +198,12 @@ def test_no_repr_shows_a_password() -> None:
         {"password": 5},
         {"sentinel_username": 5},
         {"sentinel_password": b"s3cr"},
+        {"tls_verify": 0},
+        {"ca_certs": "f", "tls_verify": False},
+        {"credential_provider": "s3cr"},
+        {"credential_provider": CredentialProvider},
+        {"credential_provider": CredentialProvider(), "password": "s3cr"},
+        {"sentinel_credential_provider": CredentialProvider(), "sentinel_username": "u"},
     ],
 )
 def test_an_option_that_cannot_work_is_refused_by_name(values: dict[str, Any]) -> None:

@@ -10,7 +10,8 @@ from starlette.applications import Starlette
 
 from socketspec import Identity, SocketApp
 from socketspec.adapters.prometheus import mount_metrics
-from socketspec.cluster.options import RedisOptions, parse_url
+from socketspec.cluster.options import RedisOptions
+from socketspec.cluster.urls import parse_url
 from socketspec.errors import ConfigurationError
 from socketspec.security.auth import APIKeyAuth, JWTAuth
 from socketspec.security.secret_options import check_secret
