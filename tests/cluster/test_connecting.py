@@ -57,13 +57,13 @@ async def a_node(url: str, **options: Any) -> AsyncIterator[tuple[RedisBackend, 
         await backend.stop("/", deliver)
 
 
-async def reaches(node: tuple[RedisBackend, list[bytes]], text: bytes) -> None:
+async def reaches(node: tuple[RedisBackend, list[bytes]], number: bytes) -> None:
     """Publish with the node until it has heard it: while it subscribes anew, it hears nothing."""
     backend, heard = node
-    deadline = time.monotonic() + 15
-    while text not in heard:
+    payload, deadline = b'{"number":%b}' % number, time.monotonic() + 15
+    while payload not in heard:
         assert time.monotonic() < deadline
-        await backend.broker.publish(ROOM, Publication(event="e", payload=text))
+        await backend.broker.publish(ROOM, Publication(event="e", payload=payload))
         await asyncio.sleep(0.05)
 
 
