@@ -45,7 +45,7 @@ class Book:
     """Connection and room of which nobody can say whether the hook was to run: their node was killed in the midst."""
     half_way: set[str] = field(default_factory=set)
     """Connections that were being closed when their node was killed: the same in all of their rooms."""
-    lines: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    lines: dict[str, list[tuple[float, str]]] = field(default_factory=lambda: defaultdict(list))
     """What the journals say, by connection."""
     lost_data_at: float = 0.0
 
@@ -56,7 +56,7 @@ class Book:
     def read(self, node: str, lines: Iterable[Line]) -> None:
         """Go on with the journals of a node."""
         for line in lines:
-            self.lines[line.connection].append(f"{line.at:.3f} {node} {line.what} {line.room}".rstrip())
+            self.lines[line.connection].append((line.at, f"{node} {line.what} {line.room}".rstrip()))
             if line.what == "open":
                 self.opened.add(line.connection)
             elif line.what == "close":
@@ -94,14 +94,8 @@ class Book:
             is_doubtful = pair in self.doubtful or connection in self.half_way
             if counted != wanted and not (is_doubtful and pair not in members and abs(counted) == 1):
                 where = "a member" if wanted else "no member"
-                history = "; ".join(self.lines[connection])
+                told = "; ".join(f"{at:.3f} {line}" for at, line in sorted(self.lines[connection]))
                 found.append(
-                    f"{connection} is {where} of {room}, joins less leaves were {counted:+d} instead of {wanted}: {history}"
+                    f"{connection} is {where} of {room}; its joins less its leaves: {counted} instead of {wanted}: {told}"
                 )
         return found
-
-    def forget_the_settled(self, members: Collection[tuple[str, str]]) -> None:
-        """What was found right and can only go wrong by a hook that runs once more need not be kept in full."""
-        gone = {connection for connection in self.lines if connection in self.closed}
-        for connection in gone - {connection for connection, _ in members}:
-            self.lines[connection] = self.lines[connection][-12:]

@@ -32,7 +32,9 @@ class Checks:
     async def nodes_are_ready(self) -> list[str]:
         """Every node says that it hears Redis."""
         ready = await asyncio.gather(*(node.is_ready() for node in self._ground.nodes))
-        return [f"{node} is not ready" for node, is_ready in zip(self._ground.nodes, ready, strict=True) if not is_ready]
+        return [
+            f"{node} is not ready" for node, is_ready in zip(self._ground.nodes, ready, strict=True) if not is_ready
+        ]
 
     async def orders_are_carried_out(self) -> list[str]:
         """Who was to be closed is closed, on both ends."""
@@ -43,10 +45,19 @@ class Checks:
             for id in sorted(order.connections & open_here)
         ]
         revoked = set(self._book.revoked)
-        for player in self._crowd.players:
-            if player.is_open and player.connected_as in revoked:
-                found.append(f"{player} is open, though the user is revoked")
-        return found
+        return found + [
+            f"{player} is open, though the user is revoked"
+            for player in self._crowd.players
+            if player.is_open and player.connected_as in revoked
+        ]
+
+    async def every_key_has_an_end(self) -> list[str]:
+        """What Redis holds when all clients are gone ends by itself."""
+        if self._ground.mode != "single":
+            return []
+        server = self._ground.single
+        keys = await asyncio.to_thread(server.ask, "KEYS", "*")
+        return [f"the key {key} has no end" for key in keys if await asyncio.to_thread(server.ask, "PTTL", key) == -1]
 
     async def nobody_comes_back(self) -> list[str]:
         """Who was revoked is refused, on every node."""
@@ -111,13 +122,15 @@ class Checks:
             is_full = picture["rooms"][room]["count"] >= SMALL
             wanted = "PERMISSION_ERROR" if is_full else {}
             if answer != wanted:
-                found.append(f"{room} has {picture['rooms'][room]['count']} of {SMALL} members; joining it gave {answer}")
+                found.append(
+                    f"{room} has {picture['rooms'][room]['count']} of {SMALL} members; joining it gave {answer}"
+                )
         return found
 
     async def begin_to_speak(self) -> dict[str, str]:
         """Say something new in every room, each time by another node; what."""
         self._markers += 1
-        said = {room: f"marker-{self._markers}" for room in ROOMS}
+        said = dict.fromkeys(ROOMS, f"marker-{self._markers}")
         node = self._ground.nodes[self._markers % len(self._ground.nodes)]
         for room, what in said.items():
             await node.ask("POST", f"/say/{room}/{what}")
@@ -136,7 +149,7 @@ class Checks:
         """What was acknowledged in a room with history stands there, once."""
         found = []
         for room in LOGS:
-            kept: list[str] = await self._ground.nodes[0].ask("GET", f"/history/{room}")
+            kept: list[str] = await self._ground.nodes[0].ask("GET", f"/history/{room}?limit=1000")
             if len(set(kept)) < len(kept):
                 found.append(f"{room} keeps something twice: {sorted(one for one in set(kept) if kept.count(one) > 1)}")
             if self._ground.mode == "single" and (lost := set(self._book.acknowledged[room]) - set(kept)):

@@ -121,5 +121,3 @@ class Crowd:
 
     def _connections_of(self, user: str) -> frozenset[str]:
         return frozenset(player.id for player in self.players if player.is_open and player.connected_as == user)
-
-

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable
-from functools import partial
-from typing import Final
 
 from tests.cluster.torture.book import Book
-from tests.cluster.torture.crowd import Crowd
 from tests.cluster.torture.common import LEASE
+from tests.cluster.torture.crowd import Crowd
 from tests.cluster.torture.ground import Ground, Node
 from tests.cluster.torture.schedule import Round
 from tests.server_proxy import Way
@@ -29,7 +27,7 @@ class Faults:
 
     async def strike(self, one: Round) -> None:
         """The fault of a round, from its beginning to its end."""
-        await FAULTS[one.fault](self, one)
+        await self._by_name()[one.fault](one)
         await self._ground.heal_servers()
         for proxy in self._ground.proxies:
             proxy.pass_on()
@@ -43,6 +41,35 @@ class Faults:
         node.process.kill()
         self._book.read(str(node), node.new_lines())
         self._book.node_dies([one.id for one in there if one.id not in is_resuming], asking)
+
+    def _by_name(self) -> dict[str, Callable[[Round], Awaitable[None]]]:
+        return {
+            "nothing": self._nothing,
+            "node killed": self._node_killed,
+            "node stopped": self._node_stopped,
+            "node frozen briefly": self._node_frozen,
+            "node frozen beyond its lease": self._node_frozen,
+            "redis frozen briefly": self._redis_frozen,
+            "redis frozen beyond a lease": self._redis_frozen,
+            "clients of redis killed": self._clients_killed,
+            "subscribers of redis killed": lambda one: self._clients_killed(one, "TYPE", "pubsub"),
+            "clock of a node wrong": self._clock_wrong,
+            "redis restarted with its data": self._redis_restarted,
+            "redis away beyond a lease": self._redis_away,
+            "redis restarted without its data": self._redis_emptied,
+            "redis flushed": self._redis_flushed,
+            "link of a node cut briefly": self._link_cut,
+            "link of a node cut beyond a lease": self._link_cut,
+            "link of a node cut upwards": lambda one: self._link_cut(one, "up"),
+            "link of a node cut downwards": lambda one: self._link_cut(one, "down"),
+            "all links cut beyond a lease": self._links_cut,
+            "links reset": self._links_reset,
+            "link of a node slow": self._link_slow,
+            "node killed while another loses replies": self._replies_lost,
+            "primary killed": self._primary_killed,
+            "primary switched": self._primary_switched,
+            "primary and a node killed": self._primary_and_node_killed,
+        }
 
     # Nodes
 
@@ -78,7 +105,6 @@ class Faults:
     async def _redis_frozen(self, one: Round) -> None:
         for server in await asyncio.to_thread(lambda: self._ground.primaries):
             server.stop_for()
-            self._frozen = server
         await asyncio.sleep(one.seconds)
         for server in self._all_servers():
             if server.is_running:
@@ -165,32 +191,3 @@ class Faults:
         proxy.reset()
         proxy.pass_on()
         node.start_again()
-
-
-FAULTS: Final[dict[str, Callable[[Faults, Round], Awaitable[None]]]] = {
-    "nothing": Faults._nothing,
-    "node killed": Faults._node_killed,
-    "node stopped": Faults._node_stopped,
-    "node frozen briefly": Faults._node_frozen,
-    "node frozen beyond its lease": Faults._node_frozen,
-    "redis frozen briefly": Faults._redis_frozen,
-    "redis frozen beyond a lease": Faults._redis_frozen,
-    "clients of redis killed": Faults._clients_killed,
-    "subscribers of redis killed": lambda self, one: Faults._clients_killed(self, one, "TYPE", "pubsub"),
-    "clock of a node wrong": Faults._clock_wrong,
-    "redis restarted with its data": Faults._redis_restarted,
-    "redis away beyond a lease": Faults._redis_away,
-    "redis restarted without its data": Faults._redis_emptied,
-    "redis flushed": Faults._redis_flushed,
-    "link of a node cut briefly": Faults._link_cut,
-    "link of a node cut beyond a lease": Faults._link_cut,
-    "link of a node cut upwards": lambda self, one: Faults._link_cut(self, one, "up"),
-    "link of a node cut downwards": lambda self, one: Faults._link_cut(self, one, "down"),
-    "all links cut beyond a lease": Faults._links_cut,
-    "links reset": Faults._links_reset,
-    "link of a node slow": Faults._link_slow,
-    "node killed while another loses replies": Faults._replies_lost,
-    "primary killed": Faults._primary_killed,
-    "primary switched": Faults._primary_switched,
-    "primary and a node killed": Faults._primary_and_node_killed,
-}

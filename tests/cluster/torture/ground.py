@@ -52,7 +52,12 @@ class Node:
         journal = folder / "journal"
         journal.touch()
         self._read[journal] = 0
-        return Process.start(folder, SOURCE, environment={**self._environment, "JOURNAL": str(journal)})
+        return Process.start(
+            folder,
+            SOURCE,
+            options=("--log-level", "warning"),
+            environment={**self._environment, "JOURNAL": str(journal)},
+        )
 
     def start_again(self) -> None:
         """Begin the next process; does not wait for it."""

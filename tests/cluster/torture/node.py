@@ -115,8 +115,8 @@ async def picture(users: str) -> dict[str, Any]:
 
 
 @app.get("/history/{room}")
-async def history(room: str) -> list[str]:
-    return [message.payload["n"] for message in await socket.rooms.history(room)]
+async def history(room: str, limit: int) -> list[str]:
+    return [message.payload["n"] for message in await socket.rooms.history(room, limit=limit)]
 
 
 @app.post("/say/{room}/{n}")

@@ -23,6 +23,10 @@ __all__ = ("Player", "dial")
 
 ENDED = "ended"
 """What came of a request whose connection ended before its answer."""
+UNDESERVED = (1002, 1003, 1007, 1009, 1011, 4001, 4003, 4006, 4007)
+"""Codes that blame the client, or are about a defect of the server."""
+MARGIN = 5.0
+"""Seconds before its end at which a session may be called over."""
 TRIES = 3
 """How often what was not acknowledged is said again, under the same key."""
 
@@ -35,11 +39,11 @@ class Position(NamedTuple):
     tag: str
 
 
-def dial(node: Node, user: str) -> connect:
-    """A connection to `node` that is to be opened."""
+def dial(node: Node, user: str, session: str = "") -> connect:
+    """A connection to `node` that is to be opened; with `session`, one that goes on with it."""
     token = jwt(SECRET, sub=user, exp=int(time.time()) + 10 * 86_400)
     return connect(
-        node.process.url(f"/ws?token={token}"),
+        node.process.url(f"/ws?token={token}{session and f'&session={session}'}"),
         subprotocols=[Subprotocol("socketspec.v1.json")],
         proxy=None,
         open_timeout=6,
@@ -72,15 +76,14 @@ class Player:
         self.positions: dict[str, Position] = {}
         self.heard: dict[str, set[str]] = {room: set() for room in ROOMS}
         """What it heard in each room since it last joined it, or was told that something may be missing."""
-        self.last_code = 0
-        self.waits_since = 0.0
         self._random = Random(seed)
         self._book = book
         self._choose = choose
         self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._ws: ClientConnection | None = None
-        self._began = 0.0
+        self._session = "", 0.0
+        """The session's token, and when it was new."""
         self._reading: asyncio.Task[None] | None = None
 
     def __str__(self) -> str:
@@ -124,20 +127,26 @@ class Player:
         node = self._choose(self._random)
         self.node, self.life, self.connected_as = node, node.life, self.user
         try:
-            ws = await dial(node, self.user)
+            ws = await dial(node, self.user, self._session_to_go_on_with())
             hello = json.loads(await ws.recv())
         except (OSError, InvalidHandshake, ConnectionClosed, TimeoutError):
             return
         if hello["event"] != "__connect__":
-            self.last_code = await _close_code(ws)
+            self._judge("a newcomer", await _close_code(ws))
             return
         self._ws, self.id = ws, hello["payload"]["connection_id"]
-        self._began = time.monotonic()
+        if hello["payload"]["session"] != self._session[0]:
+            self._session = hello["payload"]["session"], time.monotonic()
         self.rooms, self.unsure = set(), set()
         self.heard = {room: self.heard[room] if room in self.positions else set() for room in ROOMS}
         self._reading = asyncio.create_task(self._read(ws), name=f"reading of {self.name}")
         if self.positions:
             await self._resume()
+
+    def _session_to_go_on_with(self) -> str:
+        token, began = self._session
+        is_young = time.monotonic() - began < SESSION - 2 * MARGIN
+        return token if is_young and self._random.random() < 0.7 else ""
 
     async def go(self) -> None:
         """Close in good order."""
@@ -218,17 +227,17 @@ class Player:
             pass
         if self.id == id:
             self.id = ""
-        self._ended(id, ws.close_code or 1006, time.monotonic() - self._began)
+        self._judge(id, ws.close_code or 1006)
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_result(ENDED)
 
-    def _ended(self, id: str, code: int, age: float) -> None:
-        self.last_code = code
-        if code == 4002 and age < SESSION - 5:
-            self._book.wrong(f"the session of {id} ended after {age:.0f} s instead of {SESSION:.0f}")
-        elif code in (1002, 1003, 1007, 1009, 1011, 4001):
-            self._book.wrong(f"{id} was closed with {code}, which nothing that it did deserves")
+    def _judge(self, id: str, code: int) -> None:
+        age = time.monotonic() - self._session[1]
+        if code == 4002 and age < SESSION - MARGIN:
+            self._book.wrong(f"the session of {id} ended after {age:.0f} s instead of {SESSION:.0f}: {self}")
+        elif code in UNDESERVED:
+            self._book.wrong(f"{id} was closed with {code}, which nothing that it did deserves: {self}")
 
     def _take(self, message: dict[str, Any]) -> None:
         event, payload, answer = message["event"], message["payload"], self._answers.get(message.get("id", -1))
@@ -259,7 +268,8 @@ class Player:
         position = Position(message["offset"], message["epoch"], message["tag"])
         self._book.heard(room, position.epoch, position.offset, position.tag, what)
         last = self.positions.get(room)
-        if last is not None and (position.epoch, position.offset) != (last.epoch, last.offset + 1):
+        # Another epoch says by itself that the history is another one.
+        if last is not None and position.epoch == last.epoch and position.offset != last.offset + 1:
             self._book.wrong(f"{self} heard {position} in {room} after {last}, without a word about the gap")
         self.positions[room] = position
 

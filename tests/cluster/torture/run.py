@@ -1,7 +1,7 @@
 """Runs a schedule against real nodes and servers: ``python -m tests.cluster.torture.run --seed 7 --seconds 60``.
 
-Every round ends in a quiet, in which all that was promised has to be true. The first that is not ends the run: it prints
-the command that repeats it, what the rounds were, what is wrong, and the last lines of every log.
+Every round ends in a quiet, in which all that was promised has to be true. The first that is not ends the run: it
+prints the command that repeats it, what the rounds were, what is wrong, and the last lines of every log.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -29,12 +29,14 @@ from tests.cluster.torture.stalls import Stalls
 __all__ = ("BrokenPromise", "main", "torture")
 
 READY_WITHIN: Final = 15.0
-"""Seconds after a fault in which every node is to hear Redis again: probes, timeouts and pauses before tries together."""
+"""Seconds after a fault in which every node is to hear Redis again: probes, timeouts, pauses before tries."""
 AT_ONCE: Final = 1.0
 """Seconds after that in which orders that were missed are carried out."""
 TRUE_WITHIN: Final = 2 * LEASE + 4.0
 """The same for presence and hooks: a dead node's lease, the claim of a reaper that died, and a renewal."""
 HEARD_WITHIN: Final = 5.0
+SHOWN: Final = 12
+"""Of each kind of thing that is wrong."""
 LINES: Final = 25
 """Of each log that are shown."""
 
@@ -48,6 +50,8 @@ class Run:
 
     def __init__(self, ground: Ground, seed: int, stalls: Stalls) -> None:
         self.rounds: list[Round] = []
+        self.story: list[str] = []
+        """What happened when, on the clock of the journals."""
         self._book = Book()
         self._ground = ground
         self._stalls = stalls
@@ -55,58 +59,85 @@ class Run:
         self._faults = Faults(ground, self._book, self._crowd)
         self._checks = Checks(ground, self._book, self._crowd)
 
-    async def go_through(self, rounds: Collection[Round] | object, until: float) -> None:
-        """Round after round, while there is time. Raises `BrokenPromise`."""
+    async def go_through(self, rounds: Iterator[Round], until: float) -> None:
+        """Round after round, while there is time; then the end of all. Raises `BrokenPromise`."""
         self._crowd.begin()
-        for one in rounds:  # type: ignore[attr-defined] # an iterator without end
-            if time.monotonic() >= until:
-                break
+        while time.monotonic() < until:
+            one = next(rounds)
             self.rounds.append(one)
-            began = time.monotonic()
+            self._tell(str(one))
             self._crowd.live()
             await asyncio.sleep(one.before)
+            self._tell("the fault begins")
             await self._faults.strike(one)
+            self._tell("it is healed")
             await asyncio.sleep(one.after)
             await self._quiet()
-            print(f"{one}: true after {time.monotonic() - began:.1f} s", flush=True)
-        self._crowd.live()
+            self._tell("all is true")
+        await self._end()
+
+    def _tell(self, what: str) -> None:
+        self.story.append(f"{time.monotonic():.3f} {what}")
+        print(self.story[-1], flush=True)
+
+    async def _end(self) -> None:
+        """Everybody leaves, then every node stops: nothing may be left, and no hook out."""
         await self._crowd.end()
+        found = await self._becomes_true("when all have left", self._checks.all_agree, TRUE_WITHIN)
+        found += _named("when all have left", await self._checks.every_key_has_an_end())
+        await asyncio.gather(*(asyncio.to_thread(node.process.stop) for node in self._ground.nodes))
+        for node in self._ground.nodes:
+            self._book.read(str(node), node.new_lines())
+        found += _named("when all nodes have stopped", self._book.hooks_are_wrong(()))
+        found += _named("logs", self._tracebacks())
+        if found:
+            raise BrokenPromise("\n".join(found))
 
     async def _quiet(self) -> None:
-        checks = self._checks
+        """Everything is checked, also after something was found to be wrong. Raises `BrokenPromise`."""
+        checks, wrong = self._checks, self._becomes_true
         self._crowd.stand_still()
-        await self._becomes_true(checks.nodes_are_ready, READY_WITHIN)
-        await self._becomes_true(self._everybody_rests, READY_WITHIN)
-        await self._becomes_true(checks.orders_are_carried_out, AT_ONCE)
-        await self._becomes_true(checks.all_agree, TRUE_WITHIN)
+        found = await wrong("nodes", checks.nodes_are_ready, READY_WITHIN)
+        found += await wrong("answers", self._everybody_rests, READY_WITHIN)
+        found += await wrong("orders", checks.orders_are_carried_out, AT_ONCE)
+        found += await wrong("presence and hooks", checks.all_agree, TRUE_WITHIN)
         said = await checks.begin_to_speak()
-        await self._becomes_true(lambda: checks.all_hear(said), HEARD_WITHIN)
-        for check in (checks.nobody_comes_back, checks.places_can_be_had, checks.all_is_kept):
-            self._must_be_true(check.__name__, await check())
-        self._must_be_true("what clients saw", self._book.broken_promises)
-        self._must_be_true("logs", self._tracebacks())
+        found += await wrong("delivery", lambda: checks.all_hear(said), HEARD_WITHIN)
+        found += _named("revocations", await checks.nobody_comes_back())
+        found += _named("places", await checks.places_can_be_had())
+        found += _named("histories", await checks.all_is_kept())
+        found += _named("what clients saw", self._book.broken_promises)
+        found += _named("logs", self._tracebacks())
+        if found:
+            raise BrokenPromise("\n".join(found))
         self._book.orders.clear()
 
     async def _everybody_rests(self) -> list[str]:
         return self._crowd.restless()
 
-    async def _becomes_true(self, check: Callable[[], Awaitable[list[str]]], within: float) -> None:
+    async def _becomes_true(self, what: str, check: Callable[[], Awaitable[list[str]]], within: float) -> list[str]:
+        """Ask until nothing is wrong; what is, after `within` seconds and those in which this process stood still."""
         began, stalled = time.monotonic(), self._stalls.seconds
         while wrong := await check():
             lasted = time.monotonic() - began - (self._stalls.seconds - stalled)
             if lasted > within:
-                self._must_be_true(f"{getattr(check, '__name__', 'check')} after {lasted:.1f} s", wrong)
+                return _named(f"{what}, after {lasted:.1f} s", wrong)
             await asyncio.sleep(0.1)
-
-    def _must_be_true(self, what: str, wrong: list[str]) -> None:
-        if wrong:
-            raise BrokenPromise("\n  ".join([f"{what}:", *wrong[:20]]))
+        return []
 
     def _tracebacks(self) -> list[str]:
         return [
-            f"{name} logged a traceback" for node in self._ground.nodes for name, log in node.logs().items()
+            f"{name} logged a traceback"
+            for node in self._ground.nodes
+            for name, log in node.logs().items()
             if "Traceback (most recent call last)" in log
         ]
+
+
+def _named(what: str, wrong: list[str]) -> list[str]:
+    """The first of what is wrong, below what it is about; nothing, if nothing is."""
+    more = [f"and {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else []
+    return [f"{what}:", *(f"  {one}" for one in [*wrong[:SHOWN], *more])] if wrong else []
 
 
 async def torture(
@@ -122,12 +153,12 @@ async def torture(
         try:
             await run.go_through(schedule(seed, mode, only), until)
         except BrokenPromise as error:
-            raise BrokenPromise(_account(again, run.rounds, ground, str(error))) from None
+            raise BrokenPromise(_account(again, run.story, ground, str(error))) from None
     return run.rounds
 
 
-def _account(again: str, rounds: list[Round], ground: Ground, wrong: str) -> str:
-    parts = [f"once more: {again}", *map(str, rounds)]
+def _account(again: str, story: list[str], ground: Ground, wrong: str) -> str:
+    parts = [f"once more: {again}", *story]
     for node in ground.nodes:
         for name, log in node.logs().items():
             parts += [f"--- the last of {name}", *log.splitlines()[-LINES:]]

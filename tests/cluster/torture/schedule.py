@@ -82,12 +82,14 @@ def mode_of(seed: int) -> Mode:
 
 
 def schedule(seed: int, mode: Mode, only: Collection[str] = ()) -> Iterator[Round]:
-    """Rounds without end: every kind of fault (of those whose name has a word of `only` in it) before any comes again.
+    """Rounds without end: every kind of fault before any comes again.
 
-    Raises `ValueError` where no kind is left.
+    With `only`, those that are named there, or where none is, those that have one of these words in their name. Raises
+    `ValueError` where no kind is left.
     """
     random = Random(f"{seed} {mode} schedule")
-    kinds = [kind for kind in FAULTS[mode] if not only or any(word in kind for word in only)]
+    kinds = [kind for kind in FAULTS[mode] if not only or kind in only]
+    kinds = kinds or [kind for kind in FAULTS[mode] if any(word in kind for word in only)]
     if not kinds:
         raise ValueError(f"no fault of {mode} has any of {only} in its name: {', '.join(FAULTS[mode])}")
     bag: list[str] = []
