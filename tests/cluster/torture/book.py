@@ -96,6 +96,6 @@ class Book:
                 where = "a member" if wanted else "no member"
                 told = "; ".join(f"{at:.3f} {line}" for at, line in sorted(self.lines[connection]))
                 found.append(
-                    f"{connection} is {where} of {room}; its joins less its leaves: {counted} instead of {wanted}: {told}"
+                    f"{connection} is {where} of {room}; joins less leaves: {counted} instead of {wanted}: {told}"
                 )
         return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 import secrets
 import sys
 import tempfile
@@ -37,6 +38,7 @@ TRUE_WITHIN: Final = 2 * LEASE + 4.0
 HEARD_WITHIN: Final = 5.0
 SHOWN: Final = 12
 """Of each kind of thing that is wrong."""
+TRACEBACK: Final = re.compile(r".*\nTraceback \(most recent call last\):\n(?:[ +|].*\n)+.*")
 LINES: Final = 25
 """Of each log that are shown."""
 
@@ -126,12 +128,8 @@ class Run:
         return []
 
     def _tracebacks(self) -> list[str]:
-        return [
-            f"{name} logged a traceback"
-            for node in self._ground.nodes
-            for name, log in node.logs().items()
-            if "Traceback (most recent call last)" in log
-        ]
+        logs = [(name, log) for node in self._ground.nodes for name, log in node.logs().items()]
+        return [f"{name} logged {found[0]}" for name, log in logs for found in TRACEBACK.finditer(log)]
 
 
 def _named(what: str, wrong: list[str]) -> list[str]:
