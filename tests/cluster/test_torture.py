@@ -1,7 +1,7 @@
 """The torture run, for a minute: real nodes, clients and servers, faults drawn from a seed, the truth after each fault.
 
 The seeds are fixed. One that is drawn anew in every run would find more, but in somebody's change that has nothing to
-do with it, and it would make of a red run a matter of luck. New seeds are for ``make torture``, by hand and for longer; a
+do with it, and would make of a red run a matter of luck. New seeds are for ``make torture``, by hand and for longer; a
 seed that found something joins the list below once it is mended. ``SOCKETSPEC_TORTURE_SEED`` puts another in their
 place. Every run prints its seed and the command that repeats it: the faults and the wishes of every client are the same
 again, only how they interleave is the machine's.
