@@ -12,6 +12,7 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Final
 
 from socketspec.backend.listeners import Listeners
@@ -20,6 +21,7 @@ from socketspec.cluster.commands.envelope import decode
 from socketspec.cluster.commands.keys import Keys
 from socketspec.cluster.commands.publishing import parse_receipt, publish_command
 from socketspec.cluster.commands.runner import Runner
+from socketspec.cluster.missed_orders import MissedOrders
 from socketspec.cluster.pubsub.subscriptions import Subscriptions
 from socketspec.concurrency.tasks import Tasks
 from socketspec.errors import BackendError
@@ -61,7 +63,7 @@ class _Held:
 class _Heard:
     """What this node has heard of one topic."""
 
-    __slots__ = ("held", "last", "lingering", "replayed", "subscribed", "wanted")
+    __slots__ = ("held", "last", "lingering", "orders", "replayed", "subscribed", "wanted")
 
     def __init__(self) -> None:
         self.wanted = 0
@@ -72,6 +74,8 @@ class _Heard:
         """The newest position heard; None in topics without history, or before the first."""
         self.held: _Held | None = None
         """Live publications, while the history is read; None while it is not."""
+        self.orders: MissedOrders | None = None
+        """For orders, of which none may be missed."""
         self.replayed: frozenset[Position] = frozenset()
         """What the last catch-up delivered: the same may still arrive live, and is then passed over."""
 
@@ -115,8 +119,12 @@ class RedisBroker(Broker):
             return
         channel = self._keys.channel(topic)
         self._topics[channel] = topic
+        if topic.kind == "control" and heard.orders is None:
+            heard.orders = MissedOrders(topic, self._history, self._tasks, partial(self._carry_out, topic))
         try:
             await self._links().subscribe(channel)
+            if heard.orders is not None:
+                await heard.orders.begin()
         except BaseException:
             await self.unsubscribe(topic)
             raise
@@ -197,8 +205,14 @@ class RedisBroker(Broker):
             if waiting is not None:
                 behind.append(waiting)
 
+    def _carry_out(self, topic: Topic, orders: Sequence[Publication]) -> None:
+        if self.wants(topic):
+            self._deliver(topic, orders, [])
+
     def _in_order(self, topic: Topic, heard: _Heard, publications: list[Publication]) -> list[Publication]:
         """The publications that can be delivered now. The rest waits while what was missed before it is read."""
+        if heard.orders is not None:
+            return heard.orders.hear(publications)
         if heard.held is not None:
             heard.held.add(publications)
             return []
@@ -221,7 +235,9 @@ class RedisBroker(Broker):
         for channel in channels:
             topic = self._topics.get(channel)
             heard = None if topic is None else self._heard.get(topic)
-            if topic is not None and heard is not None and heard.last is not None and heard.held is None:
+            if heard is not None and heard.orders is not None:
+                heard.orders.look()
+            elif topic is not None and heard is not None and heard.last is not None and heard.held is None:
                 self._catch_up(topic, heard, [])
 
     def _catch_up(self, topic: Topic, heard: _Heard, live: list[Publication]) -> None:

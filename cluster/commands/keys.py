@@ -90,6 +90,10 @@ class Keys:
         """The topics of `namespace` that one node has members in. In the same slot as `leases`."""
         return self._start + b"{nodes:" + _encode(namespace) + b"}:topics:" + _encode(node)
 
+    def claimed_nodes(self, namespace: str) -> bytes:
+        """The nodes of `namespace` that were taken for dead. In the same slot as `leases`."""
+        return self._start + b"{nodes:" + _encode(namespace) + b"}:claimed"
+
     def bucket(self, key: str) -> bytes:
         """One token bucket."""
         return self._start + b"{bucket:" + _short(key) + b"}"

@@ -13,8 +13,8 @@ from socketspec.protocol.publications import History, Position, Publication, Rec
 __all__ = ("ONCE_SECONDS", "parse_receipt", "publish_any_command", "publish_command")
 
 ONCE_SECONDS: Final = 300.0
-"""Seconds that an idempotency key is remembered, or the history's `ttl` where that is longer; never longer than the
-history lives."""
+"""Seconds that an idempotency key is remembered, or the history's `ttl` where that is longer; whatever becomes of the
+history meanwhile."""
 
 _ONCE_MS: Final = milliseconds(ONCE_SECONDS)
 _PUBLISH: Final = Script("publish")
@@ -36,6 +36,8 @@ def publish_command(
     `BackendError` for a publication that is too large.
     """
     body = encode_body(publication)
+    if history is None and idempotency_key is not None:
+        return _script(keys, topic, idempotency_key, (-1, 0, epoch, tag, body, _ONCE_MS))
     if history is None:
         return Command("SPUBLISH", None, (keys.channel(topic),), (plain_frame(body),))
     args = (history.size, milliseconds(history.ttl), epoch, tag, body, _ONCE_MS)
@@ -47,7 +49,7 @@ def publish_any_command(
 ) -> Command:
     """As `publish_command`, without the room's declaration: it is kept the way the nodes kept their last publication.
 
-    Where the room keeps nothing at present it is only sent, and `idempotency_key` has no effect.
+    Where the room keeps nothing at present it is only sent.
     """
     body = encode_body(publication)
     return _script(keys, topic, idempotency_key, (0, 0, epoch, tag, body, _ONCE_MS))

@@ -20,7 +20,7 @@ from redis import exceptions as replied
 from socketspec.cluster.commands.command import Argument, Command
 from socketspec.cluster.commands.failures import is_connection_lost, is_not_carried_out, refusal, unanswered
 from socketspec.cluster.options import Address, RedisOptions
-from socketspec.cluster.servers.backoff import Backoff
+from socketspec.cluster.servers.backoff import QUICK, Backoff
 from socketspec.cluster.servers.topology import Topology
 from socketspec.concurrency.tasks import Tasks
 from socketspec.errors import BackendError
@@ -83,7 +83,7 @@ class _Queue:
         self.key = key
         self.calls: deque[_Call] = deque()
         self.under_way: Sequence[_Call] = ()
-        self.backoff = Backoff()
+        self.backoff = Backoff(QUICK)
         """Between tries of what was not carried out; begins anew with the next reply."""
         self.timer: asyncio.TimerHandle | None = None
         self.task: asyncio.Task[None] | None = None

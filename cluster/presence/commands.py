@@ -24,6 +24,9 @@ _LEAVE: Final = Script("leave")
 _REAP: Final = Script("reap")
 _RENEW: Final = Script("renew")
 _CLAIM: Final = Script("claim")
+_CLEAR: Final = Script("clear")
+_RESIGN: Final = Script("resign")
+_UNINDEX: Final = Script("unindex")
 
 
 class PresenceCommands:
@@ -51,17 +54,35 @@ class PresenceCommands:
         """The connection ids of the members that `node` has in `topic`."""
         return Command("HKEYS", None, (self._keys.members(topic, node),))
 
-    def enter(self, topic: Topic, node: str, members: Sequence[str | bytes] = (), limit: int | None = None) -> Command:
-        """Add members (connection id, packed member, and so on), or only keep the keys alive. 1 where all are in."""
-        return _ENTER.command(self._of(topic, node), node, -1 if limit is None else limit, self._ttl, *members)
+    def enter(
+        self, topic: Topic, node: str, members: Sequence[str | bytes] = (), limit: int | None = None, *, until: int
+    ) -> Command:
+        """Add members (connection id, packed member, and so on), or only keep the keys alive.
 
-    def leave(self, topic: Topic, node: str, ids: Sequence[str]) -> Command:
+        1 where all are in, 0 where not; as `leave` and `drop_index` do, it changes nothing when the server's clock is
+        past `until` (milliseconds), and gives the time there as a negative number.
+        """
+        return _ENTER.command(self._of(topic, node), node, -1 if limit is None else limit, self._ttl, until, *members)
+
+    def leave(self, topic: Topic, node: str, ids: Sequence[str], *, until: int) -> Command:
         """Remove members, at most a few thousand at once."""
-        return _LEAVE.command(self._of(topic, node), node, *ids)
+        return _LEAVE.command(self._of(topic, node), node, until, *ids)
 
     def reap(self, topic: Topic, node: str) -> Command:
-        """Remove, and return, all members that `node` has in `topic`."""
-        return _REAP.command(self._of(topic, node), node)
+        """The members that a dead `node` has in `topic`, where they do not count from now on; `forget` ends it."""
+        return _REAP.command(self._of(topic, node), node, self._ttl)
+
+    def forget(self, topic: Topic, node: str, ids: Sequence[str]) -> Command:
+        """Delete what is kept of members that were reaped."""
+        return Command("HDEL", None, (self._keys.members(topic, node),), tuple(ids))
+
+    def uncount(self, topic: Topic, node: str) -> Command:
+        """Have the members of `node` in `topic` not count any more. Whoever reaps them still finds them."""
+        return Command("HDEL", None, (self._keys.nodes(topic),), (node,))
+
+    def clear(self, topic: Topic, node: str) -> Command:
+        """Remove all members that `node` has in `topic`, for good."""
+        return _CLEAR.command(self._of(topic, node), node)
 
     def index(self, namespace: str, node: str, topics: Collection[Topic]) -> list[Command]:
         """Put `topics` on the node's list of topics, where whoever removes a dead node's members finds them."""
@@ -69,28 +90,34 @@ class PresenceCommands:
         add = Command("SADD", None, (index,), tuple(map(self._keys.channel, topics)))
         return [add, Command("PEXPIRE", None, (index,), (self._ttl,))]
 
-    def drop_index(self, namespace: str, node: str, topics: Collection[Topic]) -> Command:
+    def drop_index(self, namespace: str, node: str, topics: Collection[Topic], *, until: int) -> Command:
         """Take `topics` off that list."""
-        return Command("SREM", None, (self._keys.node_topics(namespace, node),), tuple(map(self._keys.channel, topics)))
+        return _UNINDEX.command((self._keys.node_topics(namespace, node),), until, *map(self._keys.channel, topics))
 
-    def resign(self, namespace: str, node: str) -> list[Command]:
-        """Remove that list, and then the lease."""
-        unlink = Command("UNLINK", None, (self._keys.node_topics(namespace, node),))
-        return [unlink, Command("ZREM", None, (self._keys.leases(namespace),), (node,))]
+    def unlink_index(self, namespace: str, node: str) -> Command:
+        """Remove that list."""
+        return Command("UNLINK", None, (self._keys.node_topics(namespace, node),))
+
+    def resign(self, namespace: str, node: str) -> Command:
+        """Remove that list, and the lease."""
+        return _RESIGN.command(self._leases(namespace, node), node)
 
     def renew(self, namespace: str, node: str, *, begin: bool) -> Command:
         """Renew the lease, or begin it; see ``renew.lua``."""
         return _RENEW.command(self._leases(namespace, node), node, self._lease, self._ttl, "1" if begin else "0")
 
-    def claim(self, namespace: str, node: str, own: bytes, batch: int, finished: Sequence[bytes]) -> Command:
+    def claim(
+        self, namespace: str, node: str, own: bytes, batch: int, finished: Sequence[bytes], *, until: int
+    ) -> Command:
         """Claim the dead `node`, or go on with the claim that ends at `own`; see ``claim.lua``."""
-        return _CLAIM.command(self._leases(namespace, node), node, self._lease, self._ttl, own, batch, *finished)
+        return _CLAIM.command(self._leases(namespace, node), node, self._lease, self._ttl, own, batch, until, *finished)
 
     def _of(self, topic: Topic, node: str) -> tuple[bytes, bytes]:
         return self._keys.nodes(topic), self._keys.members(topic, node)
 
-    def _leases(self, namespace: str, node: str) -> tuple[bytes, bytes]:
-        return self._keys.leases(namespace), self._keys.node_topics(namespace, node)
+    def _leases(self, namespace: str, node: str) -> tuple[bytes, bytes, bytes]:
+        keys = self._keys
+        return keys.leases(namespace), keys.node_topics(namespace, node), keys.claimed_nodes(namespace)
 
 
 def count_command(keys: Keys, topic: Topic) -> Command:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable
 from typing import Final
 
 from socketspec.cluster.commands.command import CommandRunner
@@ -29,7 +28,7 @@ SOON: Final = 0.02
 class Leases:
     """Renews leases. After each renewal it has the members of dead nodes removed, and what is unchecked repaired.
 
-    Whoever waits for a lease waits `patience` seconds at most. `clock` is monotonic, in seconds.
+    Whoever waits for a lease waits `patience` seconds at most.
     """
 
     def __init__(
@@ -41,7 +40,6 @@ class Leases:
         repair: Repair,
         *,
         patience: float,
-        clock: Callable[[], float],
     ) -> None:
         self._runner = runner
         self._commands = commands
@@ -49,7 +47,6 @@ class Leases:
         self._dead_nodes = dead_nodes
         self._repair = repair
         self._patience = patience
-        self._clock = clock
         self._lease = commands.lease
         # Each topic is compared with Redis three times while its keys last.
         self._period = commands.ttl / 3
@@ -58,20 +55,20 @@ class Leases:
     async def begin(self, space: Space) -> None:
         """Take the lease, and keep it until ``space.renewing`` is cancelled. Raises `BackendError`."""
         await self._renew(space)
-        space.next_round = self._clock() + self._period
+        space.next_round = space.lease.clock() + self._period
         space.renewing = self._tasks.spawn(self._keep(space), name=f"presence of {space.name!r}")
 
-    async def wait_for(self, space: Space) -> None:
+    async def wait_for(self, space: Space, patience: float | None = None) -> None:
         """Return once the lease stands. After it ended others may have removed our members, so it is renewed first.
 
-        Raises `BackendError` where Redis does not renew it.
+        Raises `BackendError` where Redis does not renew it, within `patience` seconds if that is given.
         """
-        if self._clock() < space.ends:
+        if space.lease.stands:
             return
         space.renewed.clear()
         space.renew_now.set()
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self._patience if patience is None else patience):
                 await space.renewed.wait()
         except TimeoutError:
             raise BackendError(
@@ -95,27 +92,46 @@ class Leases:
                 wait = self._lease / 8
                 await asyncio.sleep(min(RETRY, wait))  # even where somebody wants it renewed now
                 continue
-            for node in ended:
-                self._dead_nodes.remove(space, node)
-            space.unchecked.update(space.next_turns(self._clock(), self._period, self._steps))
-            self._repair.soon(space)
+            now, judges_from = space.lease.clock(), space.lease.judges_from
             wait = min(self._lease / 4, soonest + SOON)
+            if now >= judges_from:
+                for node in ended:
+                    self._dead_nodes.remove(space, node)
+            elif ended:
+                wait = min(wait, judges_from - now)
+            space.no_longer_uncertain()
+            space.unchecked.update(space.next_turns(now, self._period, self._steps))
+            self._repair.soon(space)
 
     async def _renew(self, space: Space) -> tuple[float, list[str]]:
         """Renew the lease, or begin one; seconds until the next lease of any node ends, and nodes whose has ended."""
-        now = self._clock()  # before asking, so that the lease ends here no later than in Redis
+        asked = space.lease.clock()  # before asking, so that the lease ends here no later than in Redis
+        is_unbroken = space.is_begun and not space.is_troubled
         reply = await self._runner.run(self._commands.renew(space.name, space.node, begin=not space.is_begun))
         if reply[0] == 0:
-            logger.warning("The lease of %r was lost; this node's members are entered anew", space.name)
-            space.begin_again()
+            is_unbroken = False
+            was_claimed = reply[1] == 1
+            _say_lost(space, was_claimed=was_claimed)
+            space.begin_again(was_claimed=was_claimed)
             reply = await self._runner.run(self._commands.renew(space.name, space.node, begin=True))
-        _, soonest, server, *ended = reply
-        if space.is_troubled or (space.server and server != space.server):
+        _, soonest, server, server_ms, *ended = reply
+        if space.is_troubled or (space.lease.server and server != space.lease.server):
             space.unchecked |= space.topics()  # a server that took over may lack the newest writes of the old one
-        space.is_begun, space.is_troubled, space.server = True, False, server
-        space.ends = now + self._lease
+        space.lease.renewed(asked, server, server_ms, is_unbroken=is_unbroken)
+        space.is_begun, space.is_troubled, space.over_since = True, False, None
         space.renewed.set()
         return soonest / 1000, [node.decode() for node in ended]
+
+
+def _say_lost(space: Space, *, was_claimed: bool) -> None:
+    if was_claimed:
+        logger.warning(
+            "Another node took this one for dead in %r: it did not renew its lease in time. "
+            "Its members are entered anew, as far as there is still a place for them",
+            space.name,
+        )
+    else:
+        logger.warning("The lease of %r was lost; this node's members are entered anew", space.name)
 
 
 def _say_not_renewed(space: Space, error: Exception) -> None:

@@ -6,10 +6,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import count, islice
 from typing import Final
 
-from socketspec.backend.protocols import Lost, Presence
+from socketspec.backend.protocols import Displaced, Lost, Presence
 from socketspec.cluster.commands.command import CommandRunner
 from socketspec.cluster.commands.keys import Keys
 from socketspec.cluster.options import RedisOptions
@@ -22,6 +23,7 @@ from socketspec.cluster.presence.commands import (
     parse_members,
 )
 from socketspec.cluster.presence.dead_nodes import DeadNodes
+from socketspec.cluster.presence.lease import Lease, uptime
 from socketspec.cluster.presence.leases import Leases
 from socketspec.cluster.presence.repair import Repair
 from socketspec.cluster.presence.space import Entry, Space
@@ -37,6 +39,8 @@ LEAVE_PATIENCE: Final = 1.0
 """Seconds that leaving waits for Redis; after that it goes on in the background."""
 RETRY: Final = 0.5
 """Seconds between tries of leaves while Redis is away."""
+HOOKS_PATIENCE: Final = 2.0
+"""Seconds that leave hooks wait to know whether another node has run them, counted from the first that wait."""
 STOP_PATIENCE: Final = 2.0
 """Seconds that the last stop gives Redis to forget this node; after that the lease ends by itself."""
 LEAST_TTL: Final = 600.0
@@ -46,7 +50,8 @@ LEAST_TTL: Final = 600.0
 class RedisPresence(Presence):
     """Presence in Redis. `start` takes a namespace's lease, `stop` takes this node's members out and gives it back.
 
-    `ttl`: seconds that keys outlive the last node that kept them alive. `clock` is monotonic, in seconds.
+    `ttl`: seconds that keys outlive the last node that kept them alive. `clock` is monotonic, in seconds, and goes on
+    while this process is stopped.
     """
 
     def __init__(
@@ -58,7 +63,7 @@ class RedisPresence(Presence):
         options: RedisOptions,
         *,
         ttl: float | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = uptime,
     ) -> None:
         self._runner = runner
         self._keys = keys
@@ -66,13 +71,13 @@ class RedisPresence(Presence):
             f"{node}-{number}" for number in count()
         )  # no name is used twice: something may be left under it
         self._tasks = tasks
+        self._options = options
+        self._clock = clock
         ttl = max(LEAST_TTL, 10 * options.lease) if ttl is None else ttl
         self._commands = PresenceCommands(keys, options.lease, ttl)
         dead_nodes = DeadNodes(runner, keys, self._commands, tasks)
         repair = Repair(runner, self._commands, tasks)
-        self._leases = Leases(
-            runner, self._commands, tasks, dead_nodes, repair, patience=options.command_timeout, clock=clock
-        )
+        self._leases = Leases(runner, self._commands, tasks, dead_nodes, repair, patience=options.command_timeout)
         self._namespaces: dict[str, Space] = {}
 
     # Start and stop
@@ -80,7 +85,8 @@ class RedisPresence(Presence):
     def attach(self, namespace: str, lost: Lost) -> None:
         """Tell `lost` of members whose node died, when this node is the one that removes them."""
         if namespace not in self._namespaces:
-            self._namespaces[namespace] = Space(namespace, self._names)
+            lease = Lease(self._options.lease, self._options.command_timeout, self._clock)
+            self._namespaces[namespace] = Space(namespace, self._names, lease)
         self._namespaces[namespace].tell_lost.append(lost)
 
     async def start(self, namespace: str) -> None:
@@ -122,10 +128,10 @@ class RedisPresence(Presence):
     async def _vacate(self, space: Space) -> None:
         """Take all of this node's members out of Redis, and give its lease back."""
         names = (space.node, *space.former)
-        reaps = [self._commands.reap(topic, node) for topic in space.topics() for node in names]
-        for start in range(0, len(reaps), BATCH):
-            await self._runner.run_all(reaps[start : start + BATCH])
-        await self._runner.run_all([command for node in names for command in self._commands.resign(space.name, node)])
+        clears = [self._commands.clear(topic, node) for topic in space.topics() for node in names]
+        for start in range(0, len(clears), BATCH):
+            await self._runner.run_all(clears[start : start + BATCH])
+        await self._runner.run_all([self._commands.resign(space.name, node) for node in names])
 
     def distrust(self, topics: Iterable[Topic] | None = None) -> None:
         """Check `topics` against Redis soon, or all of this node's: it may have lost data.
@@ -151,12 +157,16 @@ class RedisPresence(Presence):
         packed = pack_member(member)
         _resolve(space.leaves.pop(entry, None))
         members.setdefault(member.connection_id, packed)
+        if limit is not None:
+            space.limits[topic] = limit
+        space.told.discard(entry)
         space.entering.add(entry)
         try:
             entered = await self._ask_to_enter(space, entry, packed, limit)
         except BaseException:
+            space.doubt((topic,), self._options.command_timeout)  # nobody knows whether Redis has done it, or will
             if space.drop(entry):
-                self._queue_leave(space, entry)  # nobody knows whether Redis has done it
+                self._queue_leave(space, entry)
             raise
         finally:
             space.entering.discard(entry)
@@ -175,17 +185,24 @@ class RedisPresence(Presence):
 
     async def _ask_to_enter(self, space: Space, entry: Entry, packed: bytes, limit: int | None) -> bool:
         topic, id = entry
+        is_last_try = False
         while True:
-            node = space.node
-            commands = [self._commands.enter(topic, node, (id, packed), limit)]
+            node, until = space.node, space.lease.until()
+            commands = [self._commands.enter(topic, node, (id, packed), limit, until=until)]
             if topic not in space.indexed:
                 commands = [*self._commands.index(space.name, node, (topic,)), *commands]
-            entered = bool((await self._runner.run_all(commands))[-1])
-            if node == space.node:
+            reply = (await self._runner.run_all(commands))[-1]
+            if node != space.node:
+                # This node began again under a new name meanwhile: the member must not count under the old one as well.
+                await self._runner.run(self._commands.leave(topic, node, (id,), until=space.lease.until()))
+            elif not space.lease.came_late(reply):
                 space.indexed.add(topic)
-                return entered
-            # This node began again under a new name meanwhile: the member must not count under the old one as well.
-            await self._runner.run(self._commands.leave(topic, node, (id,)))
+                return bool(reply)
+            elif is_last_try:
+                raise BackendError(f"Nobody entered {topic.name!r}: Redis got round to it too late.")
+            else:
+                is_last_try = True  # the clock of another server of the cluster may be ahead: it has said how far
+                await self._leases.wait_for(space)
 
     # Out
 
@@ -210,9 +227,13 @@ class RedisPresence(Presence):
         while space.leaves:
             batch = {entry: space.leaves[entry] for entry in islice(space.leaves, BATCH)}
             try:
-                await self._runner.run_all(space.removal(self._commands, batch))
+                replies = await self._runner.run_all(space.removal(self._commands, batch))
+                late = [reply for reply in replies if space.lease.came_late(reply)]
             except BackendError as error:
-                logger.debug("Leaving is tried again: %s", error)
+                late = [error]
+            if late:
+                logger.debug("Leaving is tried again: %s", late[0])
+                space.doubt({topic for topic, _ in batch}, self._options.command_timeout)
                 await asyncio.sleep(RETRY)
                 continue
             for entry, done in batch.items():
@@ -220,7 +241,41 @@ class RedisPresence(Presence):
                     del space.leaves[entry]
                 _resolve(done)
 
+    async def runs_leave_hooks(self, topic: Topic, connection_id: str) -> bool:
+        """See `LeasedPresence`. Waits where the lease has ended by our own clock: another node may have claimed this
+        one. After `HOOKS_PATIENCE` it says yes: hooks that run twice are better than none."""
+        space = self._namespaces.get(topic.namespace)
+        if space is None:
+            return True
+        if not space.lease.stands:
+            now = self._clock()
+            if space.over_since is None:
+                space.over_since = now
+            with suppress(BackendError):
+                await self._leases.wait_for(space, max(space.over_since + HOOKS_PATIENCE - now, 0.0))
+        entry = topic, connection_id
+        was_told = entry in space.told
+        space.told.discard(entry)
+        return not was_told
+
+    def watch(self, namespace: str, displaced: Displaced) -> None:
+        """See `LeasedPresence`."""
+        self._namespaces[namespace].tell_displaced.append(displaced)
+
+    def unwatch(self, namespace: str, displaced: Displaced) -> None:
+        """See `LeasedPresence`."""
+        space = self._namespaces.get(namespace)
+        if space is not None and displaced in space.tell_displaced:
+            space.tell_displaced.remove(displaced)
+
     # Who is there
+
+    def now(self) -> float:
+        """See `LeasedPresence`. While no namespace is started it is our own time."""
+        for space in self._namespaces.values():
+            if space.is_begun:
+                return space.lease.server_time()
+        return time.time()
 
     async def members(self, topic: Topic) -> Sequence[Member]:
         """Everybody in `topic`, in the order they joined. Raises `BackendError`, as `count` does."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from itertools import islice
+from typing import Any
 
 from socketspec.cluster.commands.command import CommandRunner
 from socketspec.cluster.presence.commands import BATCH, PresenceCommands
@@ -28,12 +29,12 @@ class Repair:
 
     def soon(self, space: Space) -> None:
         """Begin to repair what is unchecked in `space`, unless that is under way."""
-        if (space.unchecked or space.former) and (space.repairing is None or space.repairing.done()):
+        if (space.unchecked or space.former or space.given_up) and (space.repairing is None or space.repairing.done()):
             space.repairing = self._tasks.spawn(self._repair(space), name=f"comparing {space.name!r} with Redis")
 
     async def _repair(self, space: Space) -> None:
         """Repair until nothing is unchecked; then nothing is left under the node's former names."""
-        former, node = tuple(space.former), space.node
+        former, given_up, node = tuple(space.former), tuple(space.given_up), space.node
         topics: list[Topic] = []
         try:
             while space.unchecked:
@@ -41,9 +42,10 @@ class Repair:
                 space.unchecked.difference_update(topics)
                 await self._repair_topics(space, topics)
                 topics = []
-            if node == space.node and former:
-                await self._runner.run_all([self._commands.resign(space.name, name)[0] for name in former])
+            if node == space.node:
+                await self._runner.run_all([self._commands.unlink_index(space.name, name) for name in former])
                 del space.former[: len(former)]
+                del space.given_up[: len(given_up)]
         except BackendError as error:
             logger.debug("Comparing with Redis is tried again: %s", error)
         finally:
@@ -52,11 +54,14 @@ class Repair:
     async def _repair_topics(self, space: Space, topics: Sequence[Topic]) -> None:
         node = space.node
         inhabited = [topic for topic in topics if topic in space.members]
+        until = space.lease.until()
         commands = self._commands.index(space.name, node, inhabited) if inhabited else []
         for topic in topics:
-            commands += [self._commands.reap(topic, name) for name in space.former]
-            commands.append(self._commands.enter(topic, node))
-        await self._runner.run_all(commands)
+            commands += [self._commands.clear(topic, name) for name in space.former]
+            commands += [self._commands.uncount(topic, name) for name in space.given_up]
+            commands.append(self._commands.enter(topic, node, until=until))
+        replies = await self._runner.run_all(commands)
+        _check(space, replies)
         replies = await self._runner.run_all([self._commands.ids(topic, node) for topic in topics])
         missing: list[Entry] = []
         strangers: list[Entry] = []
@@ -68,10 +73,13 @@ class Repair:
             logger.info("Redis lacked %d members of this node and had %d too many", len(missing), len(strangers))
         await self._remove(space, strangers)
         await self._put_back(space, node, missing)
+        if node == space.node:
+            space.contested.difference_update(topics)
 
     async def _remove(self, space: Space, strangers: Sequence[Entry]) -> None:
         for start in range(0, len(strangers), BATCH):
-            await self._runner.run_all(space.removal(self._commands, strangers[start : start + BATCH]))
+            replies = await self._runner.run_all(space.removal(self._commands, strangers[start : start + BATCH]))
+            _check(space, replies)
 
     async def _put_back(self, space: Space, node: str, missing: Sequence[Entry]) -> None:
         for start in range(0, len(missing), BATCH):
@@ -83,4 +91,29 @@ class Repair:
                 packed = space.members.get(topic, {}).get(id)
                 if packed is not None and entry not in space.entering:  # else it has left, or may still be refused
                     entering.setdefault(topic, []).extend((id, packed))
-            await self._runner.run_all([self._commands.enter(topic, node, who) for topic, who in entering.items()])
+            await self._enter(space, node, entering)
+
+    async def _enter(self, space: Space, node: str, entering: dict[Topic, list[str | bytes]]) -> None:
+        """Put them in. Where others may have their places, only as many as there is still a place for."""
+        until = space.lease.until()
+        limits = {topic: space.limits.get(topic) if topic in space.contested else None for topic in entering}
+        replies = await self._runner.run_all(
+            [self._commands.enter(topic, node, who, limits[topic], until=until) for topic, who in entering.items()]
+        )
+        _check(space, replies)
+        full = [topic for topic, reply in zip(entering, replies, strict=True) if reply == 0]
+        if not full:
+            return
+        there = await self._runner.run_all([self._commands.ids(topic, node) for topic in full])
+        if node != space.node:
+            return
+        for topic, ids in zip(full, there, strict=True):
+            entered = {id.decode() for id in ids}
+            space.displace(topic, [str(id) for id in entering[topic][::2] if id not in entered])
+
+
+def _check(space: Space, replies: Sequence[Any]) -> None:
+    """Raise `BackendError` where a command came too late, and so was not carried out."""
+    late = [reply for reply in replies if isinstance(reply, int) and space.lease.came_late(reply)]
+    if late:
+        raise BackendError(f"{len(late)} commands came too late to be carried out.")

@@ -1,15 +1,16 @@
-"""What one node knows of its presence in one namespace: its members, its lease, what is left to do. No I/O here."""
+"""What one node knows of its presence in one namespace: its members, its names, what is left to do. No I/O here."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import TypeAlias
 
-from socketspec.backend.protocols import Lost
+from socketspec.backend.protocols import Displaced, Lost
 from socketspec.cluster.commands.command import Command
 from socketspec.cluster.presence.commands import PresenceCommands
+from socketspec.cluster.presence.lease import Lease
 from socketspec.protocol.publications import Topic
 
 __all__ = ("Entry", "Space")
@@ -21,31 +22,38 @@ Entry: TypeAlias = tuple[Topic, str]
 class Space:
     """This node's members of one namespace's topics, and its lease. `names` are those it may hold leases under."""
 
-    def __init__(self, name: str, names: Iterator[str]) -> None:
+    def __init__(self, name: str, names: Iterator[str], lease: Lease) -> None:
         self.name: str = name
+        self.lease: Lease = lease
         self.uses: int = 0
         """How many apps of this process have started it."""
         self.tell_lost: list[Lost] = []
         """For each app: what tells it of members whose node died."""
+        self.tell_displaced: list[Displaced] = []
+        """For each app: what tells it of its own members who lost their place."""
 
         self._names = names
         self.node: str = next(names)
         """The name that the lease is held under."""
         self.former: list[str] = []
         """Names it had before, under which Redis may still hold something."""
+        self.given_up: list[str] = []
+        """Names it had before that another node has claimed: that one removes and tells what is left under them."""
         self.is_begun: bool = False
         """Whether there was a lease under `node`."""
-        self.ends: float = 0.0
-        """When the lease ends if it is not renewed, on the local clock; never later than Redis thinks."""
         self.renewed: asyncio.Event = asyncio.Event()
         self.renew_now: asyncio.Event = asyncio.Event()
-        self.server: bytes = b""
-        """The server that renewed it last."""
         self.is_troubled: bool = False
         """Whether the last renewal failed."""
 
         self.members: dict[Topic, dict[str, bytes]] = {}
         """Packed, by connection id; also those whose entering is under way."""
+        self.limits: dict[Topic, int] = {}
+        """The most members there may be, of topics where that is limited."""
+        self.contested: set[Topic] = set()
+        """Topics of `limits` where others may have been given the places of our members."""
+        self.told: set[Entry] = set()
+        """Members, also some that have left since, of whose leaving another node has told its apps."""
         self.entering: set[Entry] = set()
         self.leaves: dict[Entry, asyncio.Future[None]] = {}
         """Leaves that Redis has not carried out yet."""
@@ -53,6 +61,10 @@ class Space:
         """Topics that stand in the node's list of topics."""
         self.unchecked: set[Topic] = set()
         """Topics that are to be compared with Redis."""
+        self.uncertain: dict[Topic, float] = {}
+        """Topics for which a command without an answer may still be carried out, until then by the local clock."""
+        self.over_since: float | None = None
+        """When it was noticed that the lease has ended; None while it stands."""
         self.next_round: float = 0.0
         """When the next round begins, in which all topics are compared."""
         self._round: list[Topic] = []
@@ -77,26 +89,55 @@ class Space:
             return False
         if not members:
             del self.members[topic]
+            self.limits.pop(topic, None)
+            self.contested.discard(topic)
         return True
 
     def removal(self, commands: PresenceCommands, entries: Collection[Entry]) -> list[Command]:
-        """Commands that take members out of Redis, and topics without any off the node's list."""
+        """Commands that take members out of Redis, and topics without any off the node's list. Each may come late."""
+        until = self.lease.until()
         ids: dict[Topic, list[str]] = {}
         for topic, id in entries:
             ids.setdefault(topic, []).append(id)
-        removal = [commands.leave(topic, self.node, leaving) for topic, leaving in ids.items()]
+        removal = [commands.leave(topic, self.node, leaving, until=until) for topic, leaving in ids.items()]
         empty = [topic for topic in ids if topic not in self.members]
         if empty:
             self.indexed.difference_update(empty)
-            removal.append(commands.drop_index(self.name, self.node, empty))
+            removal.append(commands.drop_index(self.name, self.node, empty, until=until))
         return removal
 
-    def begin_again(self) -> None:
-        """Go on under a new name: what Redis holds under the old one does not count any more."""
-        self.former.append(self.node)
+    def doubt(self, topics: Iterable[Topic], patience: float) -> None:
+        """Compare `topics` with Redis once nothing that was sent for them can be carried out any more."""
+        self.uncertain.update(dict.fromkeys(topics, self.lease.clock() + patience))
+
+    def no_longer_uncertain(self) -> None:
+        """Have those topics compared for which that time has come."""
+        now = self.lease.clock()
+        ripe = [topic for topic, until in self.uncertain.items() if until < now]
+        for topic in ripe:
+            del self.uncertain[topic]
+        self.unchecked.update(ripe)
+
+    def begin_again(self, *, was_claimed: bool) -> None:
+        """Go on under a new name: what Redis holds under the old one does not count any more.
+
+        `was_claimed`: another node took this one for dead. It tells of the members, whose places may be gone.
+        """
+        (self.given_up if was_claimed else self.former).append(self.node)
         self.node, self.is_begun = next(self._names), False
         self.indexed.clear()
         self.unchecked |= self.topics()
+        if was_claimed:
+            here = ((topic, id) for topic, ids in self.members.items() for id in ids)
+            self.told.update(entry for entry in here if entry not in self.entering and entry[0].kind == "room")
+            self.told.update(entry for entry in self.leaves if entry[0].kind == "room")
+            self.contested.update(self.limits)
+
+    def displace(self, topic: Topic, ids: Collection[str]) -> None:
+        """Give up members for whom there is no place any more, and tell the apps."""
+        gone = [id for id in ids if (topic, id) not in self.entering and self.drop((topic, id))]
+        for tell in self.tell_displaced if gone else ():
+            tell(topic, gone)
 
     def next_turns(self, now: float, period: float, steps: int) -> list[Topic]:
         """The topics to compare now, so that in `steps` calls, each `period` seconds, all have had their turn."""

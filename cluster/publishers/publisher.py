@@ -84,8 +84,8 @@ class Publisher:
     ) -> Receipt:
         """Send an event to every member of `room`, on every node, at most once.
 
-        `exclude` holds ids of connections that do not get it. In rooms with history, a repeated `idempotency_key` (the
-        id of a task that may be retried) is kept and sent once. ``Receipt.nodes == 0``: nobody is there.
+        `exclude` holds ids of connections that do not get it. What has the same `idempotency_key` (the id of a task
+        that may be retried) within 5 minutes is sent once. ``Receipt.nodes == 0``: nobody is there.
         """
         return self._run(self._requests.broadcast(room, event, payload, exclude, idempotency_key, namespace))
 

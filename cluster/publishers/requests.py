@@ -21,7 +21,7 @@ from socketspec.declaration.rooms import DeclaredRooms, Room, no_history
 from socketspec.errors import ConfigurationError
 from socketspec.protocol.encoding import encode_payload
 from socketspec.protocol.names import check_namespace, check_outbound, check_room_name, check_user_id
-from socketspec.protocol.orders import control_topic, disconnect_order, revoke_order
+from socketspec.protocol.orders import KEPT, control_topic, disconnect_order, revoke_order
 from socketspec.protocol.publications import Position, Publication, Receipt, RoomMessage, Topic, room_message
 from socketspec.session.revocation import check_ttl, revocation_subjects
 from socketspec.telemetry.tracing import installed
@@ -164,7 +164,8 @@ class Requests:
         return Request(((command,),), _first_receipt)
 
     def _order(self, namespace: str, order: Publication) -> Command:
-        return publish_command(self._keys, control_topic(namespace), order, None, epoch="", tag="")
+        epoch, tag = secrets.token_hex(8), secrets.token_hex(4)
+        return publish_command(self._keys, control_topic(namespace), order, KEPT, epoch=epoch, tag=tag)
 
     def _publish(self, topic: Topic, publication: Publication, key: str | None) -> Command:
         epoch, tag = secrets.token_hex(8), secrets.token_hex(4)

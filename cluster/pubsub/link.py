@@ -70,6 +70,8 @@ class PubSubLink(asyncio.Protocol):
         """Answers to `ping` so far."""
         self.is_paused: bool = False
         """Whether it waits for deliveries before it reads on."""
+        self.is_unreachable: bool = False
+        """Whether the connection could not be made or broke, rather than being closed by whoever is there."""
         loop = asyncio.get_running_loop()
         self.closed: asyncio.Future[str] = loop.create_future()
         self._gone: asyncio.Future[None] = loop.create_future()
@@ -90,9 +92,11 @@ class PubSubLink(asyncio.Protocol):
             async with asyncio.timeout(options.connect_timeout):
                 refusal = await self._connect(options)
         except TimeoutError:
+            self.is_unreachable = True
             await self.end("it did not answer in time")
             raise BackendError(f"{self.address} did not answer within {options.connect_timeout:g} s.") from None
         except OSError as error:
+            self.is_unreachable = True
             await self.end("it cannot be reached")
             raise BackendError(f"{self.address} cannot be reached: {error}") from error
         except BaseException:
@@ -154,6 +158,7 @@ class PubSubLink(asyncio.Protocol):
             self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.is_unreachable = self.is_unreachable or exc is not None
         self.abort("the server closed the connection" if exc is None else f"the connection broke: {exc}")
         if not self._gone.done():
             self._gone.set_result(None)

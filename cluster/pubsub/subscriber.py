@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from socketspec.cluster.options import Address, RedisOptions
 from socketspec.cluster.pubsub.link import Answer, PubSubLink, Receive, Spawn
 from socketspec.cluster.pubsub.liveness import Liveness, Probing
-from socketspec.cluster.servers.backoff import Backoff
+from socketspec.cluster.servers.backoff import QUICK, Backoff
 from socketspec.cluster.servers.topology import Topology
 from socketspec.errors import BackendError
 
@@ -95,6 +95,8 @@ class Subscriber:
         self._is_flushing = False
         self._deaf_since: float | None = self._loop.time()
         """Since when no link has heard itself; None while one does."""
+        self._is_unreachable = False
+        """Whether it was the network that failed the last link, as far as one can tell."""
         self._failure = ""
         """Why the last link was lost; empty once the next one has heard itself."""
 
@@ -177,7 +179,7 @@ class Subscriber:
 
     async def run(self) -> None:
         """Connect, and connect again whenever the link is lost."""
-        backoff = Backoff()
+        backoff, quick_backoff = Backoff(), Backoff(QUICK)
         while True:
             opened_at = self._loop.time()
             reason = await self._live()
@@ -185,6 +187,11 @@ class Subscriber:
             self._link_ended(reason)
             if heard_at is not None and heard_at - opened_at > STABLE:
                 backoff.reset()
+                quick_backoff.reset()
+            if self._is_unreachable:  # nobody has answered: the network may be back any moment
+                self._events.refresh_soon()
+                await asyncio.sleep(quick_backoff.next())
+                continue
             await self._events.refresh()
             await asyncio.sleep(backoff.next())
 
@@ -211,6 +218,7 @@ class Subscriber:
             return repr(error)
         finally:
             self._link = None
+            self._is_unreachable = link.is_unreachable
             await link.end("it was given up")
 
     def _watched(self, link: PubSubLink) -> Liveness:

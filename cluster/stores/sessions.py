@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from socketspec.backend.first_seen import FirstSeen
 from socketspec.backend.protocols import Sessions
 from socketspec.cluster.commands.command import Command, CommandRunner, Script, milliseconds
 from socketspec.cluster.commands.keys import Keys
@@ -24,12 +25,12 @@ class RedisSessions(Sessions):
 
     async def begin(self, session: str, *, ttl: float) -> float:
         """The time `session` was first seen, remembered for `ttl` seconds from then."""
-        return float(await self._runner.run(_BEGIN.command((self._keys.session(session),), milliseconds(ttl))))
+        return _first_seen(await self._runner.run(_BEGIN.command((self._keys.session(session),), milliseconds(ttl))))
 
     async def began(self, session: str) -> float | None:
         """The time `session` was first seen; None where it is not remembered."""
-        found = await self._runner.run(Command("GET", None, (self._keys.session(session),)))
-        return None if found is None else float(found)
+        found = await self._runner.run(_BEGIN.command((self._keys.session(session),), 0))
+        return None if found is None else _first_seen(found)
 
     async def revoke(self, subject: str, *, ttl: float) -> None:
         """Refuse `subject` for `ttl` seconds; a revocation that lasts longer is not shortened."""
@@ -41,6 +42,11 @@ class RedisSessions(Sessions):
             return False
         commands = [Command("EXISTS", None, (self._keys.revoked(subject),)) for subject in subjects]
         return any(await self._runner.run_all(commands))
+
+
+def _first_seen(reply: Sequence[bytes]) -> FirstSeen:
+    began, now = map(float, reply)
+    return FirstSeen(began, now - began)
 
 
 def revoke_command(keys: Keys, subject: str, *, ttl: float) -> Command:

@@ -60,9 +60,10 @@ class Rooms:
     ) -> Receipt:
         """Send an event to every member of `room`, on every node: at most once, in one order for all of them.
 
-        In rooms with history the message is kept and sent in one atomic step, and the receipt has its position; two
-        messages with the same `idempotency_key` are kept and sent once. Raises `TypeError` for a payload that cannot be
-        encoded, `RoomNotFound`, `ValidationFailed` for a name that no room can have, and `BackendError`.
+        In rooms with history the message is kept and sent in one atomic step, and the receipt has its position. Of
+        messages with the same `idempotency_key` within 5 minutes only the first is sent. Raises `TypeError` for a
+        payload that cannot be encoded, `RoomNotFound`, `ValidationFailed` for a name that no room can have, and
+        `BackendError`.
         """
         engine = await self._engine()
         declared = self._declared.check(room)

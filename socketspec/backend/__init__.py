@@ -1,12 +1,15 @@
 """The seam between nodes: all the names that a backend of your own needs."""
 
+from socketspec.backend.first_seen import FirstSeen
 from socketspec.backend.protocols import (
     Backend,
     BackendFigures,
     Broker,
     Deliver,
+    Displaced,
     Health,
     HistoryStore,
+    LeasedPresence,
     Limits,
     Lost,
     Measured,
@@ -20,9 +23,12 @@ __all__ = (
     "BackendFigures",
     "Broker",
     "Deliver",
+    "Displaced",
+    "FirstSeen",
     "Health",
     "History",
     "HistoryStore",
+    "LeasedPresence",
     "Limits",
     "Lost",
     "Measured",

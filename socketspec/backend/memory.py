@@ -10,7 +10,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Final
 
+from socketspec.backend.first_seen import FirstSeen
 from socketspec.backend.listeners import Listeners
 from socketspec.backend.protocols import Broker, Deliver, Health, HistoryStore, Limits, Lost, Presence, Sessions
 from socketspec.backend.rate_buckets import BucketTable
@@ -19,6 +21,11 @@ from socketspec.protocol.publications import History, Member, Position, Publicat
 __all__ = ("MemoryBackend", "from_url")
 
 Clock = Callable[[], float]
+
+ONCE_SECONDS: Final = 300.0
+"""Seconds that an idempotency key is remembered at least."""
+MAX_KEYS: Final = 100_000
+"""Idempotency keys that are remembered; of more, the oldest are forgotten."""
 
 
 @dataclass(slots=True)
@@ -31,7 +38,6 @@ class _Stream:
     entries: deque[Publication] = field(default_factory=deque)
     """One more than `size`, so that the position before the oldest shown one can still be verified by its tag."""
     offset: int = 0
-    keys: dict[str, Position] = field(default_factory=dict)
 
 
 class _Streams:
@@ -49,16 +55,12 @@ class _Streams:
             return None
         return stream
 
-    def append(
-        self, topic: Topic, publication: Publication, policy: History, key: str | None
-    ) -> tuple[Publication, bool]:
-        """Keep `publication`; the kept one with its position, and whether it is new."""
+    def append(self, topic: Topic, publication: Publication, policy: History) -> Publication:
+        """Keep `publication`; the kept one has its position."""
         stream = self.live(topic)
         if stream is None:
             self._sweep()
             stream = self._streams[topic] = _Stream(secrets.token_hex(8), 0.0)
-        if key is not None and key in stream.keys:
-            return publication._replace(position=stream.keys[key]), False
         stream.offset += 1
         position = Position(stream.offset, stream.epoch, secrets.token_hex(4))
         kept = publication._replace(position=position)
@@ -66,12 +68,8 @@ class _Streams:
         stream.size = policy.size
         while len(stream.entries) > policy.size + 1:
             stream.entries.popleft()
-        if key is not None:
-            stream.keys[key] = position
-            while len(stream.keys) > policy.size:
-                del stream.keys[next(iter(stream.keys))]
         stream.expires_at = self._clock() + policy.ttl
-        return kept, True
+        return kept
 
     def _sweep(self) -> None:
         now = self._clock()
@@ -82,11 +80,38 @@ class _Streams:
             del self._streams[topic]
 
 
+class _Once:
+    """What was published with which idempotency key, for `ONCE_SECONDS` or as long as the history's `ttl`; the newest
+    `MAX_KEYS`."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._published: dict[tuple[Topic, str], tuple[float, Position | None]] = {}
+        self._sweep_at = 0.0
+
+    def find(self, topic: Topic, key: str) -> tuple[bool, Position | None]:
+        """Whether this key was used, and for which position."""
+        until, position = self._published.get((topic, key), (0.0, None))
+        return until > self._clock(), position
+
+    def note(self, topic: Topic, key: str, position: Position | None, ttl: float) -> None:
+        """Remember that this key was used."""
+        now = self._clock()
+        if now >= self._sweep_at:
+            self._sweep_at = now + 10.0
+            self._published = {name: entry for name, entry in self._published.items() if entry[0] > now}
+        self._published.pop((topic, key), None)
+        self._published[topic, key] = now + max(ttl, ONCE_SECONDS), position
+        if len(self._published) > MAX_KEYS:
+            del self._published[next(iter(self._published))]
+
+
 class MemoryBroker(Broker):
     """Hands publications to this process's nodes in the call itself; they write to their clients a moment later."""
 
-    def __init__(self, streams: _Streams) -> None:
+    def __init__(self, streams: _Streams, clock: Clock) -> None:
         self._streams = streams
+        self._once = _Once(clock)
         self.listeners: Listeners = Listeners()
         self._subscriptions: dict[Topic, int] = {}
 
@@ -113,11 +138,16 @@ class MemoryBroker(Broker):
         history: History | None = None,
         idempotency_key: str | None = None,
     ) -> Receipt:
-        is_new = True
-        if history is not None:
-            publication, is_new = self._streams.append(topic, publication, history, idempotency_key)
         subscribed = topic in self._subscriptions
-        if subscribed and is_new:
+        if idempotency_key is not None:
+            was_used, position = self._once.find(topic, idempotency_key)
+            if was_used:
+                return Receipt(int(subscribed), position)
+        if history is not None:
+            publication = self._streams.append(topic, publication, history)
+        if idempotency_key is not None:
+            self._once.note(topic, idempotency_key, publication.position, 0.0 if history is None else history.ttl)
+        if subscribed:
             for deliver in self.listeners.of(topic.namespace):
                 deliver(topic, (publication,))
         return Receipt(int(subscribed), publication.position)
@@ -204,22 +234,23 @@ class MemorySessions(Sessions):
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._begun: dict[str, tuple[float, float]] = {}
+        self._begun: dict[str, tuple[float, float, float]] = {}
+        """When each began, since the epoch and by the clock, and until when it is remembered."""
         self._revoked: dict[str, float] = {}
         self._sweep_at = 0.0
 
     async def begin(self, session: str, *, ttl: float) -> float:
         self._sweep()
-        now = time.time()
-        began, expires_at = self._begun.get(session, (now, 0.0))
-        if expires_at <= self._clock():
-            began = now
-            self._begun[session] = (began, self._clock() + ttl)
-        return began
+        entry, now = self._begun.get(session), self._clock()
+        if entry is None or entry[2] <= now:
+            entry = self._begun[session] = (time.time(), now, now + ttl)
+        return FirstSeen(entry[0], now - entry[1])
 
     async def began(self, session: str) -> float | None:
-        began, expires_at = self._begun.get(session, (0.0, 0.0))
-        return began if expires_at > self._clock() else None
+        entry, now = self._begun.get(session), self._clock()
+        if entry is None or entry[2] <= now:
+            return None
+        return FirstSeen(entry[0], now - entry[1])  # however the system's time was set meanwhile
 
     async def revoke(self, subject: str, *, ttl: float) -> None:
         self._sweep()
@@ -234,7 +265,7 @@ class MemorySessions(Sessions):
         if now < self._sweep_at:
             return
         self._sweep_at = now + 10.0
-        self._begun = {name: entry for name, entry in self._begun.items() if entry[1] > now}
+        self._begun = {name: entry for name, entry in self._begun.items() if entry[2] > now}
         self._revoked = {name: until for name, until in self._revoked.items() if until > now}
 
 
@@ -251,7 +282,7 @@ class MemoryBackend:
         streams = _Streams(clock)
         self._name = (os.getpid(), secrets.token_hex(4))
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.broker: MemoryBroker = MemoryBroker(streams)
+        self.broker: MemoryBroker = MemoryBroker(streams, clock)
         self.history: MemoryHistory = MemoryHistory(streams)
         self.presence: MemoryPresence = MemoryPresence()
         self.limits: MemoryLimits = MemoryLimits(clock)

@@ -18,8 +18,10 @@ __all__ = (
     "BackendFigures",
     "Broker",
     "Deliver",
+    "Displaced",
     "Health",
     "HistoryStore",
+    "LeasedPresence",
     "Limits",
     "Lost",
     "Measured",
@@ -65,8 +67,14 @@ Deliver = Callable[[Topic, Sequence[Publication]], Awaitable[None] | None]
 
 Returns None, or if it has fallen behind, what to await before reading more."""
 
-Lost = Callable[[Topic, Sequence[Member]], None]
-"""Called on one node with members of a room whose own node died. Must not block or raise."""
+Lost = Callable[[Topic, Sequence[Member]], Awaitable[None] | None]
+"""Called on one node with members of a room whose own node died. Must not block or raise.
+
+Returns None, or what to await until all is done that is to be done about it: where this node dies before, another one
+is told of them again."""
+
+Displaced = Callable[[Topic, Sequence[str]], None]
+"""Called with the ids of connections of this node that have lost their place in a topic. Must not block or raise."""
 
 
 class Broker(Protocol):
@@ -90,8 +98,9 @@ class Broker(Protocol):
     ) -> Receipt:
         """Send `publication` to every subscribed node, this one included; every node sees one order per topic.
 
-        With `history`, appending and sending are one atomic step, and a repeated `idempotency_key` within the
-        history's life changes nothing and returns the first receipt's position. Raises `BackendError`.
+        With `history`, appending and sending are one atomic step. An `idempotency_key` that was used for this topic
+        within the last 5 minutes, or the history's `ttl` where that is longer, changes nothing and returns the first
+        receipt's position, whatever became of the history since. Raises `BackendError`.
         """
         ...
 
@@ -134,6 +143,31 @@ class Presence(Protocol):
         ...
 
 
+@runtime_checkable
+class LeasedPresence(Protocol):
+    """A `Presence` of nodes that may take each other for dead. Not every presence has to be one."""
+
+    def now(self) -> float:
+        """The time by a clock that all nodes share, in seconds since the epoch."""
+        ...
+
+    async def runs_leave_hooks(self, topic: Topic, connection_id: str) -> bool:
+        """Whether this node is to run the leave hooks of a member that has just left here.
+
+        False where another node took this one for dead and has run them: each is asked about once.
+        """
+        ...
+
+    def watch(self, namespace: str, displaced: Displaced) -> None:
+        """Tell `displaced` of members of a started namespace who lost their place: others took this node for dead, and
+        gave it away."""
+        ...
+
+    def unwatch(self, namespace: str, displaced: Displaced) -> None:
+        """Undo one `watch`; no error if there was none."""
+        ...
+
+
 class Limits(Protocol):
     """Token buckets shared by all nodes."""
 
@@ -149,7 +183,10 @@ class Sessions(Protocol):
     """What outlives a connection: when a session began, and who may not come back."""
 
     async def begin(self, session: str, *, ttl: float) -> float:
-        """The time `session` was first seen (seconds since the epoch), remembered for `ttl` seconds."""
+        """The time `session` was first seen (seconds since the epoch), remembered for `ttl` seconds.
+
+        A `FirstSeen` where clocks may differ: of any other number the age is reckoned by this node's clock.
+        """
         ...
 
     async def began(self, session: str) -> float | None:

@@ -50,7 +50,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("--prefix", help="what the app's keys begin with (default: socketspec)")
     parser.add_argument("--exclude", metavar="ID", action="append", default=[], help="a connection that is left out")
     parser.add_argument(
-        "--idempotency-key", metavar="KEY", help="in a room with history, another message with this key is not sent"
+        "--idempotency-key", metavar="KEY", help="within 5 minutes another message with this key is not sent"
     )
     parser.add_argument(
         "--timeout", type=number("seconds", 0.05, 60), metavar="SECONDS", help="it may take (default: 5)"
@@ -90,7 +90,7 @@ def _publish(arguments: argparse.Namespace) -> Receipt:
 
     room, event, text = _words(arguments)
     if room is None and arguments.idempotency_key is not None:
-        raise _MisuseError("--idempotency-key is for rooms: only they have a history.")
+        raise _MisuseError("--idempotency-key is for rooms only.")
     if arguments.user is not None and arguments.exclude:
         raise _MisuseError("--exclude cannot be combined with --user.")
     payload = _payload(text)

@@ -113,8 +113,9 @@ class Closing:
             await self._leave(deadline, conn, "its user", self._users.leave(conn))
             for topic in topics.values():
                 await self._leave(deadline, conn, f"room {topic.name!r}", self._rooms.exit(conn, topic))
-            for room in topics:
-                await self._hooks.run_final(self._registry.on_room_leave, conn, room)
+            for room, topic in topics.items():
+                if await self._rooms.runs_leave_hooks(conn, topic):
+                    await self._hooks.run_final(self._registry.on_room_leave, conn, room)
             if conn.welcomed:
                 await self._hooks.run_final(self._registry.on_disconnect, conn, conn.close_reason)
         finally:

@@ -58,6 +58,10 @@ class Directory:
             elif found is conn:
                 del self._by_subject[subject]
 
+    def subjects(self) -> list[str]:
+        """Everything by which a connection can be found now."""
+        return list(self._by_subject)
+
     def find(self, subject: str) -> list[Connection]:
         """The connections of `subject`."""
         found = self._by_subject.get(subject)

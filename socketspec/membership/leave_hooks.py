@@ -1,13 +1,16 @@
 """Runs the leave hooks for members whose node died: on one node, the one that the backend told.
 
+The backend is told when they are through. Where this node stops before that, another one runs them.
+
 Hooks take a connection, so each gets one that stands in for the lost one: closed, with the same id and user.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from socketspec.concurrency.tasks import Tasks
@@ -62,6 +65,19 @@ def _nothing_to_clean_up(conn: Connection) -> None:
     """Called where such a connection is closed by a hook."""
 
 
+class _Round:
+    """Members that were lost together. It is over when the hooks of the last one are through."""
+
+    def __init__(self, count: int) -> None:
+        self._left = count
+        self.is_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def one_is_through(self) -> None:
+        self._left -= 1
+        if not self._left and not self.is_over.done():
+            self.is_over.set_result(None)
+
+
 class LeaveHooks:
     """Runs the leave hooks of lost members, a few at a time. No more wait than the dead node had members."""
 
@@ -71,24 +87,27 @@ class LeaveHooks:
         self._sender = sender
         self._tasks = tasks
         self._config = config
-        self._waiting: deque[tuple[str, Member]] = deque()
+        self._waiting: deque[tuple[str, Member, _Round]] = deque()
         self._workers = 0
 
-    def take(self, topic: Topic, members: Sequence[Member]) -> None:
-        """Run the leave hooks of `topic`, if it is a room, for `members`; returns at once."""
+    def take(self, topic: Topic, members: Sequence[Member]) -> Awaitable[None] | None:
+        """Run the leave hooks of `topic`, if it is a room, for `members`; what to await until they are through."""
         logger.info("%d members of %s %r are gone with their node", len(members), topic.kind, topic.name)
-        if topic.kind != "room" or not self._registry.on_room_leave:
-            return
-        self._waiting.extend((topic.name, member) for member in members)
+        if topic.kind != "room" or not members or not self._registry.on_room_leave:
+            return None
+        taken = _Round(len(members))
+        self._waiting.extend((topic.name, member, taken) for member in members)
         for _ in range(min(WORKERS - self._workers, len(members))):
             self._workers += 1
             self._tasks.spawn(self._work(), name="hooks for lost members")
+        return taken.is_over
 
     async def _work(self) -> None:
         try:
             while self._waiting:
-                room, member = self._waiting.popleft()
+                room, member, taken = self._waiting.popleft()
                 await self._hooks.run_final(self._registry.on_room_leave, self._stand_in(room, member), room)
+                taken.one_is_through()
         finally:
             self._workers -= 1
 

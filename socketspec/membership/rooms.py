@@ -130,7 +130,12 @@ class RoomMembership:
             if topic is None:
                 return
             await self.exit(conn, topic)
-        await self._hooks.run(self._registry.on_room_leave, conn, room)
+        if await self.runs_leave_hooks(conn, topic):
+            await self._hooks.run(self._registry.on_room_leave, conn, room)
+
+    async def runs_leave_hooks(self, conn: Connection, topic: Topic) -> bool:
+        """Whether the leave hooks of `conn`, which has left `topic`, are to be run here: not where another node has."""
+        return bool(self._registry.on_room_leave) and await self._topics.runs_leave_hooks(topic, conn.id)
 
     async def exit(self, conn: Connection, topic: Topic) -> None:
         """Undo what joining did, without hooks."""

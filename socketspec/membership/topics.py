@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from socketspec.backend.protocols import Presence
+from socketspec.backend.protocols import LeasedPresence, Presence
 from socketspec.fanout.hub import Hub
 from socketspec.protocol.publications import Member, Topic
 
@@ -17,6 +17,7 @@ class Topics:
     def __init__(self, hub: Hub, presence: Presence) -> None:
         self._hub = hub
         self._presence = presence
+        self._leased = presence if isinstance(presence, LeasedPresence) else None
 
     async def enter(
         self, topic: Topic, connection: str, user: str | None, *, limit: int | None, last: bool = False
@@ -30,7 +31,7 @@ class Topics:
         await self._hub.acquire(topic)
         entered: bool | None = None  # None: we do not know whether it is in
         try:
-            joined_at = await self._later_than_all(topic) if last else time.time()
+            joined_at = await self._later_than_all(topic) if last else self._now()
             entered = await self._presence.enter(topic, Member(connection, user, joined_at), limit=limit)
         finally:
             if not entered:
@@ -42,6 +43,14 @@ class Topics:
         self._hub.remove(topic, connection, write_rest=write_rest)
         await self._undo(topic, connection, counted=True)
 
+    async def runs_leave_hooks(self, topic: Topic, connection: str) -> bool:
+        """Whether this node is to run the leave hooks of a member that has left: not where another node has."""
+        return self._leased is None or await self._leased.runs_leave_hooks(topic, connection)
+
+    def _now(self) -> float:
+        """The time that members of all nodes are sorted by."""
+        return time.time() if self._leased is None else self._leased.now()
+
     async def _undo(self, topic: Topic, connection: str, *, counted: bool) -> None:
         try:
             if counted:
@@ -52,4 +61,4 @@ class Topics:
     async def _later_than_all(self, topic: Topic) -> float:
         """A time of joining that is later than everybody else's."""
         members = await self._presence.members(topic)
-        return max((time.time(), *(member.joined_at + 1e-6 for member in members)))
+        return max((self._now(), *(member.joined_at + 1e-6 for member in members)))

@@ -10,13 +10,19 @@ from pydantic import TypeAdapter
 
 from socketspec.errors import check_close_code
 from socketspec.protocol.encoding import encode_payload
-from socketspec.protocol.publications import Publication, Topic
+from socketspec.protocol.publications import History, Publication, Topic
 from socketspec.text import close_reason
 
-__all__ = ("control_topic", "disconnect_order", "revoke_order")
+__all__ = ("CHECK", "KEPT", "control_topic", "disconnect_order", "revoke_order")
 
 MAX_ORDER: Final = 1000
 """Connections that one order may name; more become several orders."""
+
+
+KEPT: Final = History(size=1000, ttl=600.0)
+"""How many orders are kept, and for how long after the last one, for nodes that could not hear them."""
+CHECK: Final = Publication(event="check", payload=b"{}")
+"""What a backend tells its own node: orders may have been missed, so check every connection for revocations."""
 
 
 @dataclass(frozen=True, slots=True)

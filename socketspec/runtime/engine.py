@@ -13,7 +13,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Sequence
 
-from socketspec.backend.protocols import Backend
+from socketspec.backend.protocols import Backend, LeasedPresence
 from socketspec.concurrency.tasks import Tasks
 from socketspec.concurrency.timing_wheel import TimingWheel
 from socketspec.connection.connection import Connection, connection_id
@@ -86,12 +86,15 @@ class Engine:
         )  # fmt: skip
         hooks = Hooks(self.contracts, self.requests)
         self.directory: Directory = Directory()
+        self._leased = backend.presence if isinstance(backend.presence, LeasedPresence) else None
         topics = Topics(self.hub, backend.presence)
         self.rooms: RoomMembership = RoomMembership(
             namespace, declared, registry, topics, self.hub, hooks, self.counters,
             max_rooms=settings.max_rooms_per_connection,
         )  # fmt: skip
-        self.orders: NodeOrders = NodeOrders(namespace, backend.broker, self.directory, self.tasks, now)
+        self.orders: NodeOrders = NodeOrders(
+            namespace, backend.broker, backend.sessions, self.directory, self.tasks, now
+        )
         users = UserMembership(
             namespace, topics, backend.presence, self.orders,
             limit=settings.max_connections_per_user, policy=settings.connection_limit_policy,
@@ -137,6 +140,8 @@ class Engine:
         """Connect the backend. Raises `BackendError`."""
         await self.backend.start(self.settings.namespace, self.deliver, self._leave_hooks.take)
         try:
+            if self._leased is not None:
+                self._leased.watch(self.settings.namespace, self.orders.displaced)
             await self.hub.acquire(self.orders.topic)
             await self.hub.acquire(self.everybody)
         except BaseException:
@@ -189,6 +194,8 @@ class Engine:
         await self.hub.release(self.orders.topic)
         self._wheel.close()
         engines.remove(self)
+        if self._leased is not None:
+            self._leased.unwatch(self.settings.namespace, self.orders.displaced)
         await self.backend.stop(self.settings.namespace, self.deliver)
 
     async def admit(self, handshake: Handshake) -> Admission:

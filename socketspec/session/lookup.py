@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any, Final
 
+from socketspec.backend.first_seen import FirstSeen
 from socketspec.backend.protocols import Sessions as Store
 from socketspec.errors import ErrorCode, EventError
 from socketspec.identity import Identity
@@ -83,15 +84,16 @@ class SessionLookup:
         if duration is None:
             return Session(id=id, config=self._config, started_at=now)
         began = await self._sessions.begin(self._key(user, named or id), ttl=duration + REMEMBERED)
-        # The backend's clock is not ours; a session that began just now began now.
         return self._session(id, now if named is None else began)
 
     def _session(self, id: str, began: float) -> Session:
         """A session with a record. Raises an `EventError` where its time is over."""
         now = time.time()
         duration = self._config.max_duration or 0.0
-        started_at = min(began, now)
-        if started_at + duration <= now:
+        # The backend's clock is not ours, which decides neither when a session began nor how long ago that is.
+        age = began.age if isinstance(began, FirstSeen) else max(now - began, 0.0)
+        started_at = now - age
+        if age >= duration:
             raise EventError("The session reached its maximum duration.", code=ErrorCode.SESSION_EXPIRED)
         return Session(id=id, config=self._config, started_at=started_at, expires_at=started_at + duration)
 

@@ -211,6 +211,30 @@ async def test_a_repeated_idempotency_key_is_not_delivered_again(backend: Backen
         assert heard.events() == ["paid", "marker"]
 
 
+@pytest.mark.parametrize("history", [None, History(size=1, ttl=20), History(size=50, ttl=5000)])
+async def test_an_idempotency_key_counts_for_five_minutes_whatever_the_history_does(
+    subject: Subject, history: History | None
+) -> None:
+    backend, item = subject.backend, Publication(event="paid", payload=b"{}")
+    async with node(backend) as heard:
+        await backend.broker.subscribe(ROOM)
+
+        async def pay(key: str) -> Receipt:
+            return await backend.broker.publish(ROOM, item, history=history, idempotency_key=key)
+
+        first = await pay("k")
+        for number in range(4):
+            await pay(f"other{number}")  # trims a short history
+        await subject.outlive(290)  # ends it
+        assert await pay("k") == first
+        await heard.until(5)
+        if history is None or history.ttl < 300:
+            await subject.outlive(11)
+            await pay("k")
+            await heard.until(6)
+        assert len(heard.events()) == (5 if history and history.ttl > 300 else 6)
+
+
 async def test_keys_of_one_topic_do_not_count_in_another(backend: Backend) -> None:
     await publish(backend, "paid", key="k")
     other = Topic("/", "room", "orders:2")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from socketspec.backend.first_seen import FirstSeen
 from socketspec.backend.protocols import Backend
 from tests.contract.conftest import Subject
 
@@ -15,6 +16,18 @@ async def test_a_session_began_when_it_was_first_seen(subject: Subject) -> None:
     assert before - 5 <= began <= time.time() + 5
     await subject.outlive(30)
     assert await sessions.begin("s", ttl=60) == began
+
+
+async def test_how_long_ago_a_session_began_is_told_by_one_clock(subject: Subject) -> None:
+    sessions = subject.backend.sessions
+    began = await sessions.begin("s", ttl=60)
+    assert isinstance(began, FirstSeen)
+    assert 0 <= began.age < 0.1
+    await subject.wait(0.3)
+    for again in (await sessions.begin("s", ttl=60), await sessions.began("s")):
+        assert isinstance(again, FirstSeen)
+        assert again == began
+        assert 0.29 <= again.age < 5
 
 
 async def test_a_session_is_remembered_for_its_ttl_from_the_beginning(subject: Subject) -> None:

@@ -1,9 +1,17 @@
 -- Adds members of one node to one topic, and keeps the topic's keys alive.
 -- KEYS  the topic's hash node -> count of members; the node's hash connection id -> member
 -- ARGV  the node; the most members there may be on all nodes, or -1; time to live of the keys in ms;
---       then connection id and member, any number of times (none: only the keys are kept alive)
--- Gives 1 where all are in (who was in already stays as they were), 0 where at least one found the topic full.
+--       until when it may be carried out, in ms of server time; then connection id and member, any number of times
+--       (none: only the keys are kept alive)
+-- Gives 1 where all are in (who was in already stays as they were), 0 where at least one found the topic full. Where it
+-- came too late it changes nothing and gives the time in ms as a negative number: nobody waits for it any more, or the
+-- node's lease may have ended, which stands in another slot.
 local node, limit, ttl = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+if now > tonumber(ARGV[4]) then
+  return -now
+end
 local own, others, all_in = redis.call('HLEN', KEYS[2]), 0, 1
 if limit >= 0 then
   local counts = redis.call('HGETALL', KEYS[1])
@@ -13,7 +21,7 @@ if limit >= 0 then
     end
   end
 end
-for i = 4, #ARGV, 2 do
+for i = 5, #ARGV, 2 do
   if redis.call('HEXISTS', KEYS[2], ARGV[i]) == 0 then
     if limit < 0 or others + own < limit then
       redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])

@@ -3,9 +3,10 @@
 -- KEYS[1] meta      hash: offset, epoch, tag (of the newest publication), size, ttl (of the policy, ttl in ms)
 -- KEYS[2] stream    entries "<offset>-0" with b = body, t = tag
 -- KEYS[3] channel   the topic's sharded channel
--- KEYS[4] once      optional: "<epoch>:<offset>:<tag>" of the publication that used this idempotency key
+-- KEYS[4] once      optional: "<epoch>:<offset>:<tag>" of the publication that used this idempotency key; ":0:" where it
+--                   was only sent. It outlives the history: what counts is that it was published
 -- ARGV    size, ttl in ms, epoch (for a new life of the stream), tag, body, shortest ttl of the idempotency key in ms;
---         size 0: keep it by the policy in meta, and where there is none only send it
+--         size 0: keep it by the policy in meta, and where there is none only send it; size -1: only send it
 --
 -- Result  {nodes, offset, epoch, tag, 1 if new or 0 if the idempotency key was seen}, or where nothing is kept the
 --         number of nodes
@@ -19,10 +20,24 @@ local size, ttl = tonumber(ARGV[1]), ARGV[2]
 local epoch, tag, body = ARGV[3], ARGV[4], ARGV[5]
 local meta = redis.call('HMGET', KEYS[1], 'offset', 'epoch', 'size', 'ttl')
 
-if size == 0 then
-  if not meta[3] then
-    return redis.call('SPUBLISH', KEYS[3], '\1' .. body)
+if KEYS[4] then
+  local of_epoch, of_offset, of_tag = string.match(redis.call('GET', KEYS[4]) or '', '^([^:]*):(%d+):([^:]*)$')
+  if of_epoch then
+    local nodes = redis.call('PUBSUB', 'SHARDNUMSUB', KEYS[3])[2]
+    if of_offset == '0' then
+      return nodes
+    end
+    return {nodes, tonumber(of_offset), of_epoch, of_tag, 0}
   end
+end
+
+if size < 0 or (size == 0 and not meta[3]) then
+  if KEYS[4] then -- before it is sent: a server that is out of memory refuses it, and then nothing was sent
+    redis.call('SET', KEYS[4], ':0:', 'PX', ARGV[6])
+  end
+  return redis.call('SPUBLISH', KEYS[3], '\1' .. body)
+end
+if size == 0 then
   size, ttl = tonumber(meta[3]), meta[4]
 end
 
@@ -30,14 +45,6 @@ local has_stream = redis.call('EXISTS', KEYS[2]) == 1
 local offset = 1
 if meta[1] and has_stream then
   offset, epoch = tonumber(meta[1]) + 1, meta[2]
-  local seen = KEYS[4] and redis.call('GET', KEYS[4])
-  if seen then
-    local of_epoch, of_offset, of_tag = string.match(seen, '^([^:]*):(%d+):([^:]*)$')
-    if of_epoch == epoch then
-      local nodes = redis.call('PUBSUB', 'SHARDNUMSUB', KEYS[3])[2]
-      return {nodes, tonumber(of_offset), of_epoch, of_tag, 0}
-    end
-  end
 elseif has_stream then
   redis.call('UNLINK', KEYS[2])
 end

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from socketspec.backend import memory
 from socketspec.backend.memory import MemoryBackend, from_url
 from socketspec.protocol.publications import History, Publication, Topic
 
@@ -16,7 +19,8 @@ async def test_a_publication_is_delivered_within_the_call() -> None:
     assert heard == ["x"]
 
 
-async def test_no_more_idempotency_keys_are_remembered_than_publications() -> None:
+async def test_no_more_idempotency_keys_are_remembered_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "MAX_KEYS", 2)
     backend = MemoryBackend()
     topic, keep = Topic("/", "room", "a"), History(size=2)
     item = Publication(event="x", payload=b"{}")

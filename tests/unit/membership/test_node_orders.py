@@ -100,7 +100,7 @@ def test_an_order_with_a_code_of_others_is_not_made() -> None:
 
 async def test_revocations_heard_are_remembered_for_a_minute_and_bounded() -> None:
     now = 1000.0
-    orders = NodeOrders("/", MemoryBackend().broker, Directory(), Tasks(), lambda: now)
+    orders = NodeOrders("/", (memory := MemoryBackend()).broker, memory.sessions, Directory(), Tasks(), lambda: now)
     orders.receive([revoke_order(["a"], "x")])
     assert orders.has_revoked(["b", "a"], since=1000.0)
     assert not orders.has_revoked(["b"], since=0.0)

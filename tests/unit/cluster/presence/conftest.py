@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from socketspec.cluster.presence import leases, members
+from socketspec.cluster.presence import dead_nodes, leases, members
 
 
 @pytest.fixture(autouse=True)
 def no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (leases, members):
+    for module in (dead_nodes, leases, members):
         monkeypatch.setattr(module, "RETRY", 0.002)
     monkeypatch.setattr(members, "LEAVE_PATIENCE", 0.02)

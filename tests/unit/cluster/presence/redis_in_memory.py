@@ -37,6 +37,10 @@ class FakeRedis:
         self.hashes: dict[bytes, Hash] = {}
         self.sets: dict[bytes, set[bytes]] = {}
         self.leases: dict[bytes, float] = {}
+        self.claimed: set[bytes] = set()
+        """Nodes that were taken for dead."""
+        self.ahead = 0.0
+        """How far the server's clock is ahead of the nodes'."""
         self.server = b"one"
         self.asked: list[str] = []
         self.refuse: Callable[[Command], bool] = lambda _: False
@@ -101,7 +105,9 @@ class FakeRedis:
             del counts[node]
 
     def _enter(self, keys: Sequence[bytes], args: list[bytes]) -> int:
-        node, limit, _, *members = args
+        node, limit, _, until, *members = args
+        if self._is_late(until):
+            return -self.milliseconds
         ours = self.hashes.setdefault(keys[1], {})
         others = sum(int(value) for key, value in self.hashes.get(keys[0], {}).items() if key != node)
         all_in = 1
@@ -114,40 +120,66 @@ class FakeRedis:
         return all_in
 
     def _leave(self, keys: Sequence[bytes], args: list[bytes]) -> int:
-        for id in args[1:]:
+        if self._is_late(args[1]):
+            return -self.milliseconds
+        for id in args[2:]:
             self.hashes.get(keys[1], {}).pop(id, None)
         self._count(keys, args[0])
         return len(self.hashes.get(keys[1], ()))
 
     def _reap(self, keys: Sequence[bytes], args: list[bytes]) -> list[bytes]:
-        gone = self.hashes.pop(keys[1], {})
+        self.hashes.get(keys[0], {}).pop(args[0], None)
+        return self._hgetall((keys[1],), [])
+
+    def _clear(self, keys: Sequence[bytes], args: list[bytes]) -> int:
+        self.hashes.pop(keys[1], None)
         self._count(keys, args[0])
-        return [part for item in gone.items() for part in item]
+        return 1
+
+    def _hdel(self, keys: Sequence[bytes], args: list[bytes]) -> int:
+        for field in args:
+            self.hashes.get(keys[0], {}).pop(field, None)
+        return 1
 
     def _renew(self, _keys: Sequence[bytes], args: list[bytes]) -> list[Any]:
         if args[3] != b"1" and args[0] not in self.leases:
-            return [0]
+            return [0, int(args[0] in self.claimed)]
         self.leases[args[0]] = self.now + int(args[1]) / 1000
         ended = [node.removeprefix(b"!") for node, end in self.leases.items() if end <= self.now]
-        return [1, 60_000, self.server, *ended]
+        return [1, 60_000, self.server, self.milliseconds, *ended]
 
-    def _claim(self, keys: Sequence[bytes], args: list[bytes]) -> list[bytes]:
-        self.leases.pop(args[0], None)
+    def _claim(self, keys: Sequence[bytes], args: list[bytes]) -> list[Any]:
+        if self.leases.pop(args[0], 0.0) > self.now:
+            raise AssertionError(f"{args[0]!r} is alive")
+        self.claimed.add(args[0])
         topics = self.sets.setdefault(keys[1], set())
-        topics.difference_update(args[5:])
-        return [b"1", *list(topics)[: int(args[4])]] if topics else []
+        topics.difference_update(args[6:])
+        return [b"1", 0, *list(topics)[: int(args[4])]] if topics else []
+
+    @property
+    def milliseconds(self) -> int:
+        """What the server's clock shows."""
+        return round((self.now + self.ahead) * 1000)
+
+    def _is_late(self, until: bytes) -> bool:
+        return self.milliseconds > int(until)
 
     def _sadd(self, keys: Sequence[bytes], args: list[bytes]) -> None:
         self.sets.setdefault(keys[0], set()).update(args)
 
-    def _srem(self, keys: Sequence[bytes], args: list[bytes]) -> None:
-        self.sets.get(keys[0], set()).difference_update(args)
+    def _unindex(self, keys: Sequence[bytes], args: list[bytes]) -> int:
+        if self._is_late(args[0]):
+            return -self.milliseconds
+        self.sets.get(keys[0], set()).difference_update(args[1:])
+        return 1
 
     def _unlink(self, keys: Sequence[bytes], _args: list[bytes]) -> None:
         self.sets.pop(keys[0], None)
 
-    def _zrem(self, _keys: Sequence[bytes], args: list[bytes]) -> None:
+    def _resign(self, keys: Sequence[bytes], args: list[bytes]) -> int:
+        self.sets.pop(keys[1], None)
         self.leases.pop(args[0], None)
+        return 1
 
     def _pexpire(self, _keys: Sequence[bytes], _args: list[bytes]) -> int:
         return 1
@@ -199,6 +231,15 @@ async def started(
     finally:
         await presence.stop("/", told)
         await tasks.close(1)
+
+
+async def judges(redis: FakeRedis, presence: RedisPresence, lease: float = 8.0) -> None:
+    """Let a whole lease go by in which this node renews its own without a break: it may judge others then."""
+    for _ in range(4):
+        redis.now += lease / 3
+        before = redis.asked.count("renew")
+        presence.distrust()
+        await until(lambda before=before: redis.asked.count("renew") > before, "it is renewed")  # type: ignore[misc] # mypy cannot infer the default
 
 
 async def settled() -> None:

@@ -13,6 +13,7 @@ from tests.unit.cluster.presence.redis_in_memory import (
     ROOM,
     FakeRedis,
     Told,
+    judges,
     leave_behind,
     member,
     nothing,
@@ -33,7 +34,7 @@ async def test_the_members_of_a_dead_node_are_told_though_the_hook_fails(caplog:
 
     leave_behind(redis, ROOM, OTHER)
     async with started(redis, lost=Failing()) as presence:
-        presence.distrust()
+        await judges(redis, presence)
         await until(lambda: len(told.by_topic) == 2, "both topics are told")
         await until(lambda: not redis.sets[KEYS.node_topics("/", "dead-0")], "the dead node is done with")
     assert told.by_topic == {ROOM: ["x"], OTHER: ["x"]}
@@ -46,7 +47,7 @@ async def test_of_members_that_could_be_removed_everybody_is_told_though_others_
     leave_behind(redis, ROOM, OTHER)
     redis.refuse = lambda command: command.name == "reap" and command.keys[0] == KEYS.nodes(OTHER)
     async with started(redis, lost=told) as presence:
-        presence.distrust()
+        await judges(redis, presence)
         await until(lambda: told.by_topic == {ROOM: ["x"]}, "one topic is told")
         redis.refuse = nothing
         redis.leases[b"!dead-0"] = 0.0  # the claim has ended
@@ -59,7 +60,7 @@ async def test_nobody_is_told_of_a_member_who_is_here() -> None:
     async with started(redis, lost=told) as presence:
         await presence.enter(ROOM, member("x"))
         leave_behind(redis, ROOM, OTHER)
-        presence.distrust()
+        await judges(redis, presence)
         await until(lambda: told.by_topic == {OTHER: ["x"]}, "the one elsewhere is told")
         await settled()
     assert told.by_topic == {OTHER: ["x"]}

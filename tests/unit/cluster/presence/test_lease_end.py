@@ -51,7 +51,7 @@ class FakeRedis:
         if command.name == "renew":
             if not self.renews:
                 raise BackendError("Redis does not answer")
-            return [1, int(LEASE * 1000), b"server"]
+            return [1, int(LEASE * 1000), b"server", round(self.now * 1000)]
         return 1
 
 

@@ -49,8 +49,8 @@ class Redis:
             begins = command.args[-1] == "1"
             if begins or not self.has_lost_the_lease:
                 self.has_lost_the_lease = False
-                return [1, self.next_ends, b"server"]
-            return [0]
+                return [1, self.next_ends, b"server", round(now() * 1000)]
+            return [0, 0]
         if command.name == "HKEYS":
             self.compared.append((now(), command.keys[0]))
             return [MEMBER.encode()]

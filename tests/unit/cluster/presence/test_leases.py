@@ -49,7 +49,7 @@ async def test_an_enter_under_way_when_the_lease_is_lost_counts_once_under_the_n
     redis = FakeRedis()
     async with started(redis) as presence:
         redis.hold("enter")
-        redis.refuse = named("reap")  # the old name is not cleared away yet
+        redis.refuse = named("clear")  # the old name is not cleared away yet
         entering = asyncio.create_task(presence.enter(ROOM, member("a"), limit=1))
         await until(lambda: redis.inside(ROOM) == {"a"}, "it is under way")
         redis.leases.clear()

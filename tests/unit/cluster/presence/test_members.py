@@ -19,6 +19,7 @@ from tests.unit.cluster.presence.redis_in_memory import (
     FakeRedis,
     Told,
     everything,
+    judges,
     leave_behind,
     member,
     named,
@@ -177,7 +178,7 @@ async def test_a_start_that_failed_can_be_tried_again_and_tells_once() -> None:
     leave_behind(redis, ROOM)
     presence.attach("/", told)
     await presence.start("/")
-    presence.distrust()
+    await judges(redis, presence)
     await until(lambda: bool(told.by_topic), "the dead node is found")
     await presence.stop("/", told)
     await tasks.close(1)
@@ -208,7 +209,7 @@ async def test_of_two_apps_the_one_that_did_not_stop_is_told_of_lost_members(sto
         await presence.start("/")
         await presence.stop("/", apps[stopped])
         leave_behind(redis, ROOM)
-        presence.distrust()
+        await judges(redis, presence)
         await until(lambda: any(app.by_topic for app in apps), "the dead node is found")
         assert [app.by_topic for app in apps] == [{ROOM: ["x"]} if number != stopped else {} for number in range(2)]
         presence.attach("/", apps[stopped])

@@ -5,13 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from socketspec.cluster.presence.lease import Lease
 from socketspec.cluster.presence.space import Space
 from socketspec.protocol.publications import Topic
 
 
 @given(st.integers(0, 500), st.integers(1, 100))
 def test_in_each_period_every_topic_has_one_turn_and_the_turns_are_spread_evenly(topics: int, steps: int) -> None:
-    space = Space("/", iter(["n-0"]))
+    space = Space("/", iter(["n-0"]), Lease(8.0, 5.0, lambda: 0.0))
     space.members = {Topic("/", "room", str(number)): {"a": b""} for number in range(topics)}
     space.next_round = 100.0
     assert space.next_turns(99.0, 100.0, steps) == []

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from socketspec.cluster.commands.command import Command
-from socketspec.cluster.commands.envelope import decode
+from socketspec.cluster.commands.envelope import decode, decode_body
 from socketspec.cluster.commands.keys import Keys
 from socketspec.cluster.publishers.async_publisher import AsyncPublisher
 from socketspec.cluster.publishers.publisher import Publisher
@@ -19,7 +19,7 @@ from socketspec.cluster.publishers.requests import MAX_BATCH, MAX_BATCH_BYTES, R
 from socketspec.declaration.contracts import Broadcasts
 from socketspec.declaration.rooms import Room
 from socketspec.errors import ConfigurationError, ContractError, SocketSpecError
-from socketspec.protocol.orders import control_topic
+from socketspec.protocol.orders import KEPT, control_topic
 from socketspec.protocol.publications import History, Position, Receipt, Topic
 from socketspec.session.revocation import revocation_subjects
 
@@ -109,7 +109,9 @@ def test_disconnecting_counts_first_and_then_tells_every_node() -> None:
     request = requests().disconnect_user("alice", 4000, "bye", None)
     (counting,), (order,) = request.stages
     assert (counting.name, counting.keys) == ("HVALS", (KEYS.nodes(Topic("/", "user", "alice")),))
-    assert order.keys == (KEYS.channel(control_topic("/")),)
+    topic = control_topic("/")
+    assert order.keys == (KEYS.meta(topic), KEYS.stream(topic), KEYS.channel(topic))
+    assert order.args[:2] == (KEPT.size, 1000 * KEPT.ttl)
     assert request.parse([[b"2", b"1"], 3]) == 3
 
 
@@ -118,9 +120,9 @@ def test_revoking_records_every_subject_before_it_tells_the_nodes() -> None:
     records, orders = request.stages
     subjects = revocation_subjects("/x", session="s", user="u", token_id="t")
     assert [command.keys for command in records] == [(KEYS.revoked(subject),) for subject in subjects]
-    (frame,) = orders[0].args
-    assert isinstance(frame, bytes)
-    order = decode(frame)
+    body = orders[0].args[4]
+    assert isinstance(body, bytes)
+    order = decode_body(body, None)
     assert order is not None
     assert order.event == "revoke"
     assert all(subject.encode() in order.payload for subject in subjects)
