@@ -83,6 +83,7 @@ class Checks:
             self._book.read(str(node), node.new_lines())
             here |= {id: set(rooms) for id, rooms in picture["connections"].items()}
         found = self._clients_differ(pictures, here)
+        found += self._places(here)
         for node, picture in zip(self._ground.nodes, pictures, strict=True):
             found += _rooms_differ(node, picture, here)
             found += self._users_differ(node, picture, users)
@@ -98,6 +99,16 @@ class Checks:
             rooms = here.get(player.id, player.rooms)
             if player.is_open and rooms - player.unsure != player.rooms - player.unsure:
                 found.append(f"{player} was told that it is in {player.rooms}; its node says {rooms}")
+        return found
+
+    def _places(self, here: dict[str, set[str]]) -> list[str]:
+        found = []
+        for room in SMALLS:
+            count = sum(room in rooms for rooms in here.values())
+            if count <= SMALL:
+                self._book.may_be_overfull.discard(room)
+            elif room not in self._book.may_be_overfull:
+                found.append(f"{room} has {count} members, and places for {SMALL}")
         return found
 
     def _users_differ(self, node: Node, picture: Picture, users: list[str]) -> list[str]:
@@ -166,8 +177,6 @@ def _rooms_differ(node: Node, picture: Picture, here: dict[str, set[str]]) -> li
             found.append(f"{node} lacks the members {wanted - members} of {room} and has {members - wanted} too many")
         if told["count"] != len(wanted):
             found.append(f"{node} counts {told['count']} members of {room} instead of {len(wanted)}")
-        if room in SMALLS and len(wanted) > SMALL:
-            found.append(f"{room} has {len(wanted)} members, and places for {SMALL}")
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from random import Random
 
@@ -34,6 +35,8 @@ class Crowd:
             Player(f"p{number}", f"u{number // OF_A_USER}", f"{seed} p{number}", book, self._any_node)
             for number in range(PLAYERS)
         ]
+        for player in self.players:
+            player.may_rewind = ground.mode != "single"
 
     def begin(self) -> None:
         """All come to life, and stand still at first."""
@@ -90,17 +93,20 @@ class Crowd:
 
     async def _disconnect(self, user: str) -> None:
         before = self._connections_of(user)
-        await self._until_acknowledged(f"/disconnect/{user}", lambda: Order("disconnected", user, before))
+        await self._until_acknowledged(
+            f"/disconnect/{user}", lambda: Order(time.monotonic(), "disconnected", user, before)
+        )
 
     async def _revoke(self, user: str) -> None:
         def done() -> Order:
             self._generation += 1
             self._book.revoked.append(user)
+            self._book.revoked_at[user] = time.monotonic()
             everybody = self._connections_of(user)
             for player in self.players:
                 if player.user == user:
                     player.user = f"{user.partition('.')[0]}.{self._generation}"
-            return Order("revoked", user, everybody)
+            return Order(time.monotonic(), "revoked", user, everybody)
 
         await self._until_acknowledged(f"/revoke/{user}", done)
 

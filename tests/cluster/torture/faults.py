@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from tests.cluster.torture.book import Book
 from tests.cluster.torture.common import LEASE
@@ -17,6 +19,10 @@ from tests.servers import Cluster, Sentinels, Server
 __all__ = ("Faults",)
 
 
+REPLICATED_WITHIN: Final = 1.0
+"""Seconds after which a replica has what its primary acknowledged."""
+
+
 class Faults:
     """Does to `ground` what a round says, and tells `book` what nobody can know any more because of it."""
 
@@ -27,8 +33,11 @@ class Faults:
 
     async def strike(self, one: Round) -> None:
         """The fault of a round, from its beginning to its end."""
+        began = time.monotonic()
         await self._by_name()[one.fault](one)
         await self._ground.heal_servers()
+        if self._ground.mode != "single":  # a machine that is busy is reason enough for a replica to take over
+            self._book.newest_may_be_lost(began - REPLICATED_WITHIN)
         for proxy in self._ground.proxies:
             proxy.pass_on()
         await self._ground.wait()
@@ -91,6 +100,8 @@ class Faults:
     async def _node_frozen(self, one: Round) -> None:
         node = self._ground.nodes[one.node]
         node.signal(signal.SIGSTOP)
+        if one.seconds > LEASE / 2:
+            self._book.taken_for_dead.add(str(node))
         await asyncio.sleep(one.seconds)
         node.signal(signal.SIGCONT)
 
@@ -159,7 +170,10 @@ class Faults:
     # Links
 
     async def _link_cut(self, one: Round, *ways: Way) -> None:
-        proxy = self._ground.proxies[one.node]
+        proxy, node = self._ground.proxies[one.node], self._ground.nodes[one.node]
+        if one.seconds > LEASE / 2:
+            self._book.taken_for_dead.add(str(node))
+            self._book.cut_off.add(str(node))
         proxy.black_hole(*ways)
         await asyncio.sleep(one.seconds)
         proxy.pass_on()
@@ -186,6 +200,9 @@ class Faults:
         self.kill(node)
         await asyncio.sleep(0.8 * LEASE)
         proxy = self._ground.proxies[one.other]
+        if one.seconds > LEASE / 2:
+            self._book.taken_for_dead.add(str(self._ground.nodes[one.other]))
+            self._book.cut_off.add(str(self._ground.nodes[one.other]))
         proxy.black_hole("down")
         await asyncio.sleep(one.seconds)
         proxy.reset()

@@ -11,12 +11,14 @@ import os
 import time
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.responses import PlainTextResponse
 
 from socketspec import Connection, Room, SocketApp
 from socketspec.adapters.fastapi import mount
 from socketspec.backend import History
 from socketspec.cluster import RedisBackend
+from socketspec.errors import BackendError
 from socketspec.security.auth import JWTAuth
 from socketspec.session import SessionConfig
 from tests.cluster.torture import breaks, clock
@@ -95,6 +97,12 @@ async def say(conn: Connection, payload: dict[str, str]) -> None:
 
 app = FastAPI()
 mount(socket, app)
+
+
+@app.exception_handler(BackendError)
+async def unavailable(_: Request, error: Exception) -> PlainTextResponse:
+    """Whoever asks for a page is told, and no traceback is logged."""
+    return PlainTextResponse(str(error), 503)
 
 
 @app.get("/picture")

@@ -73,6 +73,8 @@ class Player:
         self.asking: dict[int, tuple[str, str]] = {}
         """Events and rooms of requests without an answer so far."""
         self.is_idle = True
+        self.may_rewind = False
+        """Whether the servers may lose their newest writes."""
         self.positions: dict[str, Position] = {}
         self.heard: dict[str, set[str]] = {room: set() for room in ROOMS}
         """What it heard in each room since it last joined it, or was told that something may be missing."""
@@ -190,11 +192,11 @@ class Player:
 
     async def say(self, room: str) -> None:
         """Say something new in `room`, again under the same key while it is not acknowledged."""
-        what = f"{self.name}-{next(self._numbers)}"
+        what, lost_before = f"{self.name}-{next(self._numbers)}", self._book.lost_data_at
         for _ in range(TRIES if room in LOGS else 1):
             answer = await self._ask("say", {"room": room, "n": what}, room)
             if isinstance(answer, dict):
-                if room in LOGS:
+                if room in LOGS and lost_before == self._book.lost_data_at:
                     self._book.acknowledged[room].append(what)
                 return
             if answer == ENDED:
@@ -260,16 +262,24 @@ class Player:
                 self.unsure.add(room)
 
     def _hear(self, room: str, what: str, message: dict[str, Any]) -> None:
+        if room in LOGS:
+            self._follow(room, what, message)
         if what in self.heard[room]:
             self._book.wrong(f"{self} heard {what!r} twice in {room}")
         self.heard[room].add(what)
-        if room not in LOGS:
-            return
+
+    def _follow(self, room: str, what: str, message: dict[str, Any]) -> None:
         position = Position(message["offset"], message["epoch"], message["tag"])
         self._book.heard(room, position.epoch, position.offset, position.tag, what)
         last = self.positions.get(room)
-        # Another epoch says by itself that the history is another one.
-        if last is not None and position.epoch == last.epoch and position.offset != last.offset + 1:
+        # Another epoch says by itself that the history is another one, as do offsets that begin again where a replica
+        # took over that lacked the newest.
+        is_another = (
+            last is None or position.epoch != last.epoch or (position.offset <= last.offset and self.may_rewind)
+        )
+        if is_another:
+            self.heard[room] = set()
+        elif last is not None and position.offset != last.offset + 1:
             self._book.wrong(f"{self} heard {position} in {room} after {last}, without a word about the gap")
         self.positions[room] = position
 
