@@ -145,11 +145,10 @@ async def torture(
     again = f"python -m tests.cluster.torture.run --seed {seed} --mode {mode} --seconds {seconds:g}"
     again += "".join(f" --only '{word}'" for word in only)
     print(f"torture: {again}", flush=True)
-    until = time.monotonic() + seconds
     async with Stalls() as stalls, Ground(mode, folder, broken) as ground:
         run = Run(ground, seed, stalls)
         try:
-            await run.go_through(schedule(seed, mode, only), until)
+            await run.go_through(schedule(seed, mode, only), time.monotonic() + seconds)
         except BrokenPromise as error:
             raise BrokenPromise(_account(again, run.story, ground, str(error))) from None
     return run.rounds
