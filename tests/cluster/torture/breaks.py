@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from socketspec.cluster.presence.commands import PresenceCommands
 from socketspec.cluster.presence.dead_nodes import DeadNodes
+from socketspec.cluster.presence.members import RedisPresence
 from socketspec.membership.leave_hooks import LeaveHooks
 from socketspec.membership.node_orders import NodeOrders
 
@@ -21,13 +21,13 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 
 def _without_limit(original: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda self, topic, node, members=(), limit=None: original(self, topic, node, members, None)
+    return lambda self, topic, member, *, limit=None: original(self, topic, member)
 
 
 def _twice(original: Callable[..., Any]) -> Callable[..., Any]:
-    def call(self: Any, topic: Any, members: Any) -> None:
-        original(self, topic, members)
-        original(self, topic, members)
+    def call(self: Any, *arguments: Any) -> Any:
+        original(self, *arguments)
+        return original(self, *arguments)
 
     return call
 
@@ -35,7 +35,7 @@ def _twice(original: Callable[..., Any]) -> Callable[..., Any]:
 BREAKS: Final[dict[str, tuple[type, str, Callable[[Callable[..., Any]], Callable[..., Any]]]]] = {
     "dead-nodes-stay": (DeadNodes, "remove", lambda _: _nothing),
     "hooks-run-twice": (LeaveHooks, "take", _twice),
-    "rooms-have-no-limit": (PresenceCommands, "enter", _without_limit),
+    "rooms-have-no-limit": (RedisPresence, "enter", _without_limit),
     "revocations-are-not-heard": (NodeOrders, "_revoke", lambda _: _nothing),
 }
 """The class, its function, and what becomes of it."""
