@@ -36,10 +36,10 @@ def publish_command(
     `BackendError` for a publication that is too large.
     """
     body = encode_body(publication)
-    if history is None and idempotency_key is not None:
-        return _script(keys, topic, idempotency_key, (-1, 0, epoch, tag, body, _ONCE_MS))
     if history is None:
-        return Command("SPUBLISH", None, (keys.channel(topic),), (plain_frame(body),))
+        if idempotency_key is None:
+            return Command("SPUBLISH", None, (keys.channel(topic),), (plain_frame(body),))
+        return _script(keys, topic, idempotency_key, (-1, 0, epoch, tag, body, _ONCE_MS))
     args = (history.size, milliseconds(history.ttl), epoch, tag, body, _ONCE_MS)
     return _script(keys, topic, idempotency_key, args)
 
