@@ -21,7 +21,7 @@ endif
 export PYTHON VENV
 
 .PHONY: help setup run test test-fast tools lint ruff-check ruff-format format types mypy pyright verify-types contracts docs docs-serve \
-	wheel deploy-tools bench bench-guard mutation check clean
+	wheel deploy-tools bench bench-guard mutation torture check clean
 
 help: ## List the chores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -98,6 +98,10 @@ bench-guard: $(DEV) ## Count instructions, and fail where they have become more 
 
 mutation: $(DEV) ## Change the code and see what the tests notice (ARGS="socketspec/fanout/hub.py --all")
 	@$(BIN)/python -m tests.mutation.mutate $(ARGS)
+
+torture: $(DEV) ## Torture a cluster with faults drawn from a seed (SECONDS=1200 SEED=7 MODE=sentinel; see CONTRIBUTING.md)
+	@$(BIN)/python -m tests.cluster.torture.run $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(MODE),--mode $(MODE)) $(ARGS)
 
 check: ## Everything CI runs
 	@.ci/run

@@ -1,0 +1,135 @@
+"""The truth, written down by those who see it from outside: what clients were told, and what the nodes' hooks saw."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from tests.cluster.torture.common import SMALLS, Line
+
+__all__ = ("Book", "Order")
+
+
+class Order(NamedTuple):
+    """Connections that had to go, and why."""
+
+    at: float
+    """When it was acknowledged."""
+    what: str
+    user: str
+    connections: frozenset[str]
+    """The user's when it was given."""
+
+
+@dataclass
+class Book:
+    """What has happened so far."""
+
+    broken_promises: list[str] = field(default_factory=list)
+    """What was seen to be wrong at the moment it happened."""
+    said: dict[tuple[str, str, int, str], str] = field(default_factory=dict)
+    """What stands at each position (room, epoch, offset, tag) of the histories, as clients heard it."""
+    acknowledged: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    """By room with history: what was kept, as its sender was told; since histories were last lost."""
+    orders: list[Order] = field(default_factory=list)
+    """Acknowledged since the last quiet."""
+    revoked: list[str] = field(default_factory=list)
+    """Users who may not come back; the newest last."""
+    revoked_at: dict[str, float] = field(default_factory=dict)
+
+    joins: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """How often the join hook of a connection and a room ran, less its leave hooks."""
+    opened: set[str] = field(default_factory=set)
+    closed: set[str] = field(default_factory=set)
+    doubtful: set[tuple[str, str]] = field(default_factory=set)
+    """Connection and room of which nobody can say whether the hook was to run: their node was killed in the midst."""
+    half_way: set[str] = field(default_factory=set)
+    """Connections that were being closed when their node was killed: the same in all of their rooms."""
+    lines: dict[str, list[tuple[float, str]]] = field(default_factory=lambda: defaultdict(list))
+    """What the journals say, by connection."""
+    lost_data_at: float = 0.0
+    may_be_overfull: set[str] = field(default_factory=set)
+    """Rooms whose members Redis forgot: others may have come before they were put back."""
+    taken_for_dead: set[str] = field(default_factory=set)
+    """Nodes that were frozen or cut off: their members may have been told to be gone, and were put back."""
+    cut_off: set[str] = field(default_factory=set)
+    """Nodes that were cut off while the others were not: who left them meanwhile may have been told of twice."""
+    home: dict[str, str] = field(default_factory=dict)
+    """The node of each connection."""
+    told_elsewhere: set[tuple[str, str]] = field(default_factory=set)
+    """Connection and room whose leave hook ran on another node."""
+
+    def wrong(self, what: str) -> None:
+        """Take note of a broken promise."""
+        self.broken_promises.append(what)
+
+    def read(self, node: str, lines: Iterable[Line]) -> None:
+        """Go on with the journals of a node."""
+        for line in lines:
+            self.lines[line.connection].append((line.at, f"{node} {line.what} {line.room}".rstrip()))
+            if line.what == "open":
+                self.opened.add(line.connection)
+                self.home[line.connection] = node
+            elif line.what == "close":
+                self.closed.add(line.connection)
+            else:
+                pair = line.connection, line.room
+                self.joins[pair] += 1 if line.what == "join" else -1
+                if node != self.home.get(line.connection, node):
+                    self.told_elsewhere.add(pair)
+
+    def node_dies(self, on_it: Collection[str], under_way: Iterable[tuple[str, str]]) -> None:
+        """A node is killed, with the connections that clients have open on it, and what they have just asked for.
+
+        Call it with the node's journal read to its end, once it is dead.
+        """
+        self.doubtful.update(under_way)
+        self.half_way |= self.opened - self.closed - set(on_it)
+
+    def data_is_lost(self) -> None:
+        """Redis forgets all it knew: what was kept, who was revoked, which orders a node had yet to hear."""
+        self.lost_data_at = time.monotonic()
+        self.may_be_overfull.update(SMALLS)
+        self.acknowledged.clear()
+        self.revoked.clear()
+        self.orders.clear()
+
+    def newest_may_be_lost(self, since: float) -> None:
+        """A replica took over, which may lack what its primary acknowledged after `since`."""
+        self.may_be_overfull.update(SMALLS)
+        self.acknowledged.clear()
+        self.orders[:] = [order for order in self.orders if order.at < since]
+        self.revoked[:] = [user for user in self.revoked if self.revoked_at[user] < since]
+
+    def heard(self, room: str, epoch: str, offset: int, tag: str, what: str) -> None:
+        """A client was sent `what` as the message at a position."""
+        before = self.said.setdefault((room, epoch, offset, tag), what)
+        if before != what:
+            self.wrong(f"{room} {epoch}:{offset}:{tag} was {before!r} for one client and {what!r} for another")
+
+    def hooks_are_wrong(self, members: Collection[tuple[str, str]]) -> list[str]:
+        """What is wrong with the hooks, where these connections are in these rooms."""
+        found = []
+        for pair in self.joins.keys() | set(members):
+            is_member, counted = pair in members, self.joins[pair]
+            if counted in self._right_counts(pair, is_member=is_member):
+                continue
+            connection, room = pair
+            told = "; ".join(f"{at:.3f} {line}" for at, line in sorted(self.lines[connection]))
+            where = "a member" if is_member else "no member"
+            wanted = int(is_member)
+            found.append(f"{connection} is {where} of {room}; joins less leaves: {counted} instead of {wanted}: {told}")
+        return found
+
+    def _right_counts(self, pair: tuple[str, str], *, is_member: bool) -> set[int]:
+        """What the joins less the leaves may be; see the documentation, "What holds when things fail"."""
+        connection, _ = pair
+        home, right = self.home.get(connection, ""), {int(is_member)}
+        if not is_member and (pair in self.doubtful or connection in self.half_way):
+            right |= {-1, 1}
+        if pair in self.told_elsewhere and home in self.taken_for_dead:
+            right |= {0} if is_member or home not in self.cut_off else {0, -1}
+        return right
