@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from socketspec.declaration.contracts import Contracts
+from socketspec.declaration.sending import Contracts
 from socketspec.errors import EventError
 from socketspec.fanout.hub import Hub
 from socketspec.protocol.encoding import Message, Write, encode_payload
@@ -58,8 +58,7 @@ class Sender:
     def event(self, event: str, payload: object) -> Message:
         """An event that a handler emits, as a message. Raises `TypeError`, `ValueError` and `ContractError`."""
         check_outbound(event)
-        self._contracts.check_emit(event, payload)
-        return Message(event, encode_payload(payload))
+        return Message(event, self._contracts.emitted(event, payload))
 
     def error(
         self, connection: str, error: EventError, *, event: str | None, id: str | int | None, number: int

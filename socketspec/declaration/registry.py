@@ -10,6 +10,7 @@ from typing import Any
 from socketspec.declaration.contracts import Contract
 from socketspec.declaration.patterns import RoomPattern
 from socketspec.declaration.plans import HandlerPlan, compile_handler
+from socketspec.declaration.sending import DeclaredSends
 from socketspec.errors import ConfigurationError
 
 __all__ = ("EventSpec", "Guard", "Handler", "Hook", "Middleware", "NextHandler", "Registry")
@@ -31,6 +32,14 @@ class EventSpec:
     description: str
     tags: tuple[str, ...]
     contract: Contract
+    contract_binds: bool
+    """Whether the contract holds for what is sent outside strict mode, too: by its models."""
+    response_model: Any
+    """What ``on(response_model=…)`` was given; `EMPTY`: nothing."""
+    encode_reply: Callable[[Any], bytes]
+    """Encodes what the handler returned. Raises `ContractError` and `TypeError`."""
+    always_replies: bool
+    """Whether a reply of None, too, has to be encoded where the client did not ask for one: to be refused."""
     ordered: bool
     deprecated: bool
 
@@ -53,6 +62,7 @@ class Registry:
     def __init__(self, connection_type: type[Any]) -> None:
         self._connection_type = connection_type
         self.events: dict[str, EventSpec] = {}
+        self.sends: DeclaredSends = DeclaredSends()
         self.middleware: list[Middleware] = []
         self.guards: list[Guard] = []
         self.on_connect: list[Hook] = []
@@ -73,6 +83,8 @@ class Registry:
                 f"rename one of the two, or call both from one handler."
             )
         self.events[spec.name] = spec
+        self.sends.add(spec.contract.emits)
+        self.sends.add(spec.contract.broadcasts)
         self._handlers.clear()
 
     def add_middleware(self, middleware: Middleware) -> None:
@@ -103,6 +115,7 @@ class Registry:
                 connection_type=self._connection_type,
                 caller_locals=spec.caller_locals,
                 overrides=self.dependency_overrides,
+                response_model=spec.response_model,
             )
         if not self.middleware:
             return plan.call

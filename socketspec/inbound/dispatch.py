@@ -20,8 +20,8 @@ from socketspec.concurrency.tasks import Tasks
 from socketspec.connection.connection import Connection
 from socketspec.connection.hooks import Hooks
 from socketspec.connection.states import State
-from socketspec.declaration.contracts import Contracts
 from socketspec.declaration.registry import EventSpec, Registry
+from socketspec.declaration.sending import Contracts
 from socketspec.errors import (
     BackendError,
     CloseCode,
@@ -35,7 +35,7 @@ from socketspec.errors import (
 from socketspec.inbound.limiter import Limiter
 from socketspec.inbound.protocol_events import ProtocolEvents
 from socketspec.protocol.decoding import Envelope, decode
-from socketspec.protocol.encoding import Message, encode_payload
+from socketspec.protocol.encoding import Message
 from socketspec.protocol.formats import Format
 from socketspec.protocol.names import CLIENT_EVENTS, is_reserved
 from socketspec.telemetry.context import Requests, current_request, log_context
@@ -293,7 +293,9 @@ class Dispatcher:
             else:
                 result = await self._call(conn, spec, payload)
             if id is not None or result is not None:
-                conn.send(Message("__ack__", encode_payload(result), id=id))
+                conn.send(Message("__ack__", spec.encode_reply(result), id=id))
+            elif spec.always_replies:
+                spec.encode_reply(result)  # raises
         except EventError as error:
             outcome = "refused"
             failed = self._refused(conn, spec.name, id, error, number)
@@ -311,7 +313,7 @@ class Dispatcher:
 
     async def _call(self, conn: Connection, spec: EventSpec, payload: Any) -> Any:
         handler = self._registry.handler(spec)
-        if not self._contracts.strict:
+        if not self._contracts.strict and not spec.contract_binds:
             return await unless_cancelled(handler(conn, payload))
         with self._contracts.handling(spec.contract):
             return await unless_cancelled(handler(conn, payload))

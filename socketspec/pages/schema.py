@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from types import NoneType
 from typing import Any, Protocol
 
-from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter
-
+from socketspec.declaration.outbound import OutboundType
 from socketspec.declaration.payloads import PayloadType
 from socketspec.declaration.registry import EventSpec, Registry
 from socketspec.declaration.rooms import Room
-from socketspec.errors import CLOSE_CODES, ERROR_CODES
+from socketspec.errors import CLOSE_CODES, ERROR_CODES, ConfigurationError
+from socketspec.pages.json_values import finite
 from socketspec.protocol.formats import SUBPROTOCOLS
 from socketspec.protocol.names import CLIENT_EVENTS, RESERVED_EVENTS
 
@@ -75,28 +74,37 @@ def _event(spec: EventSpec) -> dict[str, Any]:
         "tags": list(spec.tags),
         "deprecated": spec.deprecated,
         "ordered": spec.ordered,
-        "payload": spec.plan.payload.json_schema() if spec.plan.payload is not None else None,
-        "ack": _reply(spec.plan.returns),
+        "payload": _tidy(spec.plan.payload) if spec.plan.payload is not None else None,
+        "ack": _reply(spec.plan.reply),
         "emits": [
-            {"event": item.event, "description": item.description, "payload": _model(item.model)}
+            {"event": item.event, "description": item.description, "payload": _sent(item.model)}
             for item in spec.contract.emits or ()
         ],
         "broadcasts": [
-            {"event": item.event, "room": item.room, "description": item.description, "payload": _model(item.model)}
+            {
+                "event": item.event,
+                "room": None if item.room is None else item.room.source,
+                "description": item.description,
+                "payload": _sent(item.model),
+            }
             for item in spec.contract.broadcasts or ()
         ],
     }
 
 
-def _model(model: Any) -> dict[str, Any] | None:
-    return None if model is None else PayloadType(model).json_schema("serialization")
+def _sent(model: OutboundType | None) -> dict[str, Any] | None:
+    return None if model is None else _tidy(model)
 
 
-def _reply(returns: Any) -> dict[str, Any] | None:
-    """The schema of a return annotation; None where it says nothing that Pydantic understands."""
-    if returns in (None, NoneType, Any):
-        return None
+def _reply(reply: OutboundType | None) -> dict[str, Any] | None:
+    """The schema of a handler's replies; None where nothing is declared, or that there are none."""
+    return None if reply is None or reply.is_nothing else _tidy(reply)
+
+
+def _tidy(model: PayloadType | OutboundType) -> dict[str, Any]:
+    """A model's JSON Schema, as JSON can carry it; one that has none says so in its place."""
     try:
-        return TypeAdapter(returns).json_schema(mode="serialization")
-    except (PydanticSchemaGenerationError, PydanticUserError):
-        return None
+        schema: dict[str, Any] = finite(model.json_schema())
+    except ConfigurationError as error:
+        return {"description": f"{error}"}
+    return schema
