@@ -24,7 +24,7 @@ from socketspec.declaration.registry import Guard, Hook, Registry
 from socketspec.declaration.rooms import DeclaredRooms, Room
 from socketspec.declaration.signatures import EMPTY
 from socketspec.declaration.specs import EventOptions
-from socketspec.errors import BackendError, ConfigurationError
+from socketspec.errors import BackendError, ConfigurationError, EventError
 from socketspec.pages.pages import HealthReport, Pages
 from socketspec.pages.schema import build_schema
 from socketspec.protocol.decoding import MAX_ITEMS
@@ -186,6 +186,7 @@ class SocketApp:
         emits: Sequence[Emits] | None = None,
         broadcasts: Sequence[Broadcasts] | None = None,
         response_model: Any = EMPTY,
+        errors: Sequence[type[EventError]] = (),
         ordered: bool = False,
         deprecated: bool = False,
     ) -> Callable[[F], F]:
@@ -194,7 +195,8 @@ class SocketApp:
         The second parameter's type is the payload's model: a Pydantic model, dataclass, TypedDict or dict; leave it
         out if the event has no payload. Further parameters are dependencies (`Depends`). What the handler returns is
         sent as the payload of the ``__ack__``: validated, and nothing but what the return annotation declares. A
-        `response_model` takes the annotation's place; None: anything may be returned. Without `description`, the
+        `response_model` takes the annotation's place; None: anything may be returned. `errors` are the kinds of
+        `EventError` that it may be answered with. Without `description`, the
         docstring is shown. With `ordered`, handlers of such events run one after the other for each connection;
         otherwise side by side.
 
@@ -208,6 +210,7 @@ class SocketApp:
             emits=emits,
             broadcasts=broadcasts,
             response_model=response_model,
+            errors=errors,
             ordered=ordered,
             deprecated=deprecated,
         )

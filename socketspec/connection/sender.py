@@ -92,29 +92,40 @@ class Sender:
 
 
 def _payload(error: EventError, event: str | None, request: str) -> bytes:
-    """An error as it is sent: bounded as a whole, as clients have a say in what is in it. Raises `TypeError`."""
-    payload = {
-        "code": error.code,
-        "event": event,
-        "message": cut(str(error.message), MAX_MESSAGE),
-        "request_id": request,
-        "details": error.details,
-    }
-    encoded = encode_payload(payload)
+    """An error as it is sent: bounded as a whole, as clients have a say in what is in it.
+
+    It is always an answer: what cannot be encoded of its details is left out, and logged.
+    """
+    payload = {"code": error.code, "event": event, "message": _text(error), "request_id": request}
+    try:
+        encoded = encode_payload({**payload, "details": error.sent_details()})
+    except Exception as cause:  # whatever the user's own objects raise
+        logger.error("The details of a %s cannot be sent (request %s): %s", type(error).__name__, request, cause)
+        return encode_payload({**payload, "details": _shortened(error.details)})
     if len(encoded) > MAX_ERROR:
-        encoded = encode_payload({**payload, "details": _shortened(error.details)})
+        encoded = encode_payload({**payload, "details": _shortened(error.sent_details())})
     return encoded
 
 
-def _shortened(details: Mapping[str, Any]) -> dict[str, Any]:
+def _text(error: EventError) -> str:
+    try:
+        text = cut(str(error.message), MAX_MESSAGE)
+    except Exception as cause:
+        logger.error("The message of a %s cannot be sent: %s", type(error).__name__, cause)
+        return ""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _shortened(details: object) -> dict[str, Any]:
     """The small ones of many or large details, such as a reason or a number of seconds."""
-    small = [(str(name), value) for name, value in details.items() if _is_small(value) and len(str(name)) <= MAX_DETAIL]
-    return {**dict(small[:MAX_DETAILS]), "truncated": True}
+    named = details if isinstance(details, Mapping) else {}
+    small = [(name, value) for name, value in named.items() if _is_small(name) and _is_small(value)]
+    return {**{str(name): value for name, value in small[:MAX_DETAILS]}, "truncated": True}
 
 
 def _is_small(value: object) -> bool:
     if isinstance(value, str):
-        return len(value) <= MAX_DETAIL
+        return len(value) <= MAX_DETAIL and not any("\ud800" <= letter <= "\udfff" for letter in value)
     if isinstance(value, int):
         return abs(value) < 2**64
     return value is None or isinstance(value, float)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from socketspec.declaration.contracts import Contract
+from socketspec.declaration.declared_errors import DeclaredError, DeclaredErrors
 from socketspec.declaration.patterns import RoomPattern
 from socketspec.declaration.plans import HandlerPlan, compile_handler
 from socketspec.declaration.sending import DeclaredSends
@@ -40,6 +41,7 @@ class EventSpec:
     """Encodes what the handler returned. Raises `ContractError` and `TypeError`."""
     always_replies: bool
     """Whether a reply of None, too, has to be encoded where the client did not ask for one: to be refused."""
+    errors: tuple[DeclaredError, ...]
     ordered: bool
     deprecated: bool
 
@@ -63,6 +65,7 @@ class Registry:
         self._connection_type = connection_type
         self.events: dict[str, EventSpec] = {}
         self.sends: DeclaredSends = DeclaredSends()
+        self.errors: DeclaredErrors = DeclaredErrors()
         self.middleware: list[Middleware] = []
         self.guards: list[Guard] = []
         self.on_connect: list[Hook] = []
@@ -82,6 +85,7 @@ class Registry:
                 f"Event {spec.name!r} already has the handler {taken.plan.name}; "
                 f"rename one of the two, or call both from one handler."
             )
+        self.errors.add(spec.errors)
         self.events[spec.name] = spec
         self.sends.add(spec.contract.emits)
         self.sends.add(spec.contract.broadcasts)

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from socketspec.declaration.contracts import Broadcasts, Contract, Emits, compile_broadcasts, compile_emits
+from socketspec.declaration.declared_errors import compile_errors
 from socketspec.declaration.plans import compile_handler
 from socketspec.declaration.registry import EventSpec
 from socketspec.declaration.signatures import EMPTY, enclosing_locals
-from socketspec.errors import ConfigurationError
+from socketspec.errors import ConfigurationError, EventError
 from socketspec.protocol.encoding import encode_payload
 from socketspec.protocol.names import check_event_name, is_reserved
 
@@ -30,6 +31,7 @@ class EventOptions:
         emits: Sequence[Emits] | None = None,
         broadcasts: Sequence[Broadcasts] | None = None,
         response_model: Any = EMPTY,
+        errors: Sequence[type[EventError]] = (),
         ordered: bool = False,
         deprecated: bool = False,
     ) -> None:
@@ -53,6 +55,7 @@ class EventOptions:
             compile_broadcasts(f"on({event!r}, broadcasts", broadcasts),
         )
         self._response_model = response_model
+        self._errors = compile_errors(f"on({event!r}, errors", errors)
         self._ordered = ordered
         self._deprecated = deprecated
 
@@ -78,6 +81,7 @@ class EventOptions:
             response_model=self._response_model,
             encode_reply=encode_payload if reply is None else reply.encode,
             always_replies=reply is not None and not reply.optional,
+            errors=self._errors,
             ordered=self._ordered,
             deprecated=self._deprecated,
         )

@@ -217,7 +217,8 @@ class Dispatcher:
             payload = spec.plan.payload.validate(envelope.payload) if spec.plan.payload is not None else None
         except EventError as error:
             self._counters.count_event(spec.name, "invalid")
-            return self._refused(conn, envelope.event, envelope.id, error)
+            conn.send_error(error, event=envelope.event, id=envelope.id)
+            return None
         except Exception as error:
             self._counters.count_event(spec.name, "error")
             # A validator of the user's raised something that Pydantic does not take for a refusal.
@@ -298,9 +299,7 @@ class Dispatcher:
                 spec.encode_reply(result)  # raises
         except EventError as error:
             outcome = "refused"
-            failed = self._refused(conn, spec.name, id, error, number)
-            if failed is not None:
-                await failed
+            conn.send_error(error, event=spec.name, id=id, number=number)
             return error
         except Exception as error:
             outcome = "error"
@@ -317,16 +316,6 @@ class Dispatcher:
             return await unless_cancelled(handler(conn, payload))
         with self._contracts.handling(spec.contract):
             return await unless_cancelled(handler(conn, payload))
-
-    def _refused(
-        self, conn: Connection, event: str, id: str | int | None, error: EventError, number: int = 0
-    ) -> Pending | None:
-        number = number or next(self._requests.numbers)
-        try:
-            conn.send_error(error, event=event, id=id, number=number)
-        except TypeError as cause:  # its text or details, which are the user's, cannot be encoded
-            return self._failed(conn, event, id, cause, number)
-        return None
 
     async def _failed(
         self, conn: Connection, event: str | None, id: str | int | None, error: Exception, number: int = 0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
+from socketspec.declaration.declared_errors import DeclaredError
 from socketspec.declaration.outbound import OutboundType
 from socketspec.declaration.payloads import PayloadType
 from socketspec.declaration.registry import EventSpec, Registry
@@ -15,6 +16,9 @@ from socketspec.protocol.formats import SUBPROTOCOLS
 from socketspec.protocol.names import CLIENT_EVENTS, RESERVED_EVENTS
 
 __all__ = ("build_schema",)
+
+
+BUILT_IN: Final = frozenset(code.value for code in ERROR_CODES)
 
 
 class Described(Protocol):
@@ -59,7 +63,10 @@ def build_schema(
         ],
         "reserved_events": sorted(RESERVED_EVENTS),
         "client_events": sorted(CLIENT_EVENTS),
-        "errors": [{"code": code.value, "meaning": meaning} for code, meaning in ERROR_CODES.items()],
+        "errors": [
+            *({"code": code.value, "meaning": meaning} for code, meaning in ERROR_CODES.items()),
+            *(_error(error) for code, error in registry.errors.by_code.items() if code not in BUILT_IN),
+        ],
         "close_codes": [
             {"code": code.value, "reason": info.reason, "issued_when": info.issued_when, "reconnect": info.reconnect}
             for code, info in CLOSE_CODES.items()
@@ -76,6 +83,7 @@ def _event(spec: EventSpec) -> dict[str, Any]:
         "ordered": spec.ordered,
         "payload": _tidy(spec.plan.payload) if spec.plan.payload is not None else None,
         "ack": _reply(spec.plan.reply),
+        "errors": [_error(error) for error in spec.errors],
         "emits": [
             {"event": item.event, "description": item.description, "payload": _sent(item.model)}
             for item in spec.contract.emits or ()
@@ -90,6 +98,10 @@ def _event(spec: EventSpec) -> dict[str, Any]:
             for item in spec.contract.broadcasts or ()
         ],
     }
+
+
+def _error(error: DeclaredError) -> dict[str, Any]:
+    return {"code": error.code, "meaning": error.description, "details": _sent(error.details)}
 
 
 def _sent(model: OutboundType | None) -> dict[str, Any] | None:

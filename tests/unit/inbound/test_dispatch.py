@@ -152,20 +152,6 @@ async def test_a_return_value_that_cannot_be_sent_is_the_handlers_failure(value:
         assert (await error_of(conn))["code"] == "HANDLER_ERROR"
 
 
-async def test_an_event_error_whose_details_cannot_be_sent_is_the_handlers_failure() -> None:
-    app = SocketApp()
-
-    @app.on("refuse")
-    async def refuse(conn: Connection) -> None:
-        raise PermissionDenied("No.", details={"why": object()})
-
-    async with TestClient(app) as client:
-        conn = await client.connect()
-        await conn.send("refuse", id=1)
-        error = await error_of(conn)
-        assert (error["code"], error["id"]) == ("HANDLER_ERROR", 1)
-
-
 async def test_a_validator_that_fails_is_the_handlers_failure(caplog: pytest.LogCaptureFixture) -> None:
     app = SocketApp()
 
