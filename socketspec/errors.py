@@ -295,40 +295,40 @@ def _validated(name: str, adapter: TypeAdapter[Any], details: object) -> Any:
 class AuthError(EventError):
     """The credentials are missing, wrong, expired or revoked."""
 
-    code = ErrorCode.AUTH_ERROR
+    code: str = ErrorCode.AUTH_ERROR
 
 
 class PermissionDenied(EventError):
     """The client may not do this."""
 
-    code = ErrorCode.PERMISSION_ERROR
+    code: str = ErrorCode.PERMISSION_ERROR
 
 
 class PayloadTooLarge(EventError):
     """The message is larger than `max_payload_size` bytes."""
 
-    code = ErrorCode.PAYLOAD_TOO_LARGE
+    code: str = ErrorCode.PAYLOAD_TOO_LARGE
 
 
 class RateLimited(EventError):
     """The client's bucket is empty; ``details["retry_after"]`` is in seconds."""
 
-    code = ErrorCode.RATE_LIMIT_ERROR
+    code: str = ErrorCode.RATE_LIMIT_ERROR
 
 
 class RoomNotFound(EventError):
     """The app declares its rooms, and none of the declarations matches this name."""
 
-    code = ErrorCode.ROOM_NOT_FOUND
+    code: str = ErrorCode.ROOM_NOT_FOUND
 
 
 class UnknownEvent(EventError):
     """No handler is registered under this name, or the name is reserved."""
 
-    code = ErrorCode.UNKNOWN_EVENT
+    code: str = ErrorCode.UNKNOWN_EVENT
 
 
 class ValidationFailed(EventError):
     """The message is not an envelope or the payload does not fit the model."""
 
-    code = ErrorCode.VALIDATION_ERROR
+    code: str = ErrorCode.VALIDATION_ERROR

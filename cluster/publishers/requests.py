@@ -17,6 +17,7 @@ from socketspec.cluster.presence.commands import count_command, parse_count
 from socketspec.cluster.stores.history import parse_read, read_command
 from socketspec.cluster.stores.sessions import revoke_command
 from socketspec.declaration.contracts import Broadcasts, Contract, compile_broadcasts
+from socketspec.declaration.events import Event
 from socketspec.declaration.rooms import DeclaredRooms, Room, no_history
 from socketspec.declaration.sending import Contracts, DeclaredSends
 from socketspec.errors import ConfigurationError
@@ -58,7 +59,7 @@ class Requests:
         *,
         namespace: str = "/",
         rooms: Sequence[Room | str] = (),
-        broadcasts: Sequence[Broadcasts] = (),
+        broadcasts: Sequence[Broadcasts | Event[Any]] = (),
     ) -> None:
         self._keys = keys
         try:

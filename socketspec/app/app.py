@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from socketspec.app.events import AppEvents
 from socketspec.app.rooms import Rooms
 from socketspec.app.sessions import Sessions
 from socketspec.app.users import Users
@@ -18,6 +19,7 @@ from socketspec.backend.resolve import resolve_backend
 from socketspec.connection.connection import Connection
 from socketspec.connection.outbox import Backpressure
 from socketspec.declaration.contracts import Broadcasts, Emits
+from socketspec.declaration.events import Event
 from socketspec.declaration.patterns import RoomPattern
 from socketspec.declaration.plans import check_hook
 from socketspec.declaration.registry import Guard, Hook, Registry
@@ -59,6 +61,7 @@ class SocketApp:
         rate_limit: a token bucket for inbound events. None: no limit.
         session: how long connections last, idle and heartbeat limits.
         rooms: the app's rooms. If any are given, there are no others.
+        events: what the app sends, see `socketspec.Event`; `event` declares more.
         namespace: begins with "/". Apps of different namespaces hear nothing of each other.
         debug: show failures to clients and a live event feed at `debug_url`. Never in production.
         debug_url: path of the event feed.
@@ -110,6 +113,7 @@ class SocketApp:
         rate_limit: RateLimit | None = None,
         session: SessionConfig | None = None,
         rooms: Sequence[Room | str] = (),
+        events: Sequence[Event[Any]] = (),
         namespace: str = "/",
         debug: bool = False,
         debug_url: str = "/socket-debug",
@@ -153,10 +157,14 @@ class SocketApp:
             strict=debug if strict is None else strict,
             debug=debug,
         )
+        self._engine: Engine | None = None
         self.registry: Registry = Registry(Connection)
         self._declared = DeclaredRooms.of("SocketApp", rooms)
         self.rooms: Rooms = Rooms(self._declared, self.ensure_started)
         self.users: Users = Users(self.ensure_started)
+        self.event: AppEvents = AppEvents(
+            self.registry, self._declared, self.rooms, self.users, lambda: self._engine is not None, events
+        )
         self.sessions: Sessions = Sessions(self.ensure_started)
         self.pages: Pages = Pages(
             schema=self.schema,
@@ -171,7 +179,6 @@ class SocketApp:
             drain_token=drain_token,
         )
         self._backend: Backend = resolve_backend(backend)
-        self._engine: Engine | None = None
         self._starting: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     def __repr__(self) -> str:
@@ -183,8 +190,8 @@ class SocketApp:
         *,
         description: str | None = None,
         tags: Sequence[str] = (),
-        emits: Sequence[Emits] | None = None,
-        broadcasts: Sequence[Broadcasts] | None = None,
+        emits: Sequence[Emits | Event[Any]] | None = None,
+        broadcasts: Sequence[Broadcasts | Event[Any]] | None = None,
         response_model: Any = EMPTY,
         errors: Sequence[type[EventError]] = (),
         ordered: bool = False,

@@ -13,7 +13,17 @@ from socketspec.protocol.encoding import Encoded, encode_payload
 from socketspec.protocol.names import check_event_name, is_reserved
 from socketspec.protocol.publications import Topic
 
-__all__ = ("Broadcasts", "Contract", "Declared", "Emits", "compile_broadcasts", "compile_emits", "encode_as")
+__all__ = (
+    "Broadcasts",
+    "Contract",
+    "Declared",
+    "Emits",
+    "check_sent_name",
+    "compile_broadcasts",
+    "compile_emits",
+    "encode_as",
+    "named",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +157,9 @@ def _compiled(option: str, given: object, kind: type[Emits | Broadcasts]) -> tup
 
 
 def _one(option: str, item: object, kind: type[Emits | Broadcasts]) -> Declared:
+    declared = getattr(item, "declared", None)
+    if isinstance(declared, Declared):  # an `Event`
+        return declared
     if not isinstance(item, kind):
         raise ConfigurationError(f"{option}=[{item!r}]): write {kind.__name__}({item!r}).")
     where = f"{option}=[{kind.__name__}({item.event!r}, …)])"

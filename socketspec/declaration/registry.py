@@ -9,8 +9,10 @@ from typing import Any
 
 from socketspec.declaration.contracts import Contract
 from socketspec.declaration.declared_errors import DeclaredError, DeclaredErrors
+from socketspec.declaration.events import Event
 from socketspec.declaration.patterns import RoomPattern
 from socketspec.declaration.plans import HandlerPlan, compile_handler
+from socketspec.declaration.rooms import DeclaredRooms
 from socketspec.declaration.sending import DeclaredSends
 from socketspec.errors import ConfigurationError
 
@@ -65,6 +67,7 @@ class Registry:
         self._connection_type = connection_type
         self.events: dict[str, EventSpec] = {}
         self.sends: DeclaredSends = DeclaredSends()
+        self.typed_events: dict[str, Event[Any]] = {}
         self.errors: DeclaredErrors = DeclaredErrors()
         self.middleware: list[Middleware] = []
         self.guards: list[Guard] = []
@@ -90,6 +93,22 @@ class Registry:
         self.sends.add(spec.contract.emits)
         self.sends.add(spec.contract.broadcasts)
         self._handlers.clear()
+
+    def add_typed_event(self, event: Event[Any], rooms: DeclaredRooms) -> None:
+        """Declare what the app sends. Raises `ConfigurationError` where it is declared already, or for no room."""
+        if event.name in self.typed_events:
+            raise ConfigurationError(
+                f"Event {event.name!r} is declared twice; use what the first declaration returned."
+            )
+        pattern = event.declared.room
+        if pattern is not None and not rooms.may_have(pattern):
+            names = ", ".join(repr(room.name) for room in rooms.rooms)
+            raise ConfigurationError(
+                f"Event {event.name!r}: room={pattern.source!r} names none of the declared rooms ({names}). Declare "
+                f"Room({pattern.source!r}) in SocketApp(rooms=[…]), or write the pattern of one of them."
+            )
+        self.typed_events[event.name] = event
+        self.sends.add([event.declared])
 
     def add_middleware(self, middleware: Middleware) -> None:
         """Register a middleware; the first registered is the outermost."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from socketspec.declaration.contracts import Broadcasts, Contract, Emits, compile_broadcasts, compile_emits
 from socketspec.declaration.declared_errors import compile_errors
+from socketspec.declaration.events import Event
 from socketspec.declaration.plans import compile_handler
 from socketspec.declaration.registry import EventSpec
 from socketspec.declaration.signatures import EMPTY, enclosing_locals
@@ -28,8 +29,8 @@ class EventOptions:
         connection_type: type[Any],
         description: str | None = None,
         tags: Sequence[str] = (),
-        emits: Sequence[Emits] | None = None,
-        broadcasts: Sequence[Broadcasts] | None = None,
+        emits: Sequence[Emits | Event[Any]] | None = None,
+        broadcasts: Sequence[Broadcasts | Event[Any]] | None = None,
         response_model: Any = EMPTY,
         errors: Sequence[type[EventError]] = (),
         ordered: bool = False,

@@ -51,6 +51,16 @@ def build_schema(
         "max_payload_items": settings.max_payload_items,
         "authentication": [type(backend).__name__ for backend in settings.auth],
         "events": [_event(spec) for spec in registry.events.values()],
+        "sent_events": [
+            {
+                "event": event.name,
+                "room": event.room,
+                "description": event.description,
+                "tags": list(event.tags),
+                "payload": _sent(event.declared.model),
+            }
+            for event in registry.typed_events.values()
+        ],
         "rooms": [
             {
                 "name": room.name,
