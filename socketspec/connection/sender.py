@@ -67,7 +67,14 @@ class Sender:
         requests = self._requests
         number = number or next(requests.numbers)
         request = requests.id(number)
-        message = Message("__error__", _payload(error, event, request), id=id)
+        try:
+            encoded = _payload(error, event, request)
+        except Exception as cause:  # whatever the user's own objects raise: it is an answer all the same
+            with log_context(connection, requests, event, number):
+                what = f"The details or the message of a {type(error).__name__} cannot be sent"
+                logger.error("%s (request %s, connection %s): %s", what, request, connection, cause)
+            encoded = _least(error, event, request)
+        message = Message("__error__", encoded, id=id)
         if logger.isEnabledFor(logging.DEBUG):
             with log_context(connection, requests, event, number):
                 logger.debug(
@@ -92,28 +99,29 @@ class Sender:
 
 
 def _payload(error: EventError, event: str | None, request: str) -> bytes:
-    """An error as it is sent: bounded as a whole, as clients have a say in what is in it.
-
-    It is always an answer: what cannot be encoded of its details is left out, and logged.
-    """
-    payload = {"code": error.code, "event": event, "message": _text(error), "request_id": request}
-    try:
-        encoded = encode_payload({**payload, "details": error.sent_details()})
-    except Exception as cause:  # whatever the user's own objects raise
-        logger.error("The details of a %s cannot be sent (request %s): %s", type(error).__name__, request, cause)
-        return encode_payload({**payload, "details": _shortened(error.details)})
+    """An error as it is sent: bounded as a whole, as clients have a say in what is in it. Raises whatever is raised."""
+    details, text = error.sent_details(), _text(str(error.message))
+    encoded = encode_payload(_answer(error, event, request, text, details))
     if len(encoded) > MAX_ERROR:
-        encoded = encode_payload({**payload, "details": _shortened(error.sent_details())})
+        encoded = encode_payload(_answer(error, event, request, text, _shortened(details)))
     return encoded
 
 
-def _text(error: EventError) -> str:
-    try:
-        text = cut(str(error.message), MAX_MESSAGE)
-    except Exception as cause:
-        logger.error("The message of a %s cannot be sent: %s", type(error).__name__, cause)
-        return ""
-    return text.encode(errors="backslashreplace").decode()
+def _least(error: EventError, event: str | None, request: str) -> bytes:
+    """What can be sent of an error whose details or message cannot."""
+    given: object = error.message  # untyped code passes anything
+    text = _text(given) if isinstance(given, str) else ""
+    return encode_payload(_answer(error, event, request, text, _shortened(error.details)))
+
+
+def _answer(
+    error: EventError, event: str | None, request: str, text: str, details: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {"code": error.code, "event": event, "message": text, "request_id": request, "details": details}
+
+
+def _text(message: str) -> str:
+    return cut(message, MAX_MESSAGE).encode(errors="backslashreplace").decode()
 
 
 def _shortened(details: object) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class OutboundType:
         self._what = what
         if not is_object(annotation) and not (self.optional and _is_object_or_none(annotation)):
             raise ConfigurationError(
-                f"{what} cannot be {self.name!r}: what is sent is always an object. "
+                f"{what}: {self.name!r} cannot be a payload: a payload is always an object. "
                 f"Use {ACCEPTED}{' or None' if optional else ''}, and put a single value or a list in a field of it."
             )
         self.is_plain: bool = is_plain(annotation)

@@ -177,7 +177,7 @@ UNSENDABLE = [
     ({"details": {1: {2: object()}}}, {"truncated": True}),
     ({"details": ["a list"]}, {"truncated": True}),
     ({"message": "half \ud800"}, {}),
-    ({"message": Unspeakable()}, {}),
+    ({"message": Unspeakable()}, {"truncated": True}),
 ]
 
 
@@ -188,7 +188,7 @@ async def test_what_cannot_be_encoded_is_left_out_of_an_answer(
     answer = await answer_to(PermissionDenied(**{"message": "No.", **options}))
     assert (answer["code"], answer["details"]) == ("PERMISSION_ERROR", details)
     if options.get("message") != "half \ud800":  # which can be written in another way
-        assert "PermissionDenied cannot be sent" in caplog.text
+        assert "of a PermissionDenied cannot be sent" in caplog.text
 
 
 @pytest.mark.parametrize(("options", "details"), UNSENDABLE)

@@ -177,7 +177,9 @@ def test_none_is_an_empty_object_where_it_is_declared(annotation: Any) -> None:
     "annotation", [str, int, list[Public], Public | str, str | None, tuple[int, ...], RootModel[int]]
 )
 def test_what_is_no_object_on_the_wire_is_refused(annotation: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"it cannot be .*always an object.*put a single value or a list"):
+    with pytest.raises(
+        ConfigurationError, match=r"it: .* cannot be a payload: .*always an object.*put a single value or a list"
+    ):
         OutboundType(annotation, what="it", optional=True)
     with pytest.raises(ConfigurationError, match="always an object"):
         OutboundType(Public | None, what="an event has no such thing")

@@ -87,9 +87,11 @@ async def test_a_response_model_takes_the_annotations_place(
 
 @pytest.mark.parametrize("annotation", [str, int | None, list[Public], bytes])
 def test_a_reply_that_is_no_object_is_refused_at_registration(annotation: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"me: the return annotation cannot be .*always an object"):
+    with pytest.raises(
+        ConfigurationError, match=r"me: the return annotation: .* cannot be a payload: .*always an object"
+    ):
         returning(None, annotation)
-    with pytest.raises(ConfigurationError, match="me: response_model cannot be"):
+    with pytest.raises(ConfigurationError, match="me: response_model: "):
         returning(None, Any, response_model=annotation)
 
 
