@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from socketspec.app.events import AppEvents
 from socketspec.app.rooms import Rooms
 from socketspec.app.sessions import Sessions
 from socketspec.app.users import Users
@@ -17,20 +18,21 @@ from socketspec.backend.protocols import Backend
 from socketspec.backend.resolve import resolve_backend
 from socketspec.connection.connection import Connection
 from socketspec.connection.outbox import Backpressure
-from socketspec.declaration.contracts import Broadcasts, Contract, Emits, check_declarations
+from socketspec.declaration.contracts import Broadcasts, Emits
+from socketspec.declaration.events import Event
 from socketspec.declaration.patterns import RoomPattern
-from socketspec.declaration.plans import check_hook, compile_handler
-from socketspec.declaration.registry import EventSpec, Guard, Hook, Registry
+from socketspec.declaration.plans import check_hook
+from socketspec.declaration.registry import Guard, Hook, Registry
 from socketspec.declaration.rooms import DeclaredRooms, Room
-from socketspec.declaration.signatures import enclosing_locals
-from socketspec.errors import BackendError, ConfigurationError
+from socketspec.declaration.signatures import EMPTY
+from socketspec.declaration.specs import EventOptions
+from socketspec.errors import BackendError, ConfigurationError, EventError
 from socketspec.pages.pages import HealthReport, Pages
 from socketspec.pages.schema import build_schema
 from socketspec.protocol.decoding import MAX_ITEMS
-from socketspec.protocol.names import check_event_name, is_reserved
 from socketspec.runtime import engines
 from socketspec.runtime.engine import Engine
-from socketspec.runtime.settings import Settings, auth_backends, checked, drain_seconds, path
+from socketspec.runtime.settings import Settings, auth_backends, drain_seconds, path
 from socketspec.security.auth import AuthBackend
 from socketspec.security.origins import OriginPolicy
 from socketspec.security.ratelimit import RateLimit
@@ -59,6 +61,7 @@ class SocketApp:
         rate_limit: a token bucket for inbound events. None: no limit.
         session: how long connections last, idle and heartbeat limits.
         rooms: the app's rooms. If any are given, there are no others.
+        events: what the app sends, see `socketspec.Event`; `event` declares more.
         namespace: begins with "/". Apps of different namespaces hear nothing of each other.
         debug: show failures to clients and a live event feed at `debug_url`. Never in production.
         debug_url: path of the event feed.
@@ -110,6 +113,7 @@ class SocketApp:
         rate_limit: RateLimit | None = None,
         session: SessionConfig | None = None,
         rooms: Sequence[Room | str] = (),
+        events: Sequence[Event[Any]] = (),
         namespace: str = "/",
         debug: bool = False,
         debug_url: str = "/socket-debug",
@@ -153,10 +157,14 @@ class SocketApp:
             strict=debug if strict is None else strict,
             debug=debug,
         )
+        self._engine: Engine | None = None
         self.registry: Registry = Registry(Connection)
         self._declared = DeclaredRooms.of("SocketApp", rooms)
         self.rooms: Rooms = Rooms(self._declared, self.ensure_started)
         self.users: Users = Users(self.ensure_started)
+        self.event: AppEvents = AppEvents(
+            self.registry, self._declared, self.rooms, self.users, lambda: self._engine is not None, events
+        )
         self.sessions: Sessions = Sessions(self.ensure_started)
         self.pages: Pages = Pages(
             schema=self.schema,
@@ -171,7 +179,6 @@ class SocketApp:
             drain_token=drain_token,
         )
         self._backend: Backend = resolve_backend(backend)
-        self._engine: Engine | None = None
         self._starting: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     def __repr__(self) -> str:
@@ -183,8 +190,10 @@ class SocketApp:
         *,
         description: str | None = None,
         tags: Sequence[str] = (),
-        emits: Sequence[Emits] | None = None,
-        broadcasts: Sequence[Broadcasts] | None = None,
+        emits: Sequence[Emits | Event[Any]] | None = None,
+        broadcasts: Sequence[Broadcasts | Event[Any]] | None = None,
+        response_model: Any = EMPTY,
+        errors: Sequence[type[EventError]] = (),
         ordered: bool = False,
         deprecated: bool = False,
     ) -> Callable[[F], F]:
@@ -192,37 +201,29 @@ class SocketApp:
 
         The second parameter's type is the payload's model: a Pydantic model, dataclass, TypedDict or dict; leave it
         out if the event has no payload. Further parameters are dependencies (`Depends`). What the handler returns is
-        sent as the payload of the ``__ack__``. Without `description`, the docstring is shown. With `ordered`, handlers
-        of such events run one after the other for each connection; otherwise side by side.
+        sent as the payload of the ``__ack__``: validated, and nothing but what the return annotation declares. A
+        `response_model` takes the annotation's place; None: anything may be returned. `errors` are the kinds of
+        `EventError` that it may be answered with. Without `description`, the
+        docstring is shown. With `ordered`, handlers of such events run one after the other for each connection;
+        otherwise side by side.
 
         Raises `ConfigurationError` for a name that is taken or reserved, and for a signature that cannot work.
         """
-        checked(check_event_name, event)
-        if is_reserved(event):
-            raise ConfigurationError(
-                f"Event {event!r} is reserved for the protocol; choose a name without __ around it."
-            )
-
-        check_declarations(event, tags, emits, broadcasts)
+        options = EventOptions(
+            event,
+            connection_type=Connection,
+            description=description,
+            tags=tags,
+            emits=emits,
+            broadcasts=broadcasts,
+            response_model=response_model,
+            errors=errors,
+            ordered=ordered,
+            deprecated=deprecated,
+        )
 
         def register(function: F) -> F:
-            caller_locals = enclosing_locals(function)
-            spec = EventSpec(
-                name=event,
-                function=function,
-                plan=compile_handler(function, connection_type=Connection, caller_locals=caller_locals),
-                caller_locals=caller_locals or None,
-                description=inspect.getdoc(function) or "" if description is None else description,
-                tags=tuple(tags),
-                contract=Contract(
-                    f"The handler of {event!r}",
-                    None if emits is None else tuple(emits),
-                    None if broadcasts is None else tuple(broadcasts),
-                ),
-                ordered=ordered,
-                deprecated=deprecated,
-            )
-            self.registry.add_event(spec)
+            self.registry.add_event(options.spec(function))
             return function
 
         return register

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from socketspec.concurrency.cancellation import unless_cancelled
 from socketspec.connection.connection import Connection
-from socketspec.declaration.contracts import Contracts
 from socketspec.declaration.registry import Hook
+from socketspec.declaration.sending import Contracts
 from socketspec.errors import BackendError
 from socketspec.telemetry.context import Requests, current_request, log_context
 from socketspec.text import get_logger

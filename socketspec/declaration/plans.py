@@ -19,7 +19,9 @@ from types import MappingProxyType
 from typing import Any
 
 from socketspec.declaration.dependencies import Dependency, enter, enter_in_thread, run_in_thread
+from socketspec.declaration.outbound import OutboundType
 from socketspec.declaration.payloads import PayloadType
+from socketspec.declaration.replies import reply_type, settled
 from socketspec.declaration.signatures import (
     EMPTY,
     Argument,
@@ -62,6 +64,8 @@ class HandlerPlan:
     """What to validate the payload with; None: the handler takes none."""
     returns: Any
     """The resolved return annotation: `NoneType` for ``-> None``, `Any` where none is written."""
+    reply: OutboundType | None
+    """What a reply is held to; None: anything."""
     call: _Call
     """``await plan.call(conn, payload)``: run dependencies, handler and clean-up. `payload` is validated already."""
 
@@ -72,11 +76,13 @@ def compile_handler(
     connection_type: type[Any],
     caller_locals: Mapping[str, Any] | None = None,
     overrides: Mapping[Callable[..., Any], Callable[..., Any]] = _NO_OVERRIDES,
+    response_model: Any = EMPTY,
 ) -> HandlerPlan:
     """Compile `func`, whose first parameter takes a `connection_type`.
 
     `caller_locals` are the names around the registration (`enclosing_locals` finds them). `overrides` replaces
-    dependencies, key by value, wherever they occur; the replacement's own parameters count.
+    dependencies, key by value, wherever they occur; the replacement's own parameters count. `response_model` takes the
+    place of the return annotation.
     Raises `ConfigurationError` for whatever could not work later.
     """
     _refuse_unfit(func)
@@ -86,11 +92,13 @@ def compile_handler(
     payload, sources = compiler.handler(signature)
     steps = tuple(compiler.steps)
     is_async = kind_of(func) is Kind.ASYNC
+    reply = reply_type(signature, response_model)
     return HandlerPlan(
         name=signature.owner,
         payload=payload,
         returns=Any if signature.returns is EMPTY else signature.returns,
-        call=_runner(func, signature, sources, steps, is_async=is_async),
+        reply=reply,
+        call=_runner(func, signature, sources, steps, reply, is_async=is_async),
     )
 
 
@@ -254,6 +262,7 @@ def _runner(
     signature: Signature,
     sources: list[int | None],
     steps: tuple[_Step, ...],
+    reply: OutboundType | None,
     *,
     is_async: bool,
 ) -> _Call:
@@ -265,8 +274,11 @@ def _runner(
         if provided == [_CONNECTION]:
             return lambda conn, payload: func(conn)
         return lambda conn, payload: bound([conn, payload])
+    with_clean_up = any(managed for _, managed in steps)
+    if with_clean_up:
+        bound = settled(bound, reply, is_async=is_async)
     last: Callable[[_Values], Awaitable[Any]] = bound if is_async else partial(_in_thread, bound)
-    if any(managed for _, managed in steps):
+    if with_clean_up:
         return _with_clean_up(steps, last)
     return _without_clean_up(tuple(evaluate for evaluate, _ in steps), last)
 

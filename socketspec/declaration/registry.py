@@ -8,8 +8,12 @@ from functools import partial
 from typing import Any
 
 from socketspec.declaration.contracts import Contract
+from socketspec.declaration.declared_errors import DeclaredError, DeclaredErrors
+from socketspec.declaration.events import Event
 from socketspec.declaration.patterns import RoomPattern
 from socketspec.declaration.plans import HandlerPlan, compile_handler
+from socketspec.declaration.rooms import DeclaredRooms
+from socketspec.declaration.sending import DeclaredSends
 from socketspec.errors import ConfigurationError
 
 __all__ = ("EventSpec", "Guard", "Handler", "Hook", "Middleware", "NextHandler", "Registry")
@@ -31,6 +35,15 @@ class EventSpec:
     description: str
     tags: tuple[str, ...]
     contract: Contract
+    contract_binds: bool
+    """Whether the contract holds for what is sent outside strict mode, too: by its models."""
+    response_model: Any
+    """What ``on(response_model=…)`` was given; `EMPTY`: nothing."""
+    encode_reply: Callable[[Any], bytes]
+    """Encodes what the handler returned. Raises `ContractError` and `TypeError`."""
+    always_replies: bool
+    """Whether a reply of None, too, has to be encoded where the client did not ask for one: to be refused."""
+    errors: tuple[DeclaredError, ...]
     ordered: bool
     deprecated: bool
 
@@ -53,6 +66,9 @@ class Registry:
     def __init__(self, connection_type: type[Any]) -> None:
         self._connection_type = connection_type
         self.events: dict[str, EventSpec] = {}
+        self.sends: DeclaredSends = DeclaredSends()
+        self.typed_events: dict[str, Event[Any]] = {}
+        self.errors: DeclaredErrors = DeclaredErrors()
         self.middleware: list[Middleware] = []
         self.guards: list[Guard] = []
         self.on_connect: list[Hook] = []
@@ -72,8 +88,27 @@ class Registry:
                 f"Event {spec.name!r} already has the handler {taken.plan.name}; "
                 f"rename one of the two, or call both from one handler."
             )
+        self.errors.add(spec.errors)
         self.events[spec.name] = spec
+        self.sends.add(spec.contract.emits)
+        self.sends.add(spec.contract.broadcasts)
         self._handlers.clear()
+
+    def add_typed_event(self, event: Event[Any], rooms: DeclaredRooms) -> None:
+        """Declare what the app sends. Raises `ConfigurationError` where it is declared already, or for no room."""
+        if event.name in self.typed_events:
+            raise ConfigurationError(
+                f"Event {event.name!r} is declared twice; use what the first declaration returned."
+            )
+        pattern = event.declared.room
+        if pattern is not None and not rooms.may_have(pattern):
+            names = ", ".join(repr(room.name) for room in rooms.rooms)
+            raise ConfigurationError(
+                f"Event {event.name!r}: room={pattern.source!r} names none of the declared rooms ({names}). Declare "
+                f"Room({pattern.source!r}) in SocketApp(rooms=[…]), or write the pattern of one of them."
+            )
+        self.typed_events[event.name] = event
+        self.sends.add([event.declared])
 
     def add_middleware(self, middleware: Middleware) -> None:
         """Register a middleware; the first registered is the outermost."""
@@ -103,6 +138,7 @@ class Registry:
                 connection_type=self._connection_type,
                 caller_locals=spec.caller_locals,
                 overrides=self.dependency_overrides,
+                response_model=spec.response_model,
             )
         if not self.middleware:
             return plan.call

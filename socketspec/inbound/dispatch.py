@@ -20,8 +20,8 @@ from socketspec.concurrency.tasks import Tasks
 from socketspec.connection.connection import Connection
 from socketspec.connection.hooks import Hooks
 from socketspec.connection.states import State
-from socketspec.declaration.contracts import Contracts
 from socketspec.declaration.registry import EventSpec, Registry
+from socketspec.declaration.sending import Contracts
 from socketspec.errors import (
     BackendError,
     CloseCode,
@@ -35,7 +35,7 @@ from socketspec.errors import (
 from socketspec.inbound.limiter import Limiter
 from socketspec.inbound.protocol_events import ProtocolEvents
 from socketspec.protocol.decoding import Envelope, decode
-from socketspec.protocol.encoding import Message, encode_payload
+from socketspec.protocol.encoding import Message
 from socketspec.protocol.formats import Format
 from socketspec.protocol.names import CLIENT_EVENTS, is_reserved
 from socketspec.telemetry.context import Requests, current_request, log_context
@@ -217,7 +217,8 @@ class Dispatcher:
             payload = spec.plan.payload.validate(envelope.payload) if spec.plan.payload is not None else None
         except EventError as error:
             self._counters.count_event(spec.name, "invalid")
-            return self._refused(conn, envelope.event, envelope.id, error)
+            conn.send_error(error, event=envelope.event, id=envelope.id)
+            return None
         except Exception as error:
             self._counters.count_event(spec.name, "error")
             # A validator of the user's raised something that Pydantic does not take for a refusal.
@@ -293,12 +294,12 @@ class Dispatcher:
             else:
                 result = await self._call(conn, spec, payload)
             if id is not None or result is not None:
-                conn.send(Message("__ack__", encode_payload(result), id=id))
+                conn.send(Message("__ack__", spec.encode_reply(result), id=id))
+            elif spec.always_replies:
+                spec.encode_reply(result)  # raises
         except EventError as error:
             outcome = "refused"
-            failed = self._refused(conn, spec.name, id, error, number)
-            if failed is not None:
-                await failed
+            conn.send_error(error, event=spec.name, id=id, number=number)
             return error
         except Exception as error:
             outcome = "error"
@@ -311,20 +312,10 @@ class Dispatcher:
 
     async def _call(self, conn: Connection, spec: EventSpec, payload: Any) -> Any:
         handler = self._registry.handler(spec)
-        if not self._contracts.strict:
+        if not self._contracts.strict and not spec.contract_binds:
             return await unless_cancelled(handler(conn, payload))
         with self._contracts.handling(spec.contract):
             return await unless_cancelled(handler(conn, payload))
-
-    def _refused(
-        self, conn: Connection, event: str, id: str | int | None, error: EventError, number: int = 0
-    ) -> Pending | None:
-        number = number or next(self._requests.numbers)
-        try:
-            conn.send_error(error, event=event, id=id, number=number)
-        except TypeError as cause:  # its text or details, which are the user's, cannot be encoded
-            return self._failed(conn, event, id, cause, number)
-        return None
 
     async def _failed(
         self, conn: Connection, event: str | None, id: str | int | None, error: Exception, number: int = 0

@@ -91,7 +91,15 @@ class Opening:
             id=admission.connection,
         )
         self._directory.add(conn)
-        transport.on_slow = partial(conn.close, CloseCode.SLOW_CONSUMER)
+        try:
+            await self._begin(conn, admission, session)
+        except BaseException:  # cancelled: the adapter never gets the connection, so nobody else cleans up
+            await self._closing.closed(conn, 1006)
+            raise
+        return conn
+
+    async def _begin(self, conn: Connection, admission: Admission, session: Session) -> None:
+        conn.transport.on_slow = partial(conn.close, CloseCode.SLOW_CONSUMER)
         if self._drain.stopping:
             conn.close(CloseCode.SERVICE_RESTART)
         elif admission.error is not None:
@@ -99,12 +107,7 @@ class Opening:
         elif admission.identity is None:
             self._wheel.schedule(conn, self._sender.now() + self._auth_timeout)
         else:
-            try:
-                await self._let_in(conn, admission.identity, session, admission.checked_at)
-            except BaseException:  # cancelled: the adapter never gets the connection, so nobody else cleans up
-                await self._closing.closed(conn, 1006)
-                raise
-        return conn
+            await self._let_in(conn, admission.identity, session, admission.checked_at)
 
     def _clock(self, format: Format, transport: Transport) -> SessionClock:
         interval = self._config.heartbeat_interval

@@ -21,9 +21,9 @@ from socketspec.connection.hooks import Hooks
 from socketspec.connection.sender import Sender
 from socketspec.connection.transport import Transport
 from socketspec.connection.waiting import Waiting
-from socketspec.declaration.contracts import Contracts
 from socketspec.declaration.registry import Registry
 from socketspec.declaration.rooms import DeclaredRooms
+from socketspec.declaration.sending import Contracts
 from socketspec.fanout.broadcaster import Broadcaster
 from socketspec.fanout.hub import Hub
 from socketspec.inbound.catching_up import CatchingUp
@@ -72,7 +72,7 @@ class Engine:
         self.counters: Counters = Counters()
         self.waiting: Waiting = Waiting(settings.max_node_buffer, now)
         self.requests: Requests = Requests(namespace)
-        self.contracts: Contracts = Contracts(strict=settings.strict)
+        self.contracts: Contracts = Contracts(registry.sends, strict=settings.strict)
         self.feed: DebugFeed | None = DebugFeed() if settings.debug else None
         self.tasks: Tasks = Tasks()
         self.handlers: Tasks = Tasks()

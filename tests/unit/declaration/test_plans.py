@@ -43,7 +43,13 @@ Overrides = dict[Callable[..., Any], Callable[..., Any]]
 
 
 def compiled(func: Any, overrides: Overrides | None = None) -> HandlerPlan:
-    return compile_handler(func, connection_type=Conn, caller_locals=enclosing_locals(func), overrides=overrides or {})
+    return compile_handler(
+        func,
+        connection_type=Conn,
+        caller_locals=enclosing_locals(func),
+        overrides=overrides or {},
+        response_model=None,  # replies of all kinds are looked at here, not sent
+    )
 
 
 def refused(func: Any, match: str) -> None:
