@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from socketspec.app.events import AppEvents
 from socketspec.app.rooms import Rooms
 from socketspec.app.sessions import Sessions
+from socketspec.app.sync import Sync
 from socketspec.app.users import Users
-from socketspec.app.whereabouts import ELSEWHERE, engine_here
+from socketspec.app.whereabouts import engine_here
 from socketspec.backend.protocols import Backend
 from socketspec.backend.resolve import resolve_backend
+from socketspec.concurrency.elsewhere import ELSEWHERE
 from socketspec.connection.connection import Connection
 from socketspec.connection.outbox import Backpressure
 from socketspec.declaration.contracts import Broadcasts, Emits
@@ -166,6 +168,7 @@ class SocketApp:
             self.registry, self._declared, self.rooms, self.users, lambda: self._engine is not None, events
         )
         self.sessions: Sessions = Sessions(self.ensure_started)
+        self.sync: Sync = Sync(self.rooms, self.users, self.sessions, lambda: self._engine)
         self.pages: Pages = Pages(
             schema=self.schema,
             health=self._health,
