@@ -104,6 +104,22 @@ class PresenceCommands:
         """Take `topics` off that list."""
         return _UNINDEX.command((self._keys.node_topics(namespace, node),), until, *map(self._keys.channel, topics))
 
+    def read_index(self, namespace: str, node: str) -> Command:
+        """The channels of the topics on that list."""
+        return Command("SMEMBERS", None, (self._keys.node_topics(namespace, node),))
+
+    def parse_index(self, reply: Any, namespace: str, node: str) -> list[Topic]:
+        """The topics in that reply. What can be none is passed over."""
+        where = self._keys.node_topics(namespace, node)
+        topics: list[Topic] = []
+        for channel in _listed(reply, "topic", where, self.unreadable):
+            topic = self._keys.topic(channel)
+            if topic is None:
+                self.unreadable.value("topic", where, channel)
+            else:
+                topics.append(topic)
+        return topics
+
     def unlink_index(self, namespace: str, node: str) -> Command:
         """Remove that list."""
         return Command("UNLINK", None, (self._keys.node_topics(namespace, node),))
