@@ -29,6 +29,8 @@ _CLEAR: Final = Script("clear")
 _RESIGN: Final = Script("resign")
 _UNINDEX: Final = Script("unindex")
 
+_ALL: Final = 10_000_000
+"""More than there can be: the documented user may not use ``SMEMBERS``, nor need it."""
 _LATEST: Final = 253_402_300_800
 """The year 10000: no clock shows more, in seconds since the epoch."""
 
@@ -106,7 +108,7 @@ class PresenceCommands:
 
     def read_index(self, namespace: str, node: str) -> Command:
         """The channels of the topics on that list."""
-        return Command("SMEMBERS", None, (self._keys.node_topics(namespace, node),))
+        return Command("SRANDMEMBER", None, (self._keys.node_topics(namespace, node),), (_ALL,))
 
     def parse_index(self, reply: Any, namespace: str, node: str) -> list[Topic]:
         """The topics in that reply. What can be none is passed over."""

@@ -183,7 +183,7 @@ class FakeRedis:
         self.sets.get(keys[0], set()).difference_update(args[1:])
         return 1
 
-    def _smembers(self, keys: Sequence[bytes], _args: list[bytes]) -> list[bytes]:
+    def _srandmember(self, keys: Sequence[bytes], _args: list[bytes]) -> list[bytes]:
         return list(self.sets.get(keys[0], ()))
 
     def _unlink(self, keys: Sequence[bytes], _args: list[bytes]) -> None:
