@@ -46,7 +46,7 @@ REPLIES: Final = (
 
 
 _HELLO: Final = b"*1\r\n$5\r\nHELLO\r\n"
-"""Asks for nothing but a sign of life. Sentinels let the documented user ask it, unlike ``PING``; a refusal is one, too."""
+"""Asks for a sign of life; a refusal is one, too. The documented user of a Sentinel may ask it, unlike ``PING``."""
 
 
 class NotSentError(replied.ConnectionError):
