@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from socketspec.cluster.commands.command import Command, Script, milliseconds
+from socketspec.cluster.commands.command import Argument, Command, Script, milliseconds
 from socketspec.cluster.commands.envelope import encode_body, plain_frame
 from socketspec.cluster.commands.keys import Keys
 from socketspec.errors import BackendError
@@ -40,14 +40,25 @@ def publish_command(
     """Send `publication` to the nodes and, with `history`, keep it in the same atomic step.
 
     `epoch` names the stream's life if a new one begins, `tag` this publication: random letters and digits. Raises
-    `BackendError` for a publication that is too large.
+    `BackendError` for a publication that is too large. Where the memory of Redis is full, orders between nodes are only
+    sent.
     """
     body = encode_body(publication)
     if history is None:
         if idempotency_key is None:
             return Command("SPUBLISH", None, (keys.channel(topic),), (plain_frame(body),))
         return _script(keys, topic, idempotency_key, (-1, 0, epoch, tag, body, _ONCE_MS, keys.channel(topic)))
-    args = (history.size, milliseconds(history.ttl), epoch, tag, body, _ONCE_MS, keys.channel(topic))
+    args: tuple[Argument, ...] = (
+        history.size,
+        milliseconds(history.ttl),
+        epoch,
+        tag,
+        body,
+        _ONCE_MS,
+        keys.channel(topic),
+    )
+    if topic.kind == "control":
+        args = (*args, 1)
     return _script(keys, topic, idempotency_key, args)
 
 
@@ -101,7 +112,7 @@ def _bytes(value: Any) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode()
 
 
-def _script(keys: Keys, topic: Topic, once: str | None, args: tuple[bytes | str | int, ...]) -> Command:
+def _script(keys: Keys, topic: Topic, once: str | None, args: tuple[Argument, ...]) -> Command:
     names = [keys.meta(topic), keys.stream(topic)]
     if once is not None:
         names.append(keys.idempotency(topic, once))

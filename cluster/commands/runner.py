@@ -46,7 +46,7 @@ STOP_GRACE: Final = 1.0
 _EARLY_WAKE_RETRY: Final = 0.001
 
 READS: Final = frozenset(
-    {"count_members", "read", "XRANGE", "XREVRANGE", "HGETALL", "HKEYS", "HVALS", "HMGET", "SMEMBERS", "ZRANGE"}
+    {"count_members", "read", "XRANGE", "XREVRANGE", "HGETALL", "HKEYS", "HVALS", "HMGET", "SRANDMEMBER", "ZRANGE"}
 )
 """Commands and scripts that only read and whose replies may be long."""
 _ONLY_READ: Final = READS | {"GET"}

@@ -29,6 +29,8 @@ _CLEAR: Final = Script("clear")
 _RESIGN: Final = Script("resign")
 _UNINDEX: Final = Script("unindex")
 
+_ALL: Final = 10_000_000
+"""More than there can be: the documented user may not use ``SMEMBERS``, nor need it."""
 _LATEST: Final = 253_402_300_800
 """The year 10000: no clock shows more, in seconds since the epoch."""
 
@@ -103,6 +105,22 @@ class PresenceCommands:
     def drop_index(self, namespace: str, node: str, topics: Collection[Topic], *, until: int) -> Command:
         """Take `topics` off that list."""
         return _UNINDEX.command((self._keys.node_topics(namespace, node),), until, *map(self._keys.channel, topics))
+
+    def read_index(self, namespace: str, node: str) -> Command:
+        """The channels of the topics on that list."""
+        return Command("SRANDMEMBER", None, (self._keys.node_topics(namespace, node),), (_ALL,))
+
+    def parse_index(self, reply: Any, namespace: str, node: str) -> list[Topic]:
+        """The topics in that reply. What can be none is passed over."""
+        where = self._keys.node_topics(namespace, node)
+        topics: list[Topic] = []
+        for channel in _listed(reply, "topic", where, self.unreadable):
+            topic = self._keys.topic(channel)
+            if topic is None:
+                self.unreadable.value("topic", where, channel)
+            else:
+                topics.append(topic)
+        return topics
 
     def unlink_index(self, namespace: str, node: str) -> Command:
         """Remove that list."""

@@ -117,7 +117,7 @@ class Leases:
             reply = await self._runner.run(self._commands.renew(space.name, space.node, begin=True))
         _, soonest, server, server_ms, *ended = reply
         if space.is_troubled or (space.lease.server and server != space.lease.server):
-            space.unchecked |= space.topics()  # a server that took over may lack the newest writes of the old one
+            space.distrust()  # a server that took over may lack the newest writes of the old one
         space.lease.renewed(asked, server, server_ms, is_unbroken=is_unbroken)
         space.is_begun, space.is_troubled, space.over_since = True, False, None
         space.renewed.set()

@@ -145,10 +145,13 @@ class RedisPresence(Presence):
         """
         wanted = None if topics is None else set(topics)
         for space in self._namespaces.values():
-            unchecked = space.topics() if wanted is None else wanted & space.members.keys()
-            if unchecked or wanted is None:
+            if wanted is None:
+                space.distrust()
+            elif unchecked := (wanted & space.members.keys()) | space.left_of_late():
                 space.unchecked |= unchecked
-                space.renew_now.set()  # every renewal begins a repair
+            else:
+                continue
+            space.renew_now.set()  # every renewal begins a repair
 
     # In
 

@@ -29,7 +29,8 @@ class Repair:
 
     def soon(self, space: Space) -> None:
         """Begin to repair what is unchecked in `space`, unless that is under way."""
-        if (space.unchecked or space.former or space.given_up) and (space.repairing is None or space.repairing.done()):
+        is_wanted = space.unchecked or space.is_list_unread or space.former or space.given_up
+        if is_wanted and (space.repairing is None or space.repairing.done()):
             space.repairing = self._tasks.spawn(self._repair(space), name=f"comparing {space.name!r} with Redis")
 
     async def _repair(self, space: Space) -> None:
@@ -37,7 +38,9 @@ class Repair:
         former, given_up, node = tuple(space.former), tuple(space.given_up), space.node
         topics: list[Topic] = []
         try:
-            while space.unchecked:
+            while space.is_list_unread or space.unchecked:
+                if space.is_list_unread:
+                    await self._read_lists(space)
                 topics = list(islice(space.unchecked, BATCH))
                 space.unchecked.difference_update(topics)
                 await self._repair_topics(space, topics)
@@ -50,6 +53,20 @@ class Repair:
             logger.debug("Comparing with Redis is tried again: %s", error)
         finally:
             space.unchecked.update(topics)
+
+    async def _read_lists(self, space: Space) -> None:
+        """Have all topics compared that Redis has on the lists of this node, under any of its names.
+
+        This node may have left them, and the server that took over not know of it.
+        """
+        space.is_list_unread = False
+        try:
+            for name in (space.node, *space.former):
+                reply = await self._runner.run(self._commands.read_index(space.name, name))
+                space.unchecked.update(self._commands.parse_index(reply, space.name, name))
+        except BaseException:
+            space.is_list_unread = True
+            raise
 
     async def _repair_topics(self, space: Space, topics: Sequence[Topic]) -> None:
         node = space.node

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Collection, Iterable, Iterator
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from socketspec.backend.protocols import Displaced, Lost
 from socketspec.cluster.commands.command import Command
@@ -17,6 +17,11 @@ __all__ = ("Entry", "Space")
 
 Entry: TypeAlias = tuple[Topic, str]
 """A connection in a topic."""
+
+LEFT_OF_LATE: Final = 60.0
+"""Seconds that this node compares a topic again which its last member has left, when the server's data may be older."""
+MOST_LEFT: Final = 10_000
+"""Such topics at most; of more, those that were left first are given up."""
 
 
 class Space:
@@ -63,6 +68,11 @@ class Space:
         """Topics that stand in the node's list of topics."""
         self.unchecked: set[Topic] = set()
         """Topics that are to be compared with Redis."""
+        self.is_list_unread: bool = False
+        """Whether Redis may have topics on this node's list that this node has left: a server that took over may have
+        older data."""
+        self._left: dict[Topic, float] = {}
+        """Topics whose last member here has left, and when by the local clock: the newest come last."""
         self.uncertain: dict[Topic, float] = {}
         """Topics for which a command without an answer may still be carried out, until then by the local clock."""
         self.over_since: float | None = None
@@ -93,7 +103,25 @@ class Space:
             del self.members[topic]
             self.limits.pop(topic, None)
             self.contested.discard(topic)
+            self._left.pop(topic, None)
+            self._left[topic] = self.lease.clock()
+            while len(self._left) > MOST_LEFT:
+                del self._left[next(iter(self._left))]
         return True
+
+    def distrust(self) -> None:
+        """Compare all with Redis, whose data may be older than what this node was told.
+
+        That is what this node has members in, what stands on its lists of topics, and what it has left of late: in a
+        cluster the list and the topic may be on different servers.
+        """
+        self.unchecked |= self.topics() | self.left_of_late()
+        self.is_list_unread = True
+
+    def left_of_late(self) -> set[Topic]:
+        """Topics whose last member here has left within `LEFT_OF_LATE` seconds."""
+        since = self.lease.clock() - LEFT_OF_LATE
+        return {topic for topic, at in self._left.items() if at >= since}
 
     def removal(self, commands: PresenceCommands, entries: Collection[Entry]) -> list[Command]:
         """Commands that take members out of Redis, and topics without any off the node's list. Each may come late."""
@@ -128,7 +156,7 @@ class Space:
         (self.given_up if was_claimed else self.former).append(self.node)
         self.node, self.is_begun = next(self._names), False
         self.indexed.clear()
-        self.unchecked |= self.topics()
+        self.distrust()
         if was_claimed:
             here = ((topic, id) for topic, ids in self.members.items() for id in ids)
             self.told.update(entry for entry in here if entry not in self.entering and entry[0].kind == "room")

@@ -45,7 +45,8 @@ REPLIES: Final = (
 """Errors that are answers of the server: the connection is in order, the command was not carried out."""
 
 
-_PING: Final = b"*1\r\n$4\r\nPING\r\n"
+_HELLO: Final = b"*1\r\n$5\r\nHELLO\r\n"
+"""Asks for a sign of life; a refusal is one, too. The documented user of a Sentinel may ask it, unlike ``PING``."""
 
 
 class NotSentError(replied.ConnectionError):
@@ -251,7 +252,7 @@ class Shard:
         """
         name = self._link.client_name
         naming: tuple[Any, ...] = ("CLIENT", "SETNAME", name)
-        await _send(connection, hiredis.pack_command(naming) if name else _PING)
+        await _send(connection, hiredis.pack_command(naming) if name else _HELLO)
         answer = await _read(connection)
         if isinstance(answer, replied.AuthenticationError):
             raise answer
@@ -319,7 +320,7 @@ async def _lives(connection: AbstractConnection) -> bool:
     """Whether the server still answers on it. An error is an answer."""
     try:
         async with asyncio.timeout(SIGN_OF_LIFE):
-            await _send(connection, _PING)
+            await _send(connection, _HELLO)
             await _read(connection)
     except (replied.RedisError, OSError):
         return False

@@ -263,7 +263,7 @@ async def test_another_prefix_is_refused_to_the_user_at_once_and_says_why(own_se
     backend = RedisBackend(url, prefix=prefix, command_timeout=2.0)
     with pytest.raises(BackendError, match=r"(?i)permission"):
         await backend.start("/", lambda *_: None, lambda *_: None)
-    with Publisher(url, prefix=prefix) as publisher, pytest.raises(BackendError, match="see the ACL"):
+    with Publisher(url, prefix=prefix) as publisher, pytest.raises(BackendError, match="ACL SETUSER"):
         publisher.broadcast("lobby", "plain", {})
 
 

@@ -265,7 +265,7 @@ async def test_more_event_loops_than_may_have_connections_wait_for_their_turn(
 
     with ThreadPoolExecutor(8) as pool:
         assert Counter(await asyncio.to_thread(lambda: list(pool.map(request, range(40))))) == {0: 40}
-    assert most <= 2
+    assert most <= 4  # each has one for commands and one that asks who is the primary
     impatient = AsyncPublisher(standalone_server.url, prefix=prefix, timeout=0.2)
     holders = [asyncio.new_event_loop() for _ in range(2)]
 

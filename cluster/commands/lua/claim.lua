@@ -56,23 +56,32 @@ if own == '' and type(redis.pcall('ZSCORE', woken, node)) ~= 'string' then
     end
   end
 end
-local left = redis.pcall('SCARD', KEYS[2])
-if type(left) == 'table' then
-  if not string.find(left.err, 'WRONGTYPE', 1, true) then
-    return left
+local finished = {}
+for i = 8, #ARGV do
+  finished[ARGV[i]] = true
+end
+local most = tonumber(ARGV[5])
+local listed = redis.pcall('SRANDMEMBER', KEYS[2], most + #ARGV - 7)
+if listed.err then
+  if not string.find(listed.err, 'WRONGTYPE', 1, true) then
+    return listed
   end
-  left = 0 -- a key of another type is none of ours
+  listed = {} -- a key of another type is none of ours
 end
-if left > 0 and #ARGV > 7 then
-  left = left - redis.call('SREM', KEYS[2], unpack(ARGV, 8))
+local topics = {}
+for _, topic in ipairs(listed) do
+  if not finished[topic] and #topics < most then
+    topics[#topics + 1] = topic
+  end
 end
-if left == 0 then
+if #listed > 0 and #ARGV > 7 then
+  redis.call('SREM', KEYS[2], unpack(ARGV, 8))
+end
+if #topics == 0 then
   redis.call('ZREM', KEYS[1], mark)
   return {}
 end
 redis.call('PEXPIRE', KEYS[2], ttl)
-local reply = {string.format('%.0f', ends), is_silent}
-for _, topic in ipairs(redis.call('SRANDMEMBER', KEYS[2], ARGV[5])) do
-  reply[#reply + 1] = topic
-end
-return reply
+table.insert(topics, 1, is_silent)
+table.insert(topics, 1, string.format('%.0f', ends))
+return topics

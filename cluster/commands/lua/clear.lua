@@ -2,7 +2,7 @@
 -- KEYS  the topic's hash node -> count of members; the node's hash connection id -> member
 -- ARGV  the node
 -- A key of another type is none of ours, and stays.
-if redis.call('TYPE', KEYS[2]).ok == 'hash' then
+if type(redis.pcall('HLEN', KEYS[2])) == 'number' then
   redis.call('UNLINK', KEYS[2])
 end
 local counted = redis.pcall('HDEL', KEYS[1], ARGV[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -72,6 +73,15 @@ class FakeRedis:
             return BackendError("was not carried out")
         reply = getattr(self, f"_{command.name.lower()}")(command.keys, [encoded(arg) for arg in command.args])
         return BackendError("nobody knows") if self.lose_reply(command) else reply
+
+    def saved(self) -> tuple[dict[bytes, Hash], dict[bytes, set[bytes]], dict[bytes, float]]:
+        """What is there, as a replica has it that gets nothing more."""
+        return copy.deepcopy((self.hashes, self.sets, self.leases))
+
+    def take_over(self, saved: tuple[dict[bytes, Hash], dict[bytes, set[bytes]], dict[bytes, float]]) -> None:
+        """Another server goes on, with what was `saved`."""
+        self.hashes, self.sets, self.leases = copy.deepcopy(saved)
+        self.server += b"+"
 
     def hold(self, name: str) -> None:
         """Carry out the commands of this name, but give no answer until `let_go`."""
@@ -172,6 +182,9 @@ class FakeRedis:
             return -self.milliseconds
         self.sets.get(keys[0], set()).difference_update(args[1:])
         return 1
+
+    def _srandmember(self, keys: Sequence[bytes], _args: list[bytes]) -> list[bytes]:
+        return list(self.sets.get(keys[0], ()))
 
     def _unlink(self, keys: Sequence[bytes], _args: list[bytes]) -> None:
         self.sets.pop(keys[0], None)

@@ -54,7 +54,7 @@ class Redis:
         if command.name == "HKEYS":
             self.compared.append((now(), command.keys[0]))
             return [MEMBER.encode()]
-        return 1
+        return [] if command.name == "SRANDMEMBER" else 1
 
     async def run_all(self, commands: Sequence[Command]) -> list[Any]:
         return [await self.run(command) for command in commands]

@@ -135,6 +135,47 @@ async def test_members_that_a_server_lost_are_put_back_when_another_takes_over()
         await until(lambda: redis.inside(ROOM) == {"a"}, "the member is back")
 
 
+async def test_who_left_last_is_no_ghost_where_a_server_takes_over_that_does_not_know() -> None:
+    redis = FakeRedis()
+    async with started(redis, lease=1.0) as presence:
+        await presence.enter(ROOM, member("a"))
+        before = redis.saved()
+        await presence.leave(ROOM, "a")
+        redis.take_over(before)
+        assert redis.counted(ROOM) == 1
+        await until(lambda: redis.counted(ROOM) == 0, "the ghost is gone")
+    assert redis.is_empty
+
+
+async def test_who_left_last_is_no_ghost_where_the_nodes_list_is_on_another_server_than_the_room() -> None:
+    redis = FakeRedis()
+    async with started(redis) as presence:
+        await presence.enter(ROOM, member("a"))
+        hashes, *_ = redis.saved()
+        await presence.leave(ROOM, "a")
+        redis.hashes = hashes
+        presence.distrust([OTHER])  # the link to the room's server came back; nobody listens to the room any more
+        await until(lambda: redis.counted(ROOM) == 0, "the ghost is gone")
+    assert redis.is_empty
+
+
+async def test_what_a_node_has_under_two_former_names_is_removed_though_it_has_left_everything() -> None:
+    redis = FakeRedis()
+    async with started(redis, lease=1.0) as presence:
+        await presence.enter(ROOM, member("a"))
+        before = redis.saved()
+        await presence.leave(ROOM, "a")
+        redis.flush()  # a server that is empty takes over for a moment, then one with older data
+        redis.refuse = lambda command: command.name == "UNLINK"  # it is gone before the node is done
+        presence.distrust()
+        await until(lambda: b"n-1" in redis.leases, "the node began again")
+        redis.take_over(before)
+        redis.refuse = nothing
+        presence.distrust()
+        await until(lambda: b"n-2" in redis.leases, "the node began again, again")
+        await until(lambda: redis.counted(ROOM) == 0 and not any(redis.sets.values()), "nothing is left")
+
+
 async def test_a_member_nobody_here_knows_is_removed() -> None:
     redis = FakeRedis()
     async with started(redis) as presence:
