@@ -20,6 +20,7 @@ from socketspec.connection.connection import Connection
 from socketspec.connection.outbox import Backpressure
 from socketspec.declaration.registry import Registry
 from socketspec.declaration.rooms import DeclaredRooms, Room
+from socketspec.declaration.signatures import listed
 from socketspec.errors import BackendError, ConfigurationError
 from socketspec.pages.pages import HealthReport, Pages
 from socketspec.pages.schema import build_schema
@@ -32,6 +33,7 @@ from socketspec.security.origins import OriginPolicy
 from socketspec.security.ratelimit import RateLimit
 from socketspec.security.secret_options import check_secret
 from socketspec.session.config import SessionConfig
+from socketspec.text import get_logger
 
 __all__ = ("SocketApp",)
 
@@ -53,6 +55,8 @@ class SocketApp(Declarations):
         rate_limit: a token bucket for inbound events. None: no limit.
         session: how long connections last, idle and heartbeat limits.
         rooms: the app's rooms. If any are given, there are no others.
+        dependencies: ``[Depends(…)]`` that run at every opening handshake, before it is accepted: what one raises
+            refuses the client. What they open ends with the connection.
         namespace: begins with "/". Apps of different namespaces hear nothing of each other.
         debug: show failures to clients and a live event feed at `debug_url`. Never in production.
         debug_url: path of the event feed.
@@ -104,6 +108,7 @@ class SocketApp(Declarations):
         rate_limit: RateLimit | None = None,
         session: SessionConfig | None = None,
         rooms: Sequence[Room | str] = (),
+        dependencies: Sequence[Any] = (),
         namespace: str = "/",
         debug: bool = False,
         debug_url: str = "/socket-debug",
@@ -148,6 +153,8 @@ class SocketApp(Declarations):
             debug=debug,
         )
         super().__init__(Registry(Connection))
+        self.registry.dependencies = listed("SocketApp", dependencies)
+        self.registry.at_handshake("SocketApp")  # whatever could not work later is refused now
         self._declared = DeclaredRooms.of("SocketApp", rooms)
         self.rooms: Rooms = Rooms(self._declared, self.ensure_started)
         self.users: Users = Users(self.ensure_started)
@@ -166,6 +173,7 @@ class SocketApp(Declarations):
         )
         self._backend: Backend = resolve_backend(backend)
         self._engine: Engine | None = None
+        self._was_started = False
         self._starting: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     def __repr__(self) -> str:
@@ -201,7 +209,20 @@ class SocketApp(Declarations):
                 engine = Engine(self.settings, self.registry, self._declared, self._backend)
                 await engine.start()
                 self._engine = engine
+                self._was_started = True
         return engine
+
+    async def start_if_never_started(self) -> None:
+        """Start the app, unless it has been before; where it cannot, the health report goes on to say so.
+
+        Asked for its health, an app whose lifespan nobody runs gets ready: a sub-application's is run by no framework.
+        """
+        if self._was_started:
+            return
+        try:
+            await self.ensure_started()
+        except (BackendError, RuntimeError) as error:
+            get_logger("socketspec").error("The app cannot start: %s", error)
 
     def _engine_here(self) -> Engine | None:
         """See `engine_here`. An engine whose event loop has ended is forgotten."""

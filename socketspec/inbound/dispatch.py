@@ -21,6 +21,7 @@ from socketspec.connection.connection import Connection
 from socketspec.connection.hooks import Hooks
 from socketspec.connection.states import State
 from socketspec.declaration.contracts import Contracts
+from socketspec.declaration.refusals import as_event_error
 from socketspec.declaration.registry import EventSpec, Registry
 from socketspec.errors import (
     BackendError,
@@ -294,16 +295,17 @@ class Dispatcher:
                 result = await self._call(conn, spec, payload)
             if id is not None or result is not None:
                 conn.send(Message("__ack__", encode_payload(result), id=id))
-        except EventError as error:
+        except Exception as error:
+            refusal = as_event_error(error)
+            if refusal is None:
+                outcome = "error"
+                await self._failed(conn, spec.name, id, error, number)
+                return error
             outcome = "refused"
-            failed = self._refused(conn, spec.name, id, error, number)
+            failed = self._refused(conn, spec.name, id, refusal, number)
             if failed is not None:
                 await failed
-            return error
-        except Exception as error:
-            outcome = "error"
-            await self._failed(conn, spec.name, id, error, number)
-            return error
+            return refusal
         finally:
             self._counters.count_handled(spec.name, outcome, self._now() - began)
             conn.handled()

@@ -88,7 +88,9 @@ class LeaveHooks:
         try:
             while self._waiting:
                 room, member = self._waiting.popleft()
-                await self._hooks.run_final(self._registry.on_room_leave, self._stand_in(room, member), room)
+                stand_in = self._stand_in(room, member)
+                await self._hooks.run_final(self._registry.on_room_leave, stand_in, room)
+                await self._hooks.release(stand_in)
         finally:
             self._workers -= 1
 

@@ -22,7 +22,7 @@ from socketspec.connection.sender import Sender
 from socketspec.connection.transport import Transport
 from socketspec.connection.waiting import Waiting
 from socketspec.declaration.contracts import Contracts
-from socketspec.declaration.registry import Registry
+from socketspec.declaration.registry import Hook, Registry
 from socketspec.declaration.rooms import DeclaredRooms
 from socketspec.fanout.broadcaster import Broadcaster
 from socketspec.fanout.hub import Hub
@@ -131,6 +131,7 @@ class Engine:
         """Takes one message; await what it returns before reading on."""
         self.oversized: Callable[[Connection], None] = dispatcher.oversized
         """A message was larger than the adapter reads: close with 1009 where this has not closed the connection."""
+        self._at_handshake: Hook | None = registry.at_handshake("SocketApp")
         self._ending: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -191,11 +192,11 @@ class Engine:
         engines.remove(self)
         await self.backend.stop(self.settings.namespace, self.deliver)
 
-    async def admit(self, handshake: Handshake) -> Admission:
-        """Decide about an opening handshake."""
+    async def admit(self, handshake: Handshake, dependencies: Hook | None = None) -> Admission:
+        """Decide about an opening handshake, after its `dependencies` have run; None: those of the app."""
         id = connection_id()  # made here already, so that log records of the handshake carry it as well
         with log_context(id, self.requests):
-            admission = await self._admissions.admit(handshake, id)
+            admission = await self._admissions.admit(handshake, id, dependencies or self._at_handshake)
         if admission.refusal is not None:
             self.counters.count_refused(admission.refusal[0])
         return admission
