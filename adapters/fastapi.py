@@ -9,18 +9,54 @@ from typing import Any
 
 try:
     from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.requests import HTTPConnection
     from starlette.routing import Route, Router, WebSocketRoute
 except ImportError as _error:
     raise ImportError("SocketSpec's FastAPI adapter needs FastAPI: pip install 'socketspec[fastapi]'") from _error
 
-from socketspec.adapters.asgi import NOT_FOUND, Receive, Scope, answer, send_response
+from socketspec.adapters.asgi import NOT_FOUND, Receive, Scope, answer, handshake_of, send_response
 from socketspec.adapters.asgi_transport import Event, Send
 from socketspec.adapters.fastapi_routes import add_websocket_route, mounted_on
 from socketspec.app.app import SocketApp
-from socketspec.errors import BackendError, ConfigurationError
+from socketspec.errors import BackendError, ConfigurationError, EventError
+from socketspec.identity import Identity
 from socketspec.text import one_line
 
-__all__ = ("mount",)
+__all__ = ("CurrentIdentity", "mount")
+
+
+class CurrentIdentity:
+    """A dependency for HTTP routes and events alike: the client's `Identity`, by the auth backends of `socket`.
+
+        Caller = Annotated[Identity, Depends(CurrentIdentity(socket))]
+
+    Of an HTTP request it reads what it reads of a handshake: headers, query, not the body. Bad or no credentials are
+    answered with 401, and an unreachable backend with 503. On an event it is the connection's identity.
+    """
+
+    provides_identity: bool = True
+
+    def __init__(self, socket: SocketApp) -> None:
+        self._socket = socket
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CurrentIdentity) and other._socket is self._socket
+
+    def __hash__(self) -> int:
+        return hash((CurrentIdentity, id(self._socket)))
+
+    async def __call__(self, connection: HTTPConnection) -> Identity:
+        """Authenticate an HTTP request."""
+        try:
+            engine = await self._socket.ensure_started()
+            return await engine.identify(handshake_of(connection.scope))
+        except EventError as error:  # bad, no or revoked credentials
+            raise HTTPException(401, error.message, {"WWW-Authenticate": "Bearer"}) from error
+        except ValueError as error:
+            raise HTTPException(400, "Too many query parameters.") from error
+        except BackendError as error:
+            raise HTTPException(503, "The service cannot be reached at the moment.") from error
 
 
 class _PageEndpoint:

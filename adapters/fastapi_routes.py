@@ -23,19 +23,21 @@ def add_websocket_route(socket: SocketApp, router: Any, path: str, dependencies:
     app = ASGIApp(socket, dependencies=dependencies)
     name = f"socketspec {path}"
     routing: Any = sys.modules.get("fastapi.routing")  # not imported: Starlette alone has no dependencies
-    if routing is None or not isinstance(router, routing.APIRouter):
+    is_fastapi = routing is not None and isinstance(router, routing.APIRouter)
+    provider = router.dependency_overrides_provider if is_fastapi else None
+    mounted_on(socket, provider)
+    if not is_fastapi or (provider is not None and not router.dependencies):
+        # Nothing guards it: the router is an application's own, so nobody includes it elsewhere with more dependencies.
+        path = router.prefix + path if is_fastapi else path
         router.routes.append(WebSocketRoute(path, _Endpoint(app), name=name))
         return
-    mounted_on(socket, router.dependency_overrides_provider)
     route: Any = routing.APIWebSocketRoute(
         router.prefix + path,
         _guarded_endpoint(app),
         name=name,
         dependencies=router.dependencies,
-        dependency_overrides_provider=router.dependency_overrides_provider,
+        dependency_overrides_provider=provider,
     )
-    if not router.dependencies:
-        route.app = _Endpoint(app)  # nothing for FastAPI to do, so that an accept costs nothing more
     router.routes.append(route)
 
 

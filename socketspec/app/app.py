@@ -28,7 +28,7 @@ from socketspec.protocol.decoding import MAX_ITEMS
 from socketspec.runtime import engines
 from socketspec.runtime.engine import Engine
 from socketspec.runtime.settings import Settings, auth_backends, drain_seconds, path
-from socketspec.security.auth import AuthBackend
+from socketspec.security.auth import Auth
 from socketspec.security.origins import OriginPolicy
 from socketspec.security.ratelimit import RateLimit
 from socketspec.security.secret_options import check_secret
@@ -46,7 +46,8 @@ class SocketApp(Declarations):
         docs_url: path of the schema page.
         docs_access_token: if set, a request for the page has to bring it, as ``Authorization: Bearer`` or ``?token=``.
             Details of the health report are told to those who bring it, and to nobody else.
-        auth: an auth backend, or several that are tried in order. None: everybody may connect.
+        auth: an auth backend, a function ``async def (handshake) -> Identity | None``, or several of them that are
+            tried in order. None: everybody may connect.
         backend: ``"memory"``, a URL such as ``"redis://host:6379/0"``, or a `Backend`. None: what the environment
             variable ``SOCKETSPEC_BACKEND`` says, else ``"memory"``.
         allowed_origins: exact origins such as ``"https://myapp.com"``; ``["*"]`` allows all.
@@ -100,7 +101,7 @@ class SocketApp(Declarations):
         docs: bool = False,
         docs_url: str = "/socket-docs",
         docs_access_token: str | None = None,
-        auth: AuthBackend | Sequence[AuthBackend] | None = None,
+        auth: Auth | Sequence[Auth] | None = None,
         backend: str | Backend | None = None,
         allowed_origins: Sequence[str] = ("*",),
         max_payload_size: int = 65536,
@@ -154,6 +155,7 @@ class SocketApp(Declarations):
         )
         super().__init__(Registry(Connection))
         self.registry.dependencies = listed("SocketApp", dependencies)
+        self.registry.add_auth(self.settings.auth)
         self.registry.at_handshake("SocketApp")  # whatever could not work later is refused now
         self._declared = DeclaredRooms.of("SocketApp", rooms)
         self.rooms: Rooms = Rooms(self._declared, self.ensure_started)

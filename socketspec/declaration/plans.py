@@ -1,6 +1,8 @@
 """Compiles handlers and hooks into plans: what to call, in which order, with what.
 
-So nothing is inspected when an event arrives. An `async` function that asks for nothing beside its arguments has no steps: what is called is the function itself.
+So nothing is inspected when an event arrives.
+
+An `async` function that asks for nothing beside its arguments has no steps: what is called is the function itself.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from socketspec.declaration.signatures import (
     resolve,
 )
 from socketspec.errors import ConfigurationError
+from socketspec.protocol.handshake import Handshake
 
 __all__ = (
     "HandlerPlan",
@@ -246,7 +249,8 @@ def _inputs(
 
 
 def _check_passed(argument: Argument, name: str, owner: str, compiler: Compiler) -> None:
-    if compiler.is_provided(argument, owner):
+    is_meant = name == "handshake" and means(argument.annotation, Handshake)
+    if not is_meant and compiler.is_provided(argument, owner):
         raise ConfigurationError(
             f"parameter {argument.name!r} gets {name!r} by its position, but asks for something else; put it behind"
         )

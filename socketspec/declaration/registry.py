@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, update_wrapper
 from typing import Any
 
+from socketspec.declaration.compiler import Stage
 from socketspec.declaration.contracts import Contract
 from socketspec.declaration.dependencies import Dependency
 from socketspec.declaration.overrides import Overrides
@@ -20,6 +22,7 @@ from socketspec.declaration.plans import (
     compile_handshake,
     compile_hook,
 )
+from socketspec.declaration.signatures import Kind, enclosing_locals, kind_of
 from socketspec.declaration.variables import RoomVariables
 from socketspec.errors import ConfigurationError
 
@@ -78,6 +81,8 @@ class Registry:
         self.overrides: Overrides = Overrides()
         self.dependencies: tuple[Scoped, ...] = ()
         """What runs at every handshake."""
+        self.auth: dict[int, Hook] = {}
+        """What auth backends call where it asks for dependencies, by its owner's id. It takes an `Arrival` first."""
         self.wants_scope: bool = False
         """Whether anything registered looks at the handshake as FastAPI's `WebSocket` or `HTTPConnection`."""
         self._handlers: dict[str, Handler] = {}
@@ -125,6 +130,28 @@ class Registry:
         return self._following(
             compile_it(overrides=self.overrides.current), lambda: compile_it(overrides=self.overrides.current)
         )
+
+    def add_auth(self, backends: Sequence[Any]) -> None:
+        """Compile what asks for more than it is passed: `authenticate`, and the callables that backends are given.
+
+        Raises `ConfigurationError`.
+        """
+        for backend in backends:
+            self._add_auth(backend, backend.authenticate, "handshake", "an auth backend's authenticate")
+            factory = getattr(backend, "factory", None)
+            if callable(factory):
+                passed = "claims" if hasattr(backend, "algorithms") else "key"
+                self._add_auth(factory, factory, passed, f"a callable of {type(backend).__name__}")
+
+    def _add_auth(self, owner: object, function: Callable[..., Any], passed: str, what: str) -> None:
+        try:
+            asks = len(inspect.signature(function).parameters) > 1
+            asks |= passed == "handshake" and kind_of(function) is Kind.SYNC  # else nothing would be awaited
+        except (TypeError, ValueError):
+            return
+        if asks:
+            shape = Shape(what=what, positional=(passed,), stage=Stage.AUTH)
+            self.auth[id(owner)] = self.compiled(function, shape, enclosing_locals(function))[0]
 
     def _following(self, plan: HookPlan, compile_anew: Callable[[], HookPlan]) -> Hook:
         version = self.overrides.version

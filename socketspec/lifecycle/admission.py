@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from socketspec.declaration.refusals import as_event_error, status_of
 from socketspec.declaration.registry import Hook
@@ -16,6 +17,7 @@ from socketspec.lifecycle.drain import Drain
 from socketspec.protocol.formats import Format, negotiate
 from socketspec.protocol.handshake import Handshake
 from socketspec.protocol.names import check_user_id
+from socketspec.security._providing import provider
 from socketspec.security.auth import AuthBackend, NoCredentials, authenticate
 from socketspec.security.origins import OriginPolicy
 from socketspec.session.config import Session
@@ -79,12 +81,14 @@ class Admissions:
         self,
         origins: OriginPolicy,
         auth: tuple[AuthBackend, ...],
+        auth_hooks: Mapping[int, Hook],
         lookup: SessionLookup,
         drain: Drain,
         now: Callable[[], float],
     ) -> None:
         self._origins = origins
         self._auth = auth
+        self._auth_hooks = auth_hooks
         self._waits_for_credentials = any(getattr(backend, "first_message", False) for backend in auth)
         self._lookup = lookup
         self._drain = drain
@@ -159,12 +163,41 @@ class Admissions:
         text = "The server failed." if refusal is None else refusal.message
         return Admission(connection=connection, refusal=(status_of(error), text), cause=error)
 
+    def _provide(self, arrival: Arrival, owner: object, function: Callable[..., Any]) -> Callable[..., Any]:
+        hook = self._auth_hooks.get(id(owner))
+        if hook is None:
+            return function
+
+        async def call(*passed: Any) -> Any:
+            try:
+                return await hook(arrival, *passed)
+            except Exception as error:
+                refusal = as_event_error(error)
+                if refusal is None or isinstance(refusal, AuthError):
+                    raise
+                raise AuthError(refusal.message, details=refusal.details) from error  # a dependency's HTTPException
+
+        return call
+
     async def _identity(self, handshake: Handshake) -> Identity:
         return await self.authenticate(handshake) if self._auth else ANONYMOUS
 
+    async def identify(self, handshake: Handshake) -> Identity:
+        """Who sends a request that becomes no connection. Raises `AuthError`, `Revoked` and `BackendError`."""
+        identity = await self._identity(handshake)
+        await self._lookup.check(identity, None)
+        return identity
+
     async def authenticate(self, handshake: Handshake) -> Identity:
         """Who the client is. Raises `AuthError`."""
-        identity = await authenticate(self._auth, handshake)
+        if not self._auth_hooks:
+            identity = await authenticate(self._auth, handshake)
+        else:
+            token = provider.set(partial(self._provide, Arrival(handshake, partial(self.authenticate, handshake))))
+            try:
+                identity = await authenticate(self._auth, handshake)
+            finally:
+                provider.reset(token)
         if identity.user_id is not None:
             try:
                 check_user_id(identity.user_id)

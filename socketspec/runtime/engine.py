@@ -26,6 +26,7 @@ from socketspec.declaration.registry import Hook, Registry
 from socketspec.declaration.rooms import DeclaredRooms
 from socketspec.fanout.broadcaster import Broadcaster
 from socketspec.fanout.hub import Hub
+from socketspec.identity import Identity
 from socketspec.inbound.catching_up import CatchingUp
 from socketspec.inbound.dispatch import Dispatcher, InboundLimits, Receive
 from socketspec.inbound.limiter import Limiter
@@ -105,7 +106,7 @@ class Engine:
         )  # fmt: skip
         lookup = SessionLookup(namespace, session, backend.sessions)
         credentials = Credentials(lookup, self.directory, self.orders, self._wheel, now)
-        self._admissions = Admissions(settings.origins, settings.auth, lookup, self._drain, now)
+        self._admissions = Admissions(settings.origins, settings.auth, registry.auth, lookup, self._drain, now)
         self._opening = Opening(
             backend.node, self.everybody, sender, self.directory, self._wheel, self.hub, users, hooks, registry,
             lookup, credentials, self._closing, self._drain, config=session, auth_timeout=settings.auth_timeout,
@@ -200,6 +201,10 @@ class Engine:
         if admission.refusal is not None:
             self.counters.count_refused(admission.refusal[0])
         return admission
+
+    async def identify(self, handshake: Handshake) -> Identity:
+        """Who sends this, by the app's auth backends, unless revoked. Raises `AuthError` and `BackendError`."""
+        return await self._admissions.identify(handshake)
 
     async def open(self, admission: Admission, handshake: Handshake, transport: Transport) -> Connection:
         """Make the connection of an accepted handshake and run the `on_connect` hooks."""
