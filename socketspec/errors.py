@@ -78,7 +78,7 @@ ERROR_CODES: Mapping[ErrorCode, str] = {
     ErrorCode.RATE_LIMIT_ERROR: "Too many events, or too many rooms without a right to them in one `__resume__`; "
     "`details.retry_after` says in seconds when to try again.",
     ErrorCode.REFUSED: "A dependency refused it in its own words, with another 4xx `HTTPException`.",
-    ErrorCode.ROOM_NOT_FOUND: "The app declares its rooms and this is none of them.",
+    ErrorCode.ROOM_NOT_FOUND: "The app declares its rooms and this is none of them, or a guard takes other variables.",
     ErrorCode.SESSION_EXPIRED: "The session reached `max_duration`. Sent before close code 4002.",
     ErrorCode.UNKNOWN_EVENT: "No handler has this name, or the name is reserved.",
     ErrorCode.VALIDATION_ERROR: "The message is not an envelope, or its payload does not fit the event's model; "
