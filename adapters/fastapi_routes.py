@@ -26,7 +26,7 @@ def add_websocket_route(socket: SocketApp, router: Any, path: str, dependencies:
     is_fastapi = routing is not None and isinstance(router, routing.APIRouter)
     provider = router.dependency_overrides_provider if is_fastapi else None
     mounted_on(socket, provider)
-    if not is_fastapi or (provider is not None and not router.dependencies):
+    if routing is None or not is_fastapi or (provider is not None and not router.dependencies):
         # Nothing guards it: the router is an application's own, so nobody includes it elsewhere with more dependencies.
         path = router.prefix + path if is_fastapi else path
         router.routes.append(WebSocketRoute(path, _Endpoint(app), name=name))
