@@ -64,6 +64,7 @@ class ErrorCode(StrEnum):
     AUTH_EXPIRED = "AUTH_EXPIRED"
     HANDLER_ERROR = "HANDLER_ERROR"
     IDLE_TIMEOUT = "IDLE_TIMEOUT"
+    NOT_FOUND = "NOT_FOUND"
     PAYLOAD_TOO_LARGE = "PAYLOAD_TOO_LARGE"
     PERMISSION_ERROR = "PERMISSION_ERROR"
     RATE_LIMIT_ERROR = "RATE_LIMIT_ERROR"
@@ -79,14 +80,16 @@ ERROR_CODES: Mapping[ErrorCode, str] = {
     ErrorCode.AUTH_EXPIRED: "The token ran out and was not refreshed in time. Sent before close code 4001.",
     ErrorCode.HANDLER_ERROR: "The event's handler failed; `request_id` finds the cause in the server's log.",
     ErrorCode.IDLE_TIMEOUT: "Nothing was received for `idle_timeout` seconds. Sent before close code 4003.",
+    ErrorCode.NOT_FOUND: "What the event asks for does not exist: a dependency raised `HTTPException(404)`.",
     ErrorCode.PAYLOAD_TOO_LARGE: "The message is larger than `max_payload_size`. The connection stays open "
     "where the server hands the whole message over, and is closed with 1009 where it does not.",
     ErrorCode.PERMISSION_ERROR: "A guard or limit refused it: a room guard, a room without a right to it, a full room, "
     "too many rooms, or too many connections of one user (sent before close code 4008).",
     ErrorCode.RATE_LIMIT_ERROR: "Too many events, or too many rooms without a right to them in one `__resume__`; "
     "`details.retry_after` says in seconds when to try again.",
-    ErrorCode.REFUSED: "The app refused it in its own words, and gave no code of its own.",
-    ErrorCode.ROOM_NOT_FOUND: "The app declares its rooms and this is none of them.",
+    ErrorCode.REFUSED: "The app refused it in its own words, and gave no code of its own; or a dependency did, with "
+    "another 4xx `HTTPException`.",
+    ErrorCode.ROOM_NOT_FOUND: "The app declares its rooms and this is none of them, or a guard takes other variables.",
     ErrorCode.SESSION_EXPIRED: "The session reached `max_duration`. Sent before close code 4002.",
     ErrorCode.UNKNOWN_EVENT: "No handler has this name, or the name is reserved.",
     ErrorCode.VALIDATION_ERROR: "The message is not an envelope, or its payload does not fit the event's model; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from threading import get_ident
 from typing import Any
 
@@ -14,6 +14,7 @@ from socketspec.connection.in_flight import InFlight
 from socketspec.connection.sender import Sender
 from socketspec.connection.states import TRANSITIONS, State
 from socketspec.connection.transport import Transport
+from socketspec.declaration.resources import Resources
 from socketspec.errors import CLOSE_CODES, CloseCode, Disconnected, EventError, check_close_code
 from socketspec.identity import ANONYMOUS, Identity
 from socketspec.protocol.encoding import Message
@@ -54,6 +55,7 @@ class Connection:
         "id",
         "identity",
         "in_flight",
+        "resources",
         "session",
         "spent",
         "topics",
@@ -105,6 +107,8 @@ class Connection:
         self.spent: float = 0.0
         """Seconds that its messages have taken the event loop since it last gave way. Only `Dispatcher` looks at it; it
         is here because looking a connection up for every message would cost more than the message's share of this."""
+        self.resources: Resources | None = None
+        """What its dependencies keep as long as it; None while they keep nothing."""
         self.close_reason: str = ""
 
     def __repr__(self) -> str:
@@ -145,6 +149,11 @@ class Connection:
     def query_params(self) -> QueryParams:
         """The query parameters of the URL the client connected to."""
         return self.handshake.query_params
+
+    @property
+    def path_params(self) -> Mapping[str, Any]:
+        """The variables of the path it is mounted at: of ``/ws/{tenant}``, the `tenant`."""
+        return self.handshake.path_params
 
     @property
     def metadata(self) -> dict[str, Any]:

@@ -58,6 +58,28 @@ class Hooks:
             except TimeoutError:
                 logger.error("A hook took longer than %.0f s and was cancelled", HOOK_TIMEOUT)
 
+    async def release(self, conn: Connection) -> None:
+        """Close what the dependencies of an ended connection kept for it, once its handlers are through with that.
+
+        Those have `HOOK_TIMEOUT` seconds, and so has the clean-up.
+        """
+        resources = conn.resources
+        if resources is None:
+            return
+        with self.log_context(conn):
+            try:
+                async with asyncio.timeout(HOOK_TIMEOUT):
+                    await conn.in_flight.below(1)
+            except TimeoutError:
+                logger.error("A handler still runs %.0f s after its connection has ended", HOOK_TIMEOUT)
+            try:
+                async with asyncio.timeout(HOOK_TIMEOUT):
+                    await unless_cancelled(resources.close())
+            except TimeoutError:
+                logger.error("A clean-up of the connection's dependencies took longer than %.0f s", HOOK_TIMEOUT)
+            except Exception:
+                logger.exception("A clean-up of the connection's dependencies failed")
+
     def log_context(self, conn: Connection) -> AbstractContextManager[None]:
         """Log records made inside carry the connection's id, and the request's if one of its requests is the cause."""
         found = current_request.get()

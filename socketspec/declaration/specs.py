@@ -11,7 +11,7 @@ from socketspec.declaration.declared_errors import compile_errors
 from socketspec.declaration.events import Event
 from socketspec.declaration.plans import compile_handler
 from socketspec.declaration.registry import EventSpec
-from socketspec.declaration.signatures import EMPTY, enclosing_locals
+from socketspec.declaration.signatures import EMPTY, enclosing_locals, listed
 from socketspec.errors import ConfigurationError, EventError
 from socketspec.protocol.encoding import encode_payload
 from socketspec.protocol.names import check_event_name, is_reserved
@@ -33,6 +33,7 @@ class EventOptions:
         broadcasts: Sequence[Broadcasts | Event[Any]] | None = None,
         response_model: Any = EMPTY,
         errors: Sequence[type[EventError]] = (),
+        dependencies: Sequence[Any] = (),
         ordered: bool = False,
         deprecated: bool = False,
     ) -> None:
@@ -57,6 +58,7 @@ class EventOptions:
         )
         self._response_model = response_model
         self._errors = compile_errors(f"on({event!r}, errors", errors)
+        self._dependencies = tuple(dependency for dependency, _ in listed(f"on({event!r})", dependencies))
         self._ordered = ordered
         self._deprecated = deprecated
 
@@ -68,6 +70,7 @@ class EventOptions:
             connection_type=self._connection_type,
             caller_locals=caller_locals,
             response_model=self._response_model,
+            dependencies=self._dependencies,
         )
         reply = plan.reply
         return EventSpec(
@@ -85,4 +88,5 @@ class EventOptions:
             errors=self._errors,
             ordered=self._ordered,
             deprecated=self._deprecated,
+            dependencies=self._dependencies,
         )

@@ -21,6 +21,7 @@ from socketspec.connection.connection import Connection
 from socketspec.connection.gone import is_disconnect
 from socketspec.connection.hooks import Hooks
 from socketspec.connection.states import State
+from socketspec.declaration.refusals import as_event_error
 from socketspec.declaration.registry import EventSpec, Registry
 from socketspec.declaration.sending import Contracts
 from socketspec.errors import (
@@ -297,14 +298,15 @@ class Dispatcher:
                 conn.send(Message("__ack__", spec.encode_reply(result), id=id))
             elif spec.always_replies:
                 spec.encode_reply(result)  # raises
-        except EventError as error:
-            outcome = "refused"
-            conn.send_error(error, event=spec.name, id=id, number=number)
-            return error
         except Exception as error:
-            outcome = _outcome(error)
-            await self._failed(conn, spec.name, id, error, number)
-            return error
+            refusal = as_event_error(error)
+            if refusal is None:
+                outcome = _outcome(error)
+                await self._failed(conn, spec.name, id, error, number)
+                return error
+            outcome = "refused"
+            conn.send_error(refusal, event=spec.name, id=id, number=number)
+            return refusal
         finally:
             self._counters.count_handled(spec.name, outcome, self._now() - began)
             conn.handled()

@@ -14,8 +14,9 @@ from socketspec.connection.hooks import Hooks
 from socketspec.connection.sender import Sender
 from socketspec.connection.states import State
 from socketspec.connection.transport import Transport
+from socketspec.declaration.refusals import as_event_error
 from socketspec.declaration.registry import Registry
-from socketspec.errors import BackendError, CloseCode, ErrorCode, EventError, PermissionDenied
+from socketspec.errors import BackendError, CloseCode, ErrorCode, PermissionDenied
 from socketspec.fanout.hub import Hub
 from socketspec.identity import Identity
 from socketspec.lifecycle.admission import Admission, refusal_code
@@ -91,6 +92,8 @@ class Opening:
             state=State.AUTHENTICATING if waiting else State.OPENING,
             id=admission.connection,
         )
+        if admission.resources is not None:
+            conn.resources, admission.resources.owned = admission.resources, True
         self._directory.add(conn)
         try:
             await self._begin(conn, admission, session)
@@ -156,16 +159,17 @@ class Opening:
             for hook in self._registry.on_connect:
                 await unless_cancelled(hook(conn))
                 completed += 1
-        except EventError as error:
-            conn.welcomed = completed > 0
-            is_auth = error.code in (ErrorCode.AUTH_ERROR, ErrorCode.PERMISSION_ERROR)
-            code = CloseCode.AUTH_FAILED if is_auth else CloseCode.DISCONNECTED
-            conn.close(code, f"refused: {error.code.lower()}", error=error)
         except Exception as error:
             if is_disconnect(error) and not conn.is_open:
                 return  # the client left meanwhile; what the hook had set up by then, `on_disconnect` takes down
             conn.welcomed = completed > 0
-            await self._hook_failed(conn, error)
+            refusal = as_event_error(error)
+            if refusal is None:
+                await self._hook_failed(conn, error)
+            else:
+                is_auth = refusal is not error or refusal.code in (ErrorCode.AUTH_ERROR, ErrorCode.PERMISSION_ERROR)
+                code = CloseCode.AUTH_FAILED if is_auth else CloseCode.DISCONNECTED
+                conn.close(code, f"refused: {refusal.code.lower()}", error=refusal)
         if conn.state is State.OPENING:
             conn.move(State.OPEN)
             if conn.user_topic is not None:

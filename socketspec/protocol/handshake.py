@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
-from typing import Final
-from urllib.parse import parse_qsl, unquote
+from types import MappingProxyType
+from typing import Any, Final
+from urllib.parse import parse_qsl, quote, unquote, urlencode
 
-__all__ = ("BEARER_SUBPROTOCOL", "Handshake", "Headers", "QueryParams", "parse_cookies", "token_of")
+__all__ = ("BEARER_SUBPROTOCOL", "NO_VARIABLES", "Handshake", "Headers", "QueryParams", "parse_cookies", "token_of")
 
 BEARER_SUBPROTOCOL = "socketspec.bearer."
 """An offered subprotocol with this prefix carries the token, for browsers, which cannot set headers."""
+
+
+NO_VARIABLES: Final[Mapping[str, Any]] = MappingProxyType({})
+"""The path variables of where there are none."""
 
 
 def token_of(authorization: str) -> str | None:
@@ -51,6 +56,10 @@ class QueryParams(Mapping[str, str]):
     def __repr__(self) -> str:
         # Values may be secrets (?token=…, Authorization): names only.
         return f"{type(self).__name__}({list(self)!r})"
+
+    def multi_items(self) -> tuple[tuple[str, str], ...]:
+        """Every pair, in the order received."""
+        return self._pairs
 
     def getlist(self, name: str) -> list[str]:
         """Every value of `name`, in the order received."""
@@ -110,6 +119,10 @@ class Handshake:
     """Whether it came over TLS."""
     token: str | None = None
     """A token that came by message (``__refresh_auth__``). When set, it is the only credential looked at."""
+    path_params: Mapping[str, Any] = field(default_factory=lambda: NO_VARIABLES)
+    """The variables of the path it is mounted at, such as ``/ws/{tenant}``, as the framework converted them."""
+    scope: MutableMapping[str, Any] | None = field(default=None, repr=False, compare=False)
+    """The ASGI scope, kept only where something that the app declares asks for it."""
 
     @classmethod
     def parse_query(cls, query: bytes) -> QueryParams:
@@ -122,6 +135,28 @@ class Handshake:
         send cookies along for any page.
         """
         return parse_cookies(self.headers)
+
+    def as_scope(self) -> MutableMapping[str, Any]:
+        """An ASGI scope that says the same: what the server's own said besides is not in it."""
+        return {
+            "type": "websocket",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "scheme": "wss" if self.secure else "ws",
+            "path": self.path,
+            "raw_path": quote(self.path).encode(),
+            "root_path": "",
+            "query_string": urlencode(self.query_params.multi_items()).encode(),
+            "headers": [
+                (name.encode("latin-1", "replace"), value.encode("latin-1", "replace"))
+                for name, value in self.headers.multi_items()
+            ],
+            "client": self.client,
+            "server": None,
+            "subprotocols": list(self.subprotocols),
+            "path_params": dict(self.path_params),
+            "state": {},
+        }
 
     def with_token(self, token: str) -> Handshake:
         """The same handshake, authenticated by `token` alone."""

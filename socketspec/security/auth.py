@@ -27,6 +27,7 @@ from socketspec.security._keys import (
     load_secret,
     require_cryptography,
 )
+from socketspec.security._providing import provided
 from socketspec.security._refusal import logger, unavailable
 
 __all__ = ("APIKeyAuth", "AuthBackend", "JWTAuth", "NoCredentials", "authenticate")
@@ -45,6 +46,10 @@ class AuthBackend(Protocol):
         ...
 
 
+Auth = AuthBackend | Callable[..., Any]
+"""An auth backend, or a function that is its `authenticate`. Either may ask for dependencies behind the handshake."""
+
+
 async def authenticate(backends: Sequence[AuthBackend], handshake: Handshake) -> Identity:
     """The identity from the first backend that finds credentials of its kind.
 
@@ -56,7 +61,8 @@ async def authenticate(backends: Sequence[AuthBackend], handshake: Handshake) ->
     first: AuthError | None = None
     for backend in backends:
         try:
-            found = cast("object", await backend.authenticate(handshake))
+            authenticate_by = provided(backend, backend.authenticate)
+            found = cast("object", await authenticate_by(handshake))
             if not isinstance(found, Identity | None):
                 raise TypeError("authenticate must return an Identity or None")
         except AuthError as error:
@@ -108,8 +114,8 @@ class JWTAuth:
     The identity: `user_id` from `user_claim`, `role` from `role_claim` (text or whole numbers, the first one
     required), `scopes` from the first of `scopes_claim` (text with spaces, or a list of texts), `claims` all claims,
     read-only, and `token_expires_at` from ``exp`` and `leeway`. Or pass `identity`, a callable, sync or async, that
-    makes it from the claims; it returns None or raises `AuthError` to refuse. Where it sets no `token_expires_at` or
-    `claims`, the token's are filled in.
+    makes it from the claims; it returns None or raises `AuthError` to refuse, and may ask for dependencies. Where it
+    sets no `token_expires_at` or `claims`, the token's are filled in.
 
     `first_message` lets a client that brought no credentials send ``__refresh_auth__ {"token": …}`` first.
 
@@ -173,6 +179,11 @@ class JWTAuth:
     def accepts(self) -> str:
         """What to send, for people."""
         return "a token as Authorization: Bearer <token>, ?token=<token> or the subprotocol socketspec.bearer.<token>"
+
+    @property
+    def factory(self) -> IdentityFactory | None:
+        """What `identity` was given: called with the claims. What else it asks for is provided, as to a hook."""
+        return self._claims.factory
 
     def presented(self, handshake: Handshake) -> str | None:
         """The token that is looked at; None where the handshake has none."""
