@@ -70,8 +70,8 @@ class MissedOrders:
         last = self._last
         if last is not None and position.epoch == last.epoch and position.offset <= last.offset + 1:
             self._last = max(last, position, key=lambda one: one.offset)
-        elif last is None and position.offset == 1:
-            self._last = position
+        elif position.offset == 1 and (last is None or position.epoch != last.epoch):
+            self._last = position  # the first of a new life: what was kept before has ended, and was heard
         else:
             self.look()
         return True

@@ -49,7 +49,7 @@ READS: Final = frozenset(
     {"count_members", "read", "XRANGE", "XREVRANGE", "HGETALL", "HKEYS", "HVALS", "HMGET", "SRANDMEMBER", "ZRANGE"}
 )
 """Commands and scripts that only read and whose replies may be long."""
-_ONLY_READ: Final = READS | {"GET"}
+_PASS_OVER: Final = READS | {"GET", "HDEL"}
 
 
 class _QueueKey(NamedTuple):
@@ -274,7 +274,7 @@ class Runner:
             call.was_not_sent(str(reply))
             again.append(call)
             return True
-        if is_of_another_type(reply) and call.command.name in _ONLY_READ:
+        if is_of_another_type(reply) and call.command.name in _PASS_OVER:
             _answer(call, None)  # the key has nothing to be read; who asked passes it over
             return False
         self._fail(call, refusal(call.command, reply))

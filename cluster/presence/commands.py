@@ -128,7 +128,8 @@ class PresenceCommands:
 
     def resign(self, namespace: str, node: str) -> Command:
         """Remove that list, and the lease."""
-        return _RESIGN.command(self._leases(namespace, node), node, self._keys.claimed_nodes(namespace))
+        leases, topics = self._leases(namespace, node)
+        return _RESIGN.command((leases,), node, topics, self._keys.claimed_nodes(namespace))
 
     def renew(self, namespace: str, node: str, *, begin: bool) -> Command:
         """Renew the lease, or begin it; see ``renew.lua``."""

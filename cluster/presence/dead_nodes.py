@@ -25,6 +25,8 @@ __all__ = ("DeadNodes",)
 
 logger: logging.Logger = logging.getLogger("socketspec.cluster")
 
+MOST_FINISHED: Final = 1000
+"""Topics that one claim says to be done with: Lua takes only some thousands of arguments at once."""
 ALL: Final = 1_000_000
 """Topics that are asked for at once: as many as a node has."""
 TRIES: Final = 4
@@ -79,7 +81,7 @@ class DeadNodes:
 
     async def _claim(self, space: Space, claim: _Claim, most: int) -> Sequence[bytes]:
         """Begin the claim, or go on with it; up to `most` of the topics to remove the members from."""
-        is_first, finished, until = not claim.ends, tuple(claim.finished), space.lease.until()
+        is_first, finished, until = not claim.ends, tuple(claim.finished[:MOST_FINISHED]), space.lease.until()
         reply = await self._runner.run(
             self._commands.claim(space.name, claim.node, claim.ends, most, finished, until=until)
         )

@@ -39,6 +39,8 @@ logger: logging.Logger = logging.getLogger("socketspec.cluster")
 
 LEAVE_PATIENCE: Final = 1.0
 """Seconds that leaving waits for Redis; after that it goes on in the background."""
+MOST_LEAVING: Final = 4096
+"""Topics that are left at once: so many of a frozen shard do not keep those of another one waiting."""
 LEAVE_PAUSE: Final = 0.05
 """Seconds after which leaves that came meanwhile are sent as well, while others are under way."""
 RETRY: Final = 0.5
@@ -237,7 +239,7 @@ class RedisPresence(Presence):
             while space.leaves or sent:
                 fresh = (entry for entry in space.leaves if entry not in space.sending)
                 topics: dict[Topic, dict[Entry, asyncio.Future[None]]] = {}
-                for entry in islice(fresh, BATCH - len(sent)):
+                for entry in islice(fresh, MOST_LEAVING - len(sent)):
                     topics.setdefault(entry[0], {})[entry] = space.leaves[entry]
                 for batch in topics.values():  # each topic by itself: one shard that is frozen holds up no other
                     space.sending.update(batch)
@@ -260,6 +262,8 @@ class RedisPresence(Presence):
             logger.debug("Leaving is tried again: %s", error)
             space.doubt({topic for topic, _ in batch}, self._options.command_timeout)
             await asyncio.sleep(RETRY)
+            for entry in batch.keys() & space.leaves.keys():
+                space.leaves[entry] = space.leaves.pop(entry)  # behind those that nobody has tried yet
             return
         finally:
             space.sending.difference_update(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from itertools import islice
@@ -52,7 +53,8 @@ class Repair:
         except BackendError as error:
             logger.debug("Comparing with Redis is tried again: %s", error)
         finally:
-            space.unchecked.update(topics)
+            space.unchecked.update(topics, space.unrepaired)
+            space.unrepaired.clear()
 
     async def _read_lists(self, space: Space) -> None:
         """Have all topics compared that Redis has on the lists of this node, under any of its names.
@@ -125,10 +127,18 @@ class Repair:
         """Put them in. Where others may have their places, only as many as there is still a place for."""
         until = space.lease.until()
         limits = {topic: space.limits.get(topic) if topic in space.contested else None for topic in entering}
-        replies = await self._runner.run_all(
-            [self._commands.enter(topic, node, who, limits[topic], until=until) for topic, who in entering.items()]
-        )
-        _check(space, replies)
+        commands = [
+            self._commands.enter(topic, node, who, limits[topic], until=until) for topic, who in entering.items()
+        ]
+        replies = await asyncio.gather(*map(self._runner.run, commands), return_exceptions=True)
+        failed = {topic: reply for topic, reply in zip(entering, replies, strict=True) if isinstance(reply, Exception)}
+        if failed:
+            error = next(iter(failed.values()))
+            logger.debug("Putting members back into %d rooms is tried again: %s", len(failed), error)
+            space.unrepaired.update(failed)  # one whose key another program has must not keep all others waiting
+            if len(failed) > 1 and len(failed) == len(entering):
+                raise BackendError("None of the members could be put back.")
+        _check(space, [reply for reply in replies if not isinstance(reply, BaseException)])
         full = [topic for topic, reply in zip(entering, replies, strict=True) if reply == 0]
         if not full:
             return

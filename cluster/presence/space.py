@@ -68,6 +68,8 @@ class Space:
         """Topics that stand in the node's list of topics."""
         self.unchecked: set[Topic] = set()
         """Topics that are to be compared with Redis."""
+        self.unrepaired: set[Topic] = set()
+        """Topics that could not be repaired in the present round, and are compared again in the next."""
         self.is_list_unread: bool = False
         """Whether Redis may have topics on this node's list that this node has left: a server that took over may have
         older data."""

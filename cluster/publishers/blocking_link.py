@@ -28,8 +28,9 @@ from socketspec.cluster.options import TLS_HINT, Address
 from socketspec.cluster.publishers.blocking_connection import TimedConnection
 from socketspec.cluster.publishers.wording import said
 from socketspec.cluster.servers.connections import unix_problem
+from socketspec.cluster.servers.greeting import read_info
 from socketspec.cluster.servers.shard import REPLIES
-from socketspec.cluster.servers.trouble import MAX_CLIENTS, is_full, tls_alert, tls_problem
+from socketspec.cluster.servers.trouble import MAX_CLIENTS, is_full, missing_command, tls_alert, tls_problem
 from socketspec.errors import BackendError
 
 __all__ = ("CHECK_EVERY", "SIGN_OF_LIFE", "BlockingLink", "LinkBroken", "Tls")
@@ -87,9 +88,12 @@ class BlockingLink:
         """``master`` or ``replica``, as the server said when it was last asked; empty for a very old one."""
         self.is_used: bool = False
         """Whether it has been lent before, so that it was logged in."""
+        self.used_at: float = 0.0
+        """When it was used last, of `time.monotonic`."""
         self._checked_at = 0.0
         self._connection = connection
         self._tls = tls
+        self._lacks_hello = False
         hint = "" if is_known or address.is_unix else f". {TLS_HINT[tls is not None]}"
         try:
             self._log_in(client_name, deadline, can_change=can_change)
@@ -117,10 +121,24 @@ class BlockingLink:
             commands.insert(0, ["CLIENT", "SETNAME", client_name])
         replies = self.exchange(commands, deadline)
         self._take_role(replies[-1])
+        if not self.role and isinstance(replies[-1], REPLIES) and missing_command(str(replies[-1])):
+            self._lacks_hello = True
+            self._ask_role(deadline)
         for reply in replies:
-            # An ACL may not allow a client's name; a server without HELLO is too old and found out later.
+            # An ACL may not allow a client's name.
             if isinstance(reply, AuthenticationError | BusyLoadingError | MasterDownError):
                 self._refused(reply, can_change=can_change)
+
+    def _ask_role(self, deadline: float) -> None:
+        """Learn mode and role; by ``INFO`` where ``HELLO`` is switched off."""
+        if not self._lacks_hello:
+            self._take_role(*self.exchange([["HELLO"]], deadline))
+            return
+        (info,) = self.exchange([["INFO"]], deadline)
+        if isinstance(info, bytes):
+            hello = read_info(info)
+            self.mode, self.role = hello.mode.encode(), hello.role.encode()
+        self._checked_at = time.monotonic()
 
     def _refused(self, error: Exception, *, can_change: bool) -> None:
         if isinstance(error, BusyLoadingError | MasterDownError):
@@ -170,7 +188,7 @@ class BlockingLink:
             self._connection.send(packed)
             for _ in commands:
                 replies.append(self._reply())  # what came before a failure says why
-                if is_full(str(replies[0])):
+                if isinstance(replies[0], REPLIES) and is_full(str(replies[0])):
                     is_sent = False
                     raise ConnectionResetError(str(replies[0]))
         except (RedisError, OSError) as error:
@@ -203,7 +221,7 @@ class BlockingLink:
             if time.monotonic() - self._checked_at < CHECK_EVERY:
                 return True
             before = self.role
-            self._take_role(*self.exchange([["HELLO"]], min(deadline, time.monotonic() + SIGN_OF_LIFE)))
+            self._ask_role(min(deadline, time.monotonic() + SIGN_OF_LIFE))
             return self.role == before
         except (RedisError, OSError, ValueError, LinkBroken):
             return False

@@ -178,7 +178,7 @@ class BlockingServers:
             with process.lock:
                 is_kept = len(process.idle) < MAX_IDLE and not self.is_closed and link.is_open
                 if is_kept:
-                    link.is_used = True
+                    link.is_used, link.used_at = True, time.monotonic()
                     process.idle.append(link)
             if not is_kept:
                 link.close()
@@ -195,6 +195,11 @@ class BlockingServers:
             if link.is_alive(deadline):
                 return link
             link.close()
+            with process.lock:  # what was used even earlier went the same way: a balancer drops all at once
+                stale = [item for item in process.idle if item.address == address and item.used_at <= link.used_at]
+                process.idle = [item for item in process.idle if item not in stale]
+            for item in stale:
+                item.close()
 
     def _open(self, address: Address, deadline: float) -> BlockingLink:
         db = 0 if self._servers.mode == "cluster" else self._servers.db

@@ -26,9 +26,9 @@ class SharedCall(Generic[T]):
         self._start_anew()
 
     def _start_anew(self) -> None:
-        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._running: Future[T] | None = None
+        self._pid = os.getpid()  # last: another thread that sees it takes the new lock
 
     def begin(self) -> Future[T]:
         """What comes of a call that begins now, or of the one that runs. To cancel it does nothing."""

@@ -131,6 +131,25 @@ async def test_a_lease_of_no_node_does_not_keep_the_dead_from_being_removed(
         assert here.passed_over("topic") >= 2
 
 
+async def test_a_count_of_another_type_keeps_no_other_room_from_being_buried_or_repaired(
+    standalone_server: Server, prefix: str
+) -> None:
+    async with node(standalone_server, prefix, lease=1.0) as here:
+        ask, keys, presence = standalone_server.ask, here.keys, here.backend.presence
+        for topic in (ROOM, OTHER):
+            await presence.enter(topic, Member("a", "u", 1.0))
+            ask("HSET", keys.members(topic, "dead"), f"gone-{topic.name}", msgpack.packb(["u", 1.0]))
+            ask("SADD", keys.node_topics("/", "dead"), keys.channel(topic))
+        ask("DEL", keys.nodes(OTHER), keys.nodes(ROOM), keys.members(ROOM, here.backend.node + "-0"))
+        ask("SET", keys.nodes(OTHER), "no hash")
+        ask("ZADD", keys.leases("/"), 1, "dead")
+        await until(lambda: "gone-lobby" in here.lost, "the dead node's member")
+        await until(lambda: not ask("EXISTS", keys.node_topics("/", "dead")), "it is done with")
+        presence.distrust()
+        await until(lambda: ask("HGETALL", keys.nodes(ROOM)), "the other room is repaired")
+        assert await presence.count(ROOM) == 1
+
+
 @pytest.mark.parametrize("strange", STRANGE)
 async def test_a_session_and_a_limit_of_another_form_begin_anew(
     standalone_server: Server, prefix: str, strange: bytes

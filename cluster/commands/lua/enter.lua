@@ -12,11 +12,22 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if now > tonumber(ARGV[4]) then
   return -now
 end
-local own, others, all_in = redis.pcall('HLEN', KEYS[2]), 0, 1
-if type(own) == 'table' then
+local own, counted = redis.pcall('HLEN', KEYS[2]), redis.pcall('HLEN', KEYS[1])
+local strange = type(own) == 'table' and own or type(counted) == 'table' and counted
+if strange then
   -- A key of another type is none of ours: nobody can enter, and there is nothing to be kept alive.
-  return #ARGV == 4 and string.find(own.err, 'WRONGTYPE', 1, true) and 1 or own
+  return #ARGV == 4 and string.find(strange.err, 'WRONGTYPE', 1, true) and 1 or strange
 end
+if #ARGV == 4 then
+  -- Before all else: a server that is out of memory refuses a script's HSET unless the script has written before, and a
+  -- full server is no reason to let live members end.
+  for i = 1, 2 do
+    if redis.call('PTTL', KEYS[i]) < ttl then
+      redis.call('PEXPIRE', KEYS[i], ttl)
+    end
+  end
+end
+local others, all_in = 0, 1
 if limit >= 0 then
   local counts = redis.call('HGETALL', KEYS[1])
   for i = 1, #counts, 2 do

@@ -190,7 +190,7 @@ class FakeRedis:
         self.sets.pop(keys[0], None)
 
     def _resign(self, keys: Sequence[bytes], args: list[bytes]) -> int:
-        self.sets.pop(keys[1], None)
+        self.sets.pop(args[1], None)
         self.leases.pop(args[0], None)
         return 1
 
