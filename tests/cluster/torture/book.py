@@ -59,8 +59,8 @@ class Book:
     """Nodes that were cut off while the others were not: who left them meanwhile may have been told of twice."""
     home: dict[str, str] = field(default_factory=dict)
     """The node of each connection."""
-    told_elsewhere: set[tuple[str, str]] = field(default_factory=set)
-    """Connection and room whose leave hook ran on another node."""
+    told_by: dict[tuple[str, str], set[str]] = field(default_factory=lambda: defaultdict(set))
+    """The nodes that ran the leave hook of a connection and a room."""
 
     def wrong(self, what: str) -> None:
         """Take note of a broken promise."""
@@ -78,8 +78,8 @@ class Book:
             else:
                 pair = line.connection, line.room
                 self.joins[pair] += 1 if line.what == "join" else -1
-                if node != self.home.get(line.connection, node):
-                    self.told_elsewhere.add(pair)
+                if line.what == "leave":
+                    self.told_by[pair].add(node)
 
     def node_dies(self, on_it: Collection[str], under_way: Iterable[tuple[str, str]]) -> None:
         """A node is killed, with the connections that clients have open on it, and what they have just asked for.
@@ -130,6 +130,6 @@ class Book:
         home, right = self.home.get(connection, ""), {int(is_member)}
         if not is_member and (pair in self.doubtful or connection in self.half_way):
             right |= {-1, 1}
-        if pair in self.told_elsewhere and home in self.taken_for_dead:
+        if home in self.taken_for_dead and self.told_by[pair] - {home}:
             right |= {0} if is_member or home not in self.cut_off else {0, -1}
         return right
