@@ -19,9 +19,9 @@ from typing import Any, Final, Literal, NamedTuple, cast
 import hiredis
 
 from socketspec.cluster.options import Address
-from socketspec.cluster.servers.connections import unix_problem
+from socketspec.cluster.servers.connections import side_by_side, unix_problem
 from socketspec.cluster.servers.login import Login
-from socketspec.cluster.servers.shard import LinkOptions, explain, side_by_side
+from socketspec.cluster.servers.shard import LinkOptions, explain
 from socketspec.cluster.servers.trouble import MAX_CLIENTS, is_full, missing_command
 from socketspec.concurrency.cancellation import unless_cancelled
 from socketspec.errors import BackendError
@@ -189,7 +189,7 @@ class PubSubLink(asyncio.Protocol):
             await loop.create_unix_connection(lambda: self, self.address.host)
         else:
             host, port = self.address.host, self.address.port
-            await loop.create_connection(lambda: self, host, port, ssl=options.ssl, **side_by_side())
+            await loop.create_connection(lambda: self, host, port, ssl=options.ssl, **side_by_side(host))
         commands: list[bytes] = []
         if login.password:
             words = (login.username, login.password) if login.username else (login.password,)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
 from typing import Any
 
 from socketspec.cluster.options import Address
 from socketspec.cluster.servers.login import Login
 
-__all__ = ("connection_settings", "unix_problem")
+__all__ = ("connection_settings", "side_by_side", "unix_problem")
 
 
 def connection_settings(address: Address, login: Login, *, db: int) -> dict[str, Any]:
@@ -24,6 +26,26 @@ def connection_settings(address: Address, login: Login, *, db: int) -> dict[str,
         "driver_info": None,  # to say which library this is would take a permission and a round trip
         "protocol": 2,  # replies of scripts and of plain commands have the same shapes, and are bytes only
     }
+
+
+def side_by_side(host: str) -> dict[str, Any]:
+    """What has asyncio try the addresses of a name one after the other's start, not after its end (RFC 8305).
+
+    Nothing where the host is an address itself: there is no other, and Python 3.11 leaves the socket of an attempt that
+    is cancelled so for the garbage collector to close.
+    """
+    # Other event loops, such as uvloop's, do not know it.
+    if _is_address(host) or not isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop):
+        return {}
+    return {"happy_eyeballs_delay": 0.25}
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def unix_problem(address: Address, error: BaseException) -> str:

@@ -20,13 +20,13 @@ from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.connection import AbstractConnection
 
 from socketspec.cluster.options import IS_REPLICA, TLS_HINT, Address
-from socketspec.cluster.servers.connections import connection_settings, unix_problem
+from socketspec.cluster.servers.connections import connection_settings, side_by_side, unix_problem
 from socketspec.cluster.servers.greeting import Hello, parse_info, read_hello, read_info, warn_if_evicting
 from socketspec.cluster.servers.login import AskedLogin, Login
 from socketspec.cluster.servers.trouble import MAX_CLIENTS, is_full, missing_command, tls_alert, tls_problem
 from socketspec.errors import BackendError
 
-__all__ = ("LinkOptions", "NotSentError", "RefusedError", "ReplicaError", "Shard", "explain", "side_by_side")
+__all__ = ("LinkOptions", "NotSentError", "RefusedError", "ReplicaError", "Shard", "explain")
 
 UNUSED: Final = 3.0
 """Seconds without use after which a connection has to give a sign of life before it gets a command: a balancer may have
@@ -270,18 +270,12 @@ class Shard:
         return _TlsConnection(self._link.ssl, **settings)
 
 
-def side_by_side() -> dict[str, Any]:
-    """What has asyncio try the addresses of a name one after the other's start, not after its end (RFC 8305)."""
-    # Other event loops, such as uvloop's, do not know it.
-    return {"happy_eyeballs_delay": 0.25} if isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop) else {}
-
-
 class _Eager:
     """Tries the addresses of a name side by side: the first of them may be one that nobody has any more."""
 
     def _connection_arguments(self) -> Mapping[str, Any]:
         arguments: Mapping[str, Any] = super()._connection_arguments()  # type: ignore[misc] # of redis-py's connection
-        return {**arguments, **side_by_side()}
+        return {**arguments, **side_by_side(arguments["host"])}
 
 
 class _PlainConnection(_Eager, Connection):

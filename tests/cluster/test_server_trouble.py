@@ -230,6 +230,9 @@ async def test_a_node_that_idles_keeps_its_connections(server: Server, monkeypat
 
 def test_a_publisher_does_not_take_a_replica_for_the_primary_where_hello_is_switched_off() -> None:
     config = 'rename-command HELLO ""\nreplicaof 127.0.0.1 1\n'
-    with Server(binary=redis_binary(), config=config) as server, Publisher(server.url, timeout=2) as publisher:
-        with pytest.raises(BackendError, match="it is a replica now"):
-            publisher.broadcast("lobby", "news", {})
+    with (
+        Server(binary=redis_binary(), config=config) as server,
+        Publisher(server.url, timeout=2) as publisher,
+        pytest.raises(BackendError, match="it is a replica now"),
+    ):
+        publisher.broadcast("lobby", "news", {})
