@@ -40,13 +40,13 @@ T = TypeVar("T")
 class _Until:
     """When what a connection does must have ended; `time.monotonic`."""
 
-    at = math.inf
+    at: float = math.inf
 
 
 class _Parser(_HiredisParser):
     """Reads until the connection's deadline, however many pieces it takes."""
 
-    _until = _Until()
+    _until: _Until = _Until()
 
     def on_connect(self, connection: Any, **kwargs: Any) -> None:
         self._until = connection.until
@@ -129,7 +129,7 @@ class _TlsConnection(TimedConnection, SSLConnection):
 class _UnixConnection(TimedConnection, UnixDomainSocketConnection):
     """To a file. Has a host and a port, which redis-py asks even this kind for when it is late."""
 
-    port = 0
+    port: int = 0
 
     @property
     def host(self) -> str:

@@ -109,12 +109,14 @@ class Closing:
         conn.departed = conn.rooms
         topics, conn.topics = conn.topics, {}
         try:
-            leaving = [self._leave(conn, "its user", self._users.leave(conn))]
-            leaving += [
+            leaving = [
                 self._leave(conn, f"room {topic.name!r}", self._rooms.exit(conn, topic)) for topic in topics.values()
             ]
-            started = [self._tasks.spawn(one, name=f"leaving of {conn.id}") for one in leaving]
-            await asyncio.wait(started, timeout=LEAVE_TIMEOUT)
+            if conn.user_topic is not None:
+                leaving.append(self._leave(conn, "its user", self._users.leave(conn)))
+            if leaving:
+                started = [self._tasks.spawn(one, name=f"leaving of {conn.id}") for one in leaving]
+                await asyncio.wait(started, timeout=LEAVE_TIMEOUT)
             for room, topic in topics.items():
                 if await self._rooms.runs_leave_hooks(conn, topic):
                     await self._hooks.run_final(self._registry.on_room_leave, conn, room)
