@@ -109,11 +109,12 @@ class Closing:
         conn.departed = conn.rooms
         topics, conn.topics = conn.topics, {}
         try:
-            leaving = [
-                self._leave(conn, f"room {topic.name!r}", self._rooms.exit(conn, topic)) for topic in topics.values()
-            ]
+            leaving: list[Coroutine[Any, Any, None]] = []
             if conn.user_topic is not None:
                 leaving.append(self._leave(conn, "its user", self._users.leave(conn)))
+            leaving += [
+                self._leave(conn, f"room {topic.name!r}", self._rooms.exit(conn, topic)) for topic in topics.values()
+            ]
             if leaving:
                 started = [self._tasks.spawn(one, name=f"leaving of {conn.id}") for one in leaving]
                 await asyncio.wait(started, timeout=LEAVE_TIMEOUT)
