@@ -6,6 +6,7 @@ The exceptions, by what is at fault::
     ├── ConfigurationError      you, at start-up: an option, a signature, a name that cannot work
     ├── ContractError           you, in strict mode: an emit or broadcast that differs from its declaration
     ├── BackendError            the cluster backend: out of reach, refusing, or too late
+    ├── Disconnected            nobody: the connection that something was sent to has gone
     └── EventError              sent to the client as ``__error__``; raise one to answer a client with your own words
         ├── AuthError           AUTH_ERROR
         ├── PermissionDenied    PERMISSION_ERROR
@@ -15,6 +16,7 @@ The exceptions, by what is at fault::
         ├── UnknownEvent        UNKNOWN_EVENT
         └── ValidationFailed    VALIDATION_ERROR
 
+A handler may let `Disconnected` go: it ends, and that is no failure.
 Any other exception of a handler is answered with ``HANDLER_ERROR`` and a request id; its text goes to the log only.
 The docs pages on errors and close codes are made from the tables below.
 """
@@ -34,6 +36,7 @@ __all__ = (
     "CloseInfo",
     "ConfigurationError",
     "ContractError",
+    "Disconnected",
     "ErrorCode",
     "EventError",
     "PayloadTooLarge",
@@ -172,6 +175,24 @@ class ContractError(SocketSpecError):
 
 class BackendError(SocketSpecError):
     """The cluster backend is out of reach, refused the command, or did not answer in time."""
+
+
+class Disconnected(SocketSpecError):
+    """`Connection.emit`: the connection has gone, or is being closed, so nothing that is sent reaches it any more.
+
+    A handler need not catch it: it ends there, its dependencies are cleaned up after, and neither the log nor
+    `on_error` hears of it.
+    """
+
+    def __init__(self, connection: str, reason: str = "") -> None:
+        super().__init__(f"Connection {connection} has gone{f' ({reason})' if reason else ''}: nothing reaches it.")
+        self.connection: str = connection
+        """Its id."""
+        self.reason: str = reason
+        """Why it ended, as `on_disconnect` gets it."""
+
+    def __reduce__(self) -> tuple[type[Disconnected], tuple[str, str]]:
+        return type(self), (self.connection, self.reason)
 
 
 class EventError(SocketSpecError):

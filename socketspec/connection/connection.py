@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from socketspec.connection.gone import is_expected
 from socketspec.connection.in_flight import InFlight
 from socketspec.connection.sender import Sender
 from socketspec.connection.states import TRANSITIONS, State
 from socketspec.connection.transport import Transport
-from socketspec.errors import CLOSE_CODES, CloseCode, EventError, check_close_code
+from socketspec.errors import CLOSE_CODES, CloseCode, Disconnected, EventError, check_close_code
 from socketspec.identity import ANONYMOUS, Identity
 from socketspec.protocol.encoding import Message
 from socketspec.protocol.formats import Format
@@ -156,12 +157,19 @@ class Connection:
         return time.time() - (self._sender.now() - self.clock.last_active)
 
     async def emit(self, event: str, payload: object = None) -> None:
-        """Send one event to this client, at most once: a connection that is closing gets nothing.
+        """Send one event to this client, at most once.
 
         Waits while the client's buffer is more than half full, at most `send_timeout` seconds. Raises `TypeError`
-        if the payload cannot be encoded, `ValueError` for a reserved name.
+        if the payload cannot be encoded, `ValueError` for a reserved name, and `Disconnected` where the connection has
+        gone or is being closed: a handler that sends in a loop ends with it, and need not catch that. In the hooks that
+        run after a connection's end, such as `on_disconnect`, it does nothing instead.
         """
-        self.send(self._sender.event(event, payload))
+        message = self._sender.event(event, payload)
+        if not self.is_open and self._state is not State.AUTHENTICATING:
+            if is_expected():
+                return
+            raise Disconnected(self.id, self.close_reason)
+        self._sender.send(self.id, self.session.id, self.transport.write, message)
         if self.transport.buffered > self._sender.max_buffer // 2:
             await self.transport.drain()
 

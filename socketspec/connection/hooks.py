@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from socketspec.concurrency.cancellation import unless_cancelled
 from socketspec.connection.connection import Connection
+from socketspec.connection.gone import after_the_end, is_disconnect
 from socketspec.declaration.contracts import Contracts
 from socketspec.declaration.registry import Hook
 from socketspec.errors import BackendError
@@ -32,7 +33,9 @@ class Hooks:
         self._requests = requests
 
     async def run(self, hooks: Sequence[Hook], conn: Connection, *arguments: Any) -> None:
-        """Call hooks one after the other; one that fails is logged and does not stop the others."""
+        """Call hooks one after the other; one that fails is logged and does not stop the others. That a connection has
+        gone is no failure.
+        """
         if not hooks:
             return
         with self.log_context(conn), self._contracts.handling(None):  # contracts bind handlers: hooks may send anything
@@ -41,12 +44,14 @@ class Hooks:
                     await unless_cancelled(hook(conn, *arguments))
                 except BackendError as error:
                     logger.error("The hook %s failed: %s", getattr(hook, "__qualname__", hook), error)
-                except Exception:
+                except Exception as error:
+                    if is_disconnect(error):
+                        continue
                     logger.exception("The hook %s failed", getattr(hook, "__qualname__", hook))
 
     async def run_final(self, hooks: Sequence[Hook], conn: Connection, *arguments: Any) -> None:
-        """Like `run`, for at most `HOOK_TIMEOUT` seconds."""
-        with self.log_context(conn):
+        """Like `run`, after the connection's end, and for at most `HOOK_TIMEOUT` seconds."""
+        with self.log_context(conn), after_the_end():
             try:
                 async with asyncio.timeout(HOOK_TIMEOUT):
                     await self.run(hooks, conn, *arguments)

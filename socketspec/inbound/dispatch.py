@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 from socketspec.concurrency.cancellation import unless_cancelled
 from socketspec.concurrency.tasks import Tasks
 from socketspec.connection.connection import Connection
+from socketspec.connection.gone import is_disconnect
 from socketspec.connection.hooks import Hooks
 from socketspec.connection.states import State
 from socketspec.declaration.contracts import Contracts
@@ -276,8 +277,7 @@ class Dispatcher:
         namespace, request = self._requests.namespace, self._requests.id(number)
         with tracing.handling(namespace, spec.name, conn.id, request) as handling:
             error = await self._handle(conn, spec, payload, id, number)
-            outcome = "ok" if error is None else "refused" if isinstance(error, EventError) else "error"
-            handling.ended(outcome, error)
+            handling.ended("ok" if error is None else _outcome(error), error)
 
     async def _handle(
         self, conn: Connection, spec: EventSpec, payload: Any, id: str | int | None, number: int
@@ -301,7 +301,7 @@ class Dispatcher:
                 await failed
             return error
         except Exception as error:
-            outcome = "error"
+            outcome = _outcome(error)
             await self._failed(conn, spec.name, id, error, number)
             return error
         finally:
@@ -329,7 +329,14 @@ class Dispatcher:
     async def _failed(
         self, conn: Connection, event: str | None, id: str | int | None, error: Exception, number: int = 0
     ) -> None:
-        """Log a handler's failure, tell the client a request id and nothing else, and call the `on_error` hooks."""
+        """Log a handler's failure, tell the client a request id and nothing else, and call the `on_error` hooks.
+
+        That a connection has gone is no failure: then only its client, if it is another's that has, gets an answer.
+        """
+        if is_disconnect(error):
+            gone = EventError("The connection that this was for has gone.", details={"reason": "disconnected"})
+            conn.send_error(gone, event=event, id=id, number=number)
+            return
         number = number or next(self._requests.numbers)
         with log_context(conn.id, self._requests, event, number):
             self._report(conn, event, id, error, number)
@@ -354,6 +361,13 @@ class Dispatcher:
             id=id,
             number=number,
         )
+
+
+def _outcome(error: Exception) -> str:
+    """What became of an event whose handler raised `error`, for metrics and spans."""
+    if isinstance(error, EventError):
+        return "refused"
+    return "disconnected" if is_disconnect(error) else "error"
 
 
 def _is_larger(data: str | bytes, limit: int) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from socketspec.concurrency.cancellation import unless_cancelled
 from socketspec.concurrency.timing_wheel import TimingWheel
 from socketspec.connection.connection import Connection
+from socketspec.connection.gone import is_disconnect
 from socketspec.connection.hooks import Hooks
 from socketspec.connection.sender import Sender
 from socketspec.connection.states import State
@@ -158,6 +159,8 @@ class Opening:
             code = CloseCode.AUTH_FAILED if is_auth else CloseCode.DISCONNECTED
             conn.close(code, f"refused: {error.code.lower()}", error=error)
         except Exception as error:
+            if is_disconnect(error) and not conn.is_open:
+                return  # the client left meanwhile; what the hook had set up by then, `on_disconnect` takes down
             conn.welcomed = completed > 0
             await self._hook_failed(conn, error)
         if conn.state is State.OPENING:
