@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from socketspec.app.rooms import Rooms
 from socketspec.app.sessions import Sessions
+from socketspec.app.sync import Sync
 from socketspec.app.users import Users
-from socketspec.app.whereabouts import ELSEWHERE, engine_here
+from socketspec.app.whereabouts import engine_here
 from socketspec.backend.protocols import Backend
 from socketspec.backend.resolve import resolve_backend
+from socketspec.concurrency.elsewhere import ELSEWHERE
 from socketspec.connection.connection import Connection
 from socketspec.connection.outbox import Backpressure
 from socketspec.declaration.contracts import Broadcasts, Contract, Emits, check_declarations
@@ -158,6 +160,7 @@ class SocketApp:
         self.rooms: Rooms = Rooms(self._declared, self.ensure_started)
         self.users: Users = Users(self.ensure_started)
         self.sessions: Sessions = Sessions(self.ensure_started)
+        self.sync: Sync = Sync(self.rooms, self.users, self.sessions, lambda: self._engine)
         self.pages: Pages = Pages(
             schema=self.schema,
             health=self._health,

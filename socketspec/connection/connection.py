@@ -5,8 +5,10 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any
 
+from socketspec.concurrency.elsewhere import ELSEWHERE
 from socketspec.connection.gone import is_expected
 from socketspec.connection.in_flight import InFlight
 from socketspec.connection.sender import Sender
@@ -162,8 +164,11 @@ class Connection:
         Waits while the client's buffer is more than half full, at most `send_timeout` seconds. Raises `TypeError`
         if the payload cannot be encoded, `ValueError` for a reserved name, and `Disconnected` where the connection has
         gone or is being closed: a handler that sends in a loop ends with it, and need not catch that. In the hooks that
-        run after a connection's end, such as `on_disconnect`, it does nothing instead.
+        run after a connection's end, such as `on_disconnect`, it does nothing instead. Raises `RuntimeError` in another
+        thread than the app's event loop: see `socket.sync`.
         """
+        if get_ident() != self._sender.thread:
+            raise RuntimeError(ELSEWHERE)
         message = self._sender.event(event, payload)
         if not self.is_open and self._state is not State.AUTHENTICATING:
             if is_expected():
@@ -176,8 +181,11 @@ class Connection:
     async def disconnect(self, reason: str = "disconnected", *, code: int = CloseCode.DISCONNECTED) -> None:
         """Send what is buffered, then close the connection. `reason` reaches the client and `on_disconnect`.
 
-        At most 123 bytes of it do. `code` is 1000 or one of 4000-4999. Raises `ValueError` for any other.
+        At most 123 bytes of it do. `code` is 1000 or one of 4000-4999. Raises `ValueError` for any other, and
+        `RuntimeError` as `emit` does.
         """
+        if get_ident() != self._sender.thread:
+            raise RuntimeError(ELSEWHERE)
         self.close(check_close_code(code), reason)
 
     def send(self, message: Message) -> None:

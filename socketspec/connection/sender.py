@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from threading import get_ident
 from typing import Any, Final
 
 from socketspec.declaration.contracts import Contracts
@@ -32,7 +33,7 @@ MAX_DETAILS: Final = 10
 class Sender:
     """Sends to single connections of one app."""
 
-    __slots__ = ("_contracts", "_feed", "_hub", "_requests", "max_buffer", "namespace", "now")
+    __slots__ = ("_contracts", "_feed", "_hub", "_requests", "max_buffer", "namespace", "now", "thread")
 
     def __init__(
         self,
@@ -50,6 +51,8 @@ class Sender:
         """Bytes that may wait for one connection."""
         self.now: Callable[[], float] = now
         """Reads the clock of the connections' deadlines."""
+        self.thread: int = get_ident()
+        """The event loop's: nothing is sent from any other."""
         self._hub = hub
         self._contracts = contracts
         self._requests = requests
