@@ -137,6 +137,11 @@ class Connection:
         return self.handshake.headers
 
     @property
+    def cookies(self) -> dict[str, str]:
+        """The opening handshake's cookies, by name."""
+        return self.handshake.cookies
+
+    @property
     def query_params(self) -> QueryParams:
         """The query parameters of the URL the client connected to."""
         return self.handshake.query_params

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from urllib.parse import parse_qsl
+from typing import Final
+from urllib.parse import parse_qsl, unquote
 
-__all__ = ("BEARER_SUBPROTOCOL", "Handshake", "Headers", "QueryParams", "token_of")
+__all__ = ("BEARER_SUBPROTOCOL", "Handshake", "Headers", "QueryParams", "parse_cookies", "token_of")
 
 BEARER_SUBPROTOCOL = "socketspec.bearer."
 """An offered subprotocol with this prefix carries the token, for browsers, which cannot set headers."""
@@ -66,6 +68,34 @@ class Headers(QueryParams):
         return name.lower()
 
 
+def parse_cookies(headers: Headers) -> dict[str, str]:
+    """The cookies in all ``Cookie`` headers, as browsers write them (RFC 6265 section 4.2) and Starlette reads them.
+
+    Whatever stands between two semicolons is one cookie, also JSON and other text that RFC 6265 has no place for; one
+    that is malformed does not concern its neighbours. Of several with one name, the last counts. A value in quotes
+    loses these, and its escapes are undone.
+    """
+    cookies: dict[str, str] = {}
+    for header in headers.getlist("cookie"):
+        for part in header.split(";"):
+            name, separator, value = part.partition("=")
+            if not separator:
+                name, value = "", name
+            name, value = name.strip(), value.strip()
+            if name or value:
+                cookies[name] = _unquoted(value)
+    return cookies
+
+
+_ESCAPE: Final = re.compile(r"\\(?:([0-3][0-7][0-7])|(.))")
+
+
+def _unquoted(value: str) -> str:
+    if len(value) < 2 or value[0] != '"' or value[-1] != '"':
+        return value
+    return _ESCAPE.sub(lambda found: chr(int(found[1], 8)) if found[1] else found[2], value[1:-1])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handshake:
     """An opening handshake. Adapters make one per connection; an `AuthBackend` reads it."""
@@ -86,6 +116,13 @@ class Handshake:
         """Parse a raw query string (RFC 3986), keeping blank values. Raises `ValueError` beyond 256 fields."""
         return QueryParams(parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=256))
 
+    @property
+    def cookies(self) -> dict[str, str]:
+        """The cookies, by name; see `parse_cookies`. Read them only where `allowed_origins` names your pages: browsers
+        send cookies along for any page.
+        """
+        return parse_cookies(self.headers)
+
     def with_token(self, token: str) -> Handshake:
         """The same handshake, authenticated by `token` alone."""
         return replace(self, token=token)
@@ -103,8 +140,12 @@ class Handshake:
 
     @property
     def subprotocol_token(self) -> str | None:
-        """The token carried by an offered ``socketspec.bearer.<token>`` subprotocol."""
+        """The token carried by an offered ``socketspec.bearer.<token>`` subprotocol.
+
+        What a subprotocol's name cannot hold (RFC 6455 section 4.1: the tokens of RFC 9110 section 5.6.2) comes
+        percent-encoded, as JavaScript's ``encodeURIComponent`` does it.
+        """
         for offered in self.subprotocols:
             if offered.startswith(BEARER_SUBPROTOCOL) and len(offered) > len(BEARER_SUBPROTOCOL):
-                return offered[len(BEARER_SUBPROTOCOL) :]
+                return unquote(offered[len(BEARER_SUBPROTOCOL) :], errors="replace")
         return None

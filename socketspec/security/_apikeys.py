@@ -31,8 +31,9 @@ class APIKeyAuth:
     SHA-256: it tells keys apart without giving them away.
 
     The key is taken from the header, then the query parameter (None turns either off; keys in URLs end up in access
-    logs), then the subprotocol ``socketspec.bearer.<key>``. A key that came by message is the only one looked at.
-    `first_message` lets a client that brought no credentials send ``__refresh_auth__ {"token": key}`` first.
+    logs), then the subprotocol ``socketspec.bearer.<key>``, where characters that no subprotocol may have, such as
+    ``/`` and ``=``, are percent-encoded. A key that came by message is the only one looked at. `first_message` lets a
+    client that brought no credentials send ``__refresh_auth__ {"token": key}`` first.
 
     The keys themselves are not kept. Raises `ConfigurationError` for keys that cannot work.
     """

@@ -16,6 +16,7 @@ from socketspec.protocol.handshake import Handshake
 from socketspec.security._apikeys import APIKeyAuth
 from socketspec.security._claims import ClaimMap, IdentityFactory
 from socketspec.security._jwks import KeySet
+from socketspec.security._jwks_fetch import fetcher
 from socketspec.security._jwt import ClaimRules, OneKey, TokenVerifier
 from socketspec.security._keys import (
     PUBLIC_KEY_ALGORITHMS,
@@ -94,13 +95,15 @@ class JWTAuth:
       curve's own for EC keys, EdDSA for Ed25519 and Ed448;
     - `jwks_url`: where the issuer publishes its keys. RS256 unless you say otherwise. Keys are kept for `jwks_ttl`
       seconds; a new key id is looked for at most every 30 seconds; while the URL does not answer, the keys serve for
-      another `jwks_grace` seconds, then every token is refused.
+      another `jwks_grace` seconds, then every token is refused. Requests have the User-Agent ``socketspec/VERSION``,
+      and the `headers` that you give; one of the same name replaces ours.
 
     `algorithm` names one algorithm, `algorithms` several. The latter two need ``socketspec[crypto]``.
 
     Claims: ``exp`` must be there (`require_exp=False` accepts tokens that never expire), ``nbf`` and ``iat`` may be;
-    clocks may differ by `leeway` seconds, 60 at most. ``iss`` must equal `issuer`. ``aud`` must name `audience`, or
-    one of them; without `audience`, a token that has one is refused (RFC 7519 section 4.1.3).
+    clocks may differ by `leeway` seconds, 60 at most, and ``iat`` may always be 10 seconds ahead. ``iss`` must equal
+    `issuer`. ``aud`` must name `audience`, or one of them; without `audience`, a token that has one is refused
+    (RFC 7519 section 4.1.3).
 
     The identity: `user_id` from `user_claim`, `role` from `role_claim` (text or whole numbers, the first one
     required), `scopes` from the first of `scopes_claim` (text with spaces, or a list of texts), `claims` all claims,
@@ -133,6 +136,7 @@ class JWTAuth:
         jwks_ttl: float = 300.0,
         jwks_grace: float = 3600.0,
         allow_http_jwks: bool = False,
+        headers: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.first_message = first_message
@@ -154,9 +158,10 @@ class JWTAuth:
         else:
             require_cryptography("JWTAuth: jwks_url")
             self.algorithms = _check_algorithms(wanted or ("RS256",), PUBLIC_KEY_ALGORITHMS, "jwks_url=")
-            keys = KeySet(
-                str(jwks_url), algorithms=self.algorithms, ttl=jwks_ttl, grace=jwks_grace, allow_http=allow_http_jwks
-            )
+            fetch = fetcher(str(jwks_url), allow_http=allow_http_jwks, headers=headers)
+            keys = KeySet(str(jwks_url), algorithms=self.algorithms, ttl=jwks_ttl, grace=jwks_grace, fetch=fetch)
+        if headers is not None and jwks_url is None:
+            raise ConfigurationError("JWTAuth: headers= go with requests for jwks_url=, and there is none.")
         rules = ClaimRules(audience=audience, issuer=issuer, leeway=leeway, require_exp=require_exp)
         self._tokens = TokenVerifier(keys, algorithms=self.algorithms, rules=rules, clock=clock)
         self._claims = ClaimMap(user=user_claim, role=role_claim, scopes=scopes_claim, factory=identity, leeway=leeway)
