@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from socketspec.extras import install
+
 try:
     from starlette.applications import Starlette
     from starlette.routing import Route, Router, WebSocketRoute
 except ImportError as _error:
-    raise ImportError("SocketSpec's FastAPI adapter needs FastAPI: pip install 'socketspec[fastapi]'") from _error
+    raise ImportError(f"SocketSpec's FastAPI adapter needs FastAPI: {install('fastapi')}") from _error
 
 from socketspec.adapters.asgi import NOT_FOUND, ASGIApp, Receive, Scope, answer, send_response
 from socketspec.adapters.asgi_transport import Event, Send

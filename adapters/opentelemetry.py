@@ -13,12 +13,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from socketspec.extras import install
+
 try:
     from opentelemetry import trace
     from opentelemetry.trace import SpanKind, StatusCode
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 except ImportError as _error:
-    raise ImportError("Tracing needs opentelemetry-api: pip install 'socketspec[otel]'") from _error
+    raise ImportError(f"Tracing needs opentelemetry-api: {install('otel')}") from _error
 
 from socketspec import __version__
 from socketspec.protocol.encoding import Span

@@ -703,7 +703,7 @@ for options in ({"public_key": sys.argv[2]}, {"jwks_url": "https://issuer.exampl
     try:
         JWTAuth(**options)
     except ConfigurationError as error:
-        assert "pip install 'socketspec[crypto]'" in str(error), error
+        assert "pip install 'PyJWT[crypto]" in str(error), error
     else:
         raise SystemExit("made without cryptography")
 for key in sys.argv[2:]:
