@@ -44,6 +44,7 @@ class ASGIApp:
 
     def __init__(self, socket: SocketApp) -> None:
         self.socket: SocketApp = socket
+        socket.callers.served = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ASGI scope."""

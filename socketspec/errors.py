@@ -23,7 +23,7 @@ The docs pages on errors and close codes are made from the tables below.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import IntEnum, StrEnum
 from typing import Any, NamedTuple
 
@@ -211,6 +211,13 @@ class EventError(SocketSpecError):
         self.details: dict[str, Any] = dict(details or {})
         if code is not None:
             self.code = code
+        self.hint: Callable[[], str] | None = None
+        """A sentence for developers, such as "Did you mean 'orders:{id}'?". `str` shows it; clients get it only where
+        they may know the names in it anyway."""
+
+    def __str__(self) -> str:
+        hint = "" if self.hint is None else self.hint()
+        return f"{self.message} {hint}" if hint else str(self.message)
 
 
 class AuthError(EventError):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import inspect
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
+from socketspec.app.misuse import Callers, Misuse
 from socketspec.app.rooms import Rooms
 from socketspec.app.sessions import Sessions
 from socketspec.app.sync import Sync
@@ -20,11 +20,13 @@ from socketspec.concurrency.elsewhere import ELSEWHERE
 from socketspec.connection.connection import Connection
 from socketspec.connection.outbox import Backpressure
 from socketspec.declaration.contracts import Broadcasts, Contract, Emits, check_declarations
+from socketspec.declaration.habits import refuse_bare, refuse_habit, refuse_twice
 from socketspec.declaration.patterns import RoomPattern
 from socketspec.declaration.plans import check_hook, compile_handler
 from socketspec.declaration.registry import EventSpec, Guard, Hook, Registry
 from socketspec.declaration.rooms import DeclaredRooms, Room
 from socketspec.declaration.signatures import enclosing_locals
+from socketspec.declaration.whole import check_whole
 from socketspec.errors import BackendError, ConfigurationError
 from socketspec.pages.pages import HealthReport, Pages
 from socketspec.pages.schema import build_schema
@@ -44,7 +46,7 @@ __all__ = ("SocketApp",)
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class SocketApp:
+class SocketApp(Misuse):
     """A WebSocket application. Declare events on it with decorators, then mount it.
 
     Args:
@@ -84,19 +86,6 @@ class SocketApp:
 
     Raises `ConfigurationError` for options that cannot work, saying what to change.
     """
-
-    if not TYPE_CHECKING:  # the signature is __init__'s; this only makes a mistyped option easy to find
-
-        def __new__(cls, *args: Any, **options: Any) -> SocketApp:
-            if cls.__init__ is not SocketApp.__init__:
-                return super().__new__(cls)  # a subclass has options of its own
-            known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
-            for name in options:
-                if name not in known:
-                    close = difflib.get_close_matches(name, known, n=1)
-                    hint = f"Did you mean {close[0]!r}?" if close else f"The options are {', '.join(known)}."
-                    raise ConfigurationError(f"SocketApp has no option {name!r}. {hint}")
-            return super().__new__(cls)
 
     def __init__(
         self,
@@ -154,12 +143,14 @@ class SocketApp:
             drain_grace=drain_seconds("drain_grace", drain_grace),
             strict=debug if strict is None else strict,
             debug=debug,
+            public_schema=docs and docs_access_token is None,
         )
         self.registry: Registry = Registry(Connection)
         self._declared = DeclaredRooms.of("SocketApp", rooms)
-        self.rooms: Rooms = Rooms(self._declared, self.ensure_started)
-        self.users: Users = Users(self.ensure_started)
-        self.sessions: Sessions = Sessions(self.ensure_started)
+        self.callers: Callers = Callers(self.ensure_started, lambda: self._engine)
+        self.rooms: Rooms = Rooms(self._declared, self.callers.engine)
+        self.users: Users = Users(self.callers.engine)
+        self.sessions: Sessions = Sessions(self.callers.engine)
         self.sync: Sync = Sync(self.rooms, self.users, self.sessions, lambda: self._engine)
         self.pages: Pages = Pages(
             schema=self.schema,
@@ -200,6 +191,7 @@ class SocketApp:
 
         Raises `ConfigurationError` for a name that is taken or reserved, and for a signature that cannot work.
         """
+        refuse_habit(event)
         checked(check_event_name, event)
         if is_reserved(event):
             raise ConfigurationError(
@@ -255,6 +247,7 @@ class SocketApp:
         return self._hook(self.registry.on_room_leave, function, "an on_room_leave hook", ("conn", "room"))
 
     def _hook(self, hooks: list[Hook], function: F, what: str, arguments: tuple[str, ...]) -> F:
+        refuse_twice(hooks, function, what)
         hooks.append(check_hook(function, what=what, arguments=arguments))
         return function
 
@@ -263,9 +256,12 @@ class SocketApp:
 
         It gets the pattern's variables as keyword arguments. Every matching guard must return True.
         """
+        refuse_bare(pattern, "room_guard", "@socket.room_guard('its:{room}')")
         parsed = RoomPattern(pattern)
 
         def register(function: F) -> F:
+            same = [guard.function for guard in self.registry.guards if guard.pattern == parsed]
+            refuse_twice(same, function, f"a guard of {pattern!r}")
             guard = check_hook(function, what="a room guard", arguments=("conn",), keywords=parsed.variables)
             self.registry.guards.append(Guard(parsed, guard))
             return function
@@ -317,6 +313,7 @@ class SocketApp:
         async with self._starting[1]:
             engine = self._engine_here()
             if engine is None:
+                check_whole(self.registry, self._declared)
                 engine = Engine(self.settings, self.registry, self._declared, self._backend)
                 await engine.start()
                 self._engine = engine

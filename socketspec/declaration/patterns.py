@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from socketspec.errors import ConfigurationError
@@ -83,6 +84,47 @@ class RoomPattern:
         if any(not value or ":" in value for value in values):
             return None
         return dict(zip(self.variables, values, strict=True))
+
+    def overlaps(self, other: RoomPattern) -> bool:
+        """Whether there is a name that both match."""
+        ours, theirs = self._tokens(), other._tokens()
+        seen = {(0, 0)}
+        waiting = [(0, 0)]
+        while waiting:
+            i, j = waiting.pop()
+            if i == len(ours) and j == len(theirs):
+                return True
+            for following in _steps(ours, theirs, i, j):
+                if following not in seen:
+                    seen.add(following)
+                    waiting.append(following)
+        return False
+
+    def _tokens(self) -> list[str]:
+        """One for each character. A variable is one character that may be any (`_ANY`), and more of them (`_MORE`)."""
+        first, *others = self._literals
+        tokens = list(first)
+        for literal in others:
+            tokens += [_ANY, _MORE, *literal]
+        return tokens
+
+
+_ANY, _MORE = "any", "more"
+
+
+def _steps(ours: list[str], theirs: list[str], i: int, j: int) -> Iterator[tuple[int, int]]:
+    """Where reading one more character, or ending a variable, leads from the places `i` and `j` of two patterns."""
+    one = ours[i] if i < len(ours) else None
+    two = theirs[j] if j < len(theirs) else None
+    if one == _MORE:
+        yield i + 1, j
+    if two == _MORE:
+        yield i, j + 1
+    if one is None or two is None:
+        return
+    is_free, others_free = one in (_ANY, _MORE), two in (_ANY, _MORE)
+    if one == two or (is_free and (others_free or two != ":")) or (others_free and one != ":"):
+        yield (i if one == _MORE else i + 1), (j if two == _MORE else j + 1)
 
 
 class _Parser:

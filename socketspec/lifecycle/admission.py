@@ -18,7 +18,8 @@ from socketspec.security.origins import OriginPolicy
 from socketspec.session.config import Session
 from socketspec.session.lookup import SessionLookup
 from socketspec.session.revocation import Revoked
-from socketspec.text import get_logger
+from socketspec.telemetry.log_pace import OnceAMinute
+from socketspec.text import cut, get_logger, one_line
 
 __all__ = ("Admission", "Admissions", "refusal_code")
 
@@ -71,6 +72,7 @@ class Admissions:
         self._lookup = lookup
         self._drain = drain
         self._now = now
+        self._origin_line = OnceAMinute(now)
 
     @property
     def wants_tokens(self) -> bool:
@@ -82,6 +84,7 @@ class Admissions:
         if self._drain.stopping:
             return Admission(connection=connection, refusal=(503, "This node is stopping; connect again."))
         if not self._origins.allows(handshake.headers):
+            self._say_origin(handshake)
             return Admission(connection=connection, refusal=(403, "This origin is not allowed."))
         subprotocol, format = negotiate(handshake.subprotocols)
         admit = partial(Admission, connection=connection, subprotocol=subprotocol, format=format)
@@ -97,6 +100,15 @@ class Admissions:
             logger.error("Refused a connection with HTTP 503, unable to look up its session: %s", error)
             return Admission(connection=connection, refusal=UNAVAILABLE)
         return admit(identity=identity, session=session, checked_at=checked_at)
+
+    def _say_origin(self, handshake: Handshake) -> None:
+        if self._origin_line.is_due():
+            logger.warning(
+                "Refused a page of the origin %s with HTTP 403: allowed_origins has %s. If the page is yours, add its "
+                "origin there. This line comes once a minute at most.",
+                one_line(", ".join(map(repr, handshake.headers.getlist("origin"))), 200),
+                cut(", ".join(map(repr, sorted(self._origins.origins))), 500),
+            )
 
     async def authenticate(self, handshake: Handshake) -> Identity:
         """Who the client is. Raises `AuthError`."""
