@@ -55,6 +55,9 @@ class Book:
     """Rooms whose members Redis forgot: others may have come before they were put back."""
     taken_for_dead: set[str] = field(default_factory=set)
     """Nodes that were frozen or cut off: their members may have been told to be gone, and were put back."""
+    begun: set[tuple[str, str]] = field(default_factory=set)
+    """Connection and room of requests under way when their node was frozen or cut off: Redis may have counted a member
+    that its node never had, so that only the leave hook ran, elsewhere."""
     cut_off: set[str] = field(default_factory=set)
     """Nodes that were cut off while the others were not: who left them meanwhile may have been told of twice."""
     home: dict[str, str] = field(default_factory=dict)
@@ -131,5 +134,5 @@ class Book:
         if not is_member and (pair in self.doubtful or connection in self.half_way):
             right |= {-1, 1}
         if home in self.taken_for_dead and self.told_by[pair] - {home}:
-            right |= {0} if is_member or home not in self.cut_off else {0, -1}
+            right |= {0} if is_member or not (home in self.cut_off or pair in self.begun) else {0, -1}
         return right

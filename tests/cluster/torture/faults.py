@@ -80,6 +80,15 @@ class Faults:
             "primary and a node killed": self._primary_and_node_killed,
         }
 
+    def _is_taken_for_dead(self, node: Node, seconds: float, *, is_cut_off: bool = False) -> None:
+        """The others will think so, unless the fault is brief. Call it before the fault."""
+        if seconds <= LEASE / 2:
+            return
+        self._book.taken_for_dead.add(str(node))
+        self._book.begun.update((one.id, room) for one in self._crowd.on(node) for _, room in one.asking.values())
+        if is_cut_off:
+            self._book.cut_off.add(str(node))
+
     # Nodes
 
     async def _nothing(self, one: Round) -> None:
@@ -99,9 +108,8 @@ class Faults:
 
     async def _node_frozen(self, one: Round) -> None:
         node = self._ground.nodes[one.node]
+        self._is_taken_for_dead(node, one.seconds)
         node.signal(signal.SIGSTOP)
-        if one.seconds > LEASE / 2:
-            self._book.taken_for_dead.add(str(node))
         await asyncio.sleep(one.seconds)
         node.signal(signal.SIGCONT)
 
@@ -171,9 +179,7 @@ class Faults:
 
     async def _link_cut(self, one: Round, *ways: Way) -> None:
         proxy, node = self._ground.proxies[one.node], self._ground.nodes[one.node]
-        if one.seconds > LEASE / 2:
-            self._book.taken_for_dead.add(str(node))
-            self._book.cut_off.add(str(node))
+        self._is_taken_for_dead(node, one.seconds, is_cut_off=True)
         proxy.black_hole(*ways)
         await asyncio.sleep(one.seconds)
         proxy.pass_on()
@@ -200,9 +206,7 @@ class Faults:
         self.kill(node)
         await asyncio.sleep(0.8 * LEASE)
         proxy = self._ground.proxies[one.other]
-        if one.seconds > LEASE / 2:
-            self._book.taken_for_dead.add(str(self._ground.nodes[one.other]))
-            self._book.cut_off.add(str(self._ground.nodes[one.other]))
+        self._is_taken_for_dead(self._ground.nodes[one.other], one.seconds, is_cut_off=True)
         proxy.black_hole("down")
         await asyncio.sleep(one.seconds)
         proxy.reset()
