@@ -64,6 +64,8 @@ class Book:
     """The node of each connection."""
     told_by: dict[tuple[str, str], set[str]] = field(default_factory=lambda: defaultdict(set))
     """The nodes that ran the leave hook of a connection and a room."""
+    jumps: list[tuple[str, str, str, int, str]] = field(default_factory=list)
+    """What a client skipped, in words; and room, epoch, offset and tag of what it had heard before."""
 
     def wrong(self, what: str) -> None:
         """Take note of a broken promise."""
@@ -112,6 +114,16 @@ class Book:
         before = self.said.setdefault((room, epoch, offset, tag), what)
         if before != what:
             self.wrong(f"{room} {epoch}:{offset}:{tag} was {before!r} for one client and {what!r} for another")
+
+    def skipped(self, room: str, kept: Collection[tuple[int, str, str]]) -> list[str]:
+        """Gaps that clients were told nothing of, in a room that keeps this (offset, epoch, tag).
+
+        Where a replica took over that lacked the newest, others stand at their positions: nothing can be said then.
+        """
+        tags = {(epoch, offset): tag for offset, epoch, tag in kept}
+        here = [jump for jump in self.jumps if jump[1] == room]
+        self.jumps = [jump for jump in self.jumps if jump[1] != room]
+        return [what for what, _, epoch, offset, tag in here if tags.get((epoch, offset), tag) == tag]
 
     def hooks_are_wrong(self, members: Collection[tuple[str, str]]) -> list[str]:
         """What is wrong with the hooks, where these connections are in these rooms."""

@@ -123,8 +123,9 @@ async def picture(users: str) -> dict[str, Any]:
 
 
 @app.get("/history/{room}")
-async def history(room: str, limit: int) -> list[str]:
-    return [message.payload["n"] for message in await socket.rooms.history(room, limit=limit)]
+async def history(room: str, limit: int) -> list[tuple[str, int, str, str]]:
+    kept = await socket.rooms.history(room, limit=limit)
+    return [(message.payload["n"], message.offset, message.epoch, message.tag) for message in kept]
 
 
 @app.post("/say/{room}/{n}")

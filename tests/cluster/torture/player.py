@@ -280,7 +280,8 @@ class Player:
         if is_another:
             self.heard[room] = set()
         elif last is not None and position.offset != last.offset + 1:
-            self._book.wrong(f"{self} heard {position} in {room} after {last}, without a word about the gap")
+            what = f"{self} heard {position} in {room} after {last}, without a word about the gap"
+            self._book.jumps.append((what, room, last.epoch, last.offset, last.tag))
         self.positions[room] = position
 
 
