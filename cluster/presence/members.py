@@ -83,8 +83,8 @@ class RedisPresence(Presence):
         ttl = max(LEAST_TTL, 10 * options.lease) if ttl is None else ttl
         self._commands = PresenceCommands(keys, options.lease, ttl, unreadable)
         dead_nodes = DeadNodes(runner, keys, self._commands, tasks)
-        repair = Repair(runner, self._commands, tasks)
-        self._leases = Leases(runner, self._commands, tasks, dead_nodes, repair, patience=options.command_timeout)
+        self._repair = Repair(runner, self._commands, tasks)
+        self._leases = Leases(runner, self._commands, tasks, dead_nodes, self._repair, patience=options.command_timeout)
         self._namespaces: dict[str, Space] = {}
 
     # Start and stop
@@ -133,7 +133,12 @@ class RedisPresence(Presence):
             _resolve(done)
 
     async def _vacate(self, space: Space) -> None:
-        """Take all of this node's members out of Redis, and give its lease back."""
+        """Take all of this node's members out of Redis, and give its lease back.
+
+        A server that took over a moment ago may have topics on the lists that this node has left: after the lists are
+        gone, nobody would find those.
+        """
+        await self._repair.read_lists(space)
         names = (space.node, *space.former)
         clears = [self._commands.clear(topic, node) for topic in space.topics() for node in names]
         for start in range(0, len(clears), BATCH):

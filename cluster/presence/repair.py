@@ -41,7 +41,7 @@ class Repair:
         try:
             while space.is_list_unread or space.unchecked:
                 if space.is_list_unread:
-                    await self._read_lists(space)
+                    await self.read_lists(space)
                 topics = list(islice(space.unchecked, BATCH))
                 space.unchecked.difference_update(topics)
                 await self._repair_topics(space, topics)
@@ -56,10 +56,11 @@ class Repair:
             space.unchecked.update(topics, space.unrepaired)
             space.unrepaired.clear()
 
-    async def _read_lists(self, space: Space) -> None:
+    async def read_lists(self, space: Space) -> None:
         """Have all topics compared that Redis has on the lists of this node, under any of its names.
 
-        This node may have left them, and the server that took over not know of it.
+        This node may have left them, and the server that took over not know of it. Once a list is removed nobody finds
+        what is left there. Raises `BackendError`.
         """
         space.is_list_unread = False
         try:

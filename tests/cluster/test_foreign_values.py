@@ -131,6 +131,21 @@ async def test_a_lease_of_no_node_does_not_keep_the_dead_from_being_removed(
         assert here.passed_over("topic") >= 2
 
 
+async def test_a_list_of_topics_of_another_type_keeps_no_room_from_being_repaired(
+    standalone_server: Server, prefix: str
+) -> None:
+    async with node(standalone_server, prefix, lease=1.0) as here:
+        ask, keys, presence = standalone_server.ask, here.keys, here.backend.presence
+        await presence.enter(ROOM, Member("a", "u", 1.0))
+        await presence.leave(ROOM, "a")
+        ask("SET", keys.node_topics("/", f"{here.backend.node}-0"), "no set")
+        ask("HSET", keys.members(ROOM, f"{here.backend.node}-0"), "ghost", msgpack.packb(["u", 1.0]))
+        ask("HSET", keys.nodes(ROOM), f"{here.backend.node}-0", 1)
+        presence.distrust()
+        await until(lambda: not ask("EXISTS", keys.nodes(ROOM)), "the ghost is gone")
+        assert here.passed_over("topic") >= 1
+
+
 async def test_a_count_of_another_type_keeps_no_other_room_from_being_buried_or_repaired(
     standalone_server: Server, prefix: str
 ) -> None:

@@ -176,6 +176,34 @@ async def test_what_a_node_has_under_two_former_names_is_removed_though_it_has_l
         await until(lambda: redis.counted(ROOM) == 0 and not any(redis.sets.values()), "nothing is left")
 
 
+async def test_a_node_that_stops_before_it_compared_leaves_no_ghost_of_who_left_last() -> None:
+    redis = FakeRedis()
+    async with started(redis) as presence:
+        await presence.enter(ROOM, member("a"))
+        before = redis.saved()
+        await presence.leave(ROOM, "a")
+        redis.take_over(before)  # and the node stops before it renews its lease, and so notices
+        assert redis.counted(ROOM) == 1
+    assert redis.counted(ROOM) == 0
+    assert redis.is_empty
+
+
+async def test_a_node_that_stops_before_it_compared_leaves_nothing_under_a_former_name() -> None:
+    redis = FakeRedis()
+    async with started(redis) as presence:
+        await presence.enter(ROOM, member("a"))
+        before = redis.saved()
+        await presence.leave(ROOM, "a")
+        redis.refuse = named("SRANDMEMBER")  # its old list cannot be read yet
+        redis.flush()
+        presence.distrust()
+        await until(lambda: b"n-1" in redis.leases, "the node began again")
+        redis.take_over(before)
+        redis.refuse = nothing
+    assert redis.counted(ROOM) == 0
+    assert not any(redis.sets.values())
+
+
 async def test_a_member_nobody_here_knows_is_removed() -> None:
     redis = FakeRedis()
     async with started(redis) as presence:
