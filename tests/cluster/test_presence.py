@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgpack
 import pytest
 
 from socketspec.cluster.backend import RedisBackend
@@ -261,6 +262,22 @@ async def test_the_members_of_a_killed_node_are_gone_everywhere_and_told_once_to
         told = [one.lost_by_topic for one in survivors if one.told]
         assert told == [{room: ["dead1", "dead2"] for room in ROOMS}]
         assert not [key for key in keys_of(flushed) if "dead" in key]
+
+
+@pytest.mark.parametrize(("name", "told"), [("lives-7", []), ("dead-7", ["gone"]), ("lives-too-7", ["gone"])])
+async def test_nobody_is_told_of_what_is_left_under_a_former_name_of_a_node_that_lives(
+    flushed: Server, name: str, told: list[str]
+) -> None:
+    async with node(flushed.url, "survivor") as survivor, node(flushed.url, "lives") as lives:
+        await enter_all(lives, [ROOM], "a")
+        flushed.ask("HSET", KEYS.members(ROOM, name), "gone", msgpack.packb([None, 1.0]))
+        flushed.ask("HSET", KEYS.nodes(ROOM), name, 1)
+        flushed.ask("SADD", KEYS.node_topics("/", name), KEYS.channel(ROOM))
+        flushed.ask("ZADD", KEYS.leases("/"), 1, name)
+        await until(lambda: not [key for key in keys_of(flushed) if name in key], "nothing is left", 4 * LEASE)
+        assert await survivor.inside(ROOM) == ["a"]
+        assert await survivor.presence.count(ROOM) == 1
+        assert [id for one in (survivor, lives) for _, _, ids in one.told for id in ids] == told
 
 
 async def test_a_dead_node_is_found_as_soon_as_its_lease_has_ended(flushed: Server) -> None:

@@ -40,6 +40,8 @@ class FakeRedis:
         self.leases: dict[bytes, float] = {}
         self.claimed: set[bytes] = set()
         """Nodes that were taken for dead."""
+        self.former: set[bytes] = set()
+        """Former names of nodes that live: nobody is told of what is left under them."""
         self.ahead = 0.0
         """How far the server's clock is ahead of the nodes'."""
         self.server = b"one"
@@ -164,7 +166,7 @@ class FakeRedis:
         self.claimed.add(args[0])
         topics = self.sets.setdefault(keys[1], set())
         topics.difference_update(args[6:])
-        return [b"1", 0, *list(topics)[: int(args[4])]] if topics else []
+        return [b"1", int(args[0] in self.former), *list(topics)[: int(args[4])]] if topics else []
 
     @property
     def milliseconds(self) -> int:

@@ -64,3 +64,16 @@ async def test_nobody_is_told_of_a_member_who_is_here() -> None:
         await until(lambda: told.by_topic == {OTHER: ["x"]}, "the one elsewhere is told")
         await settled()
     assert told.by_topic == {OTHER: ["x"]}
+
+
+async def test_of_what_is_left_under_a_former_name_of_a_node_that_lives_nobody_is_told() -> None:
+    redis, told = FakeRedis(), Told()
+    redis.former.add(b"dead-0")
+    leave_behind(redis, ROOM, OTHER)
+    async with started(redis, lost=told) as presence:
+        await judges(redis, presence)
+        await until(lambda: not redis.sets[KEYS.node_topics("/", "dead-0")], "it is done with")
+        assert redis.inside(ROOM) == redis.inside(OTHER) == set()
+        assert redis.counted(ROOM) == redis.counted(OTHER) == 0
+        await settled()
+    assert told.by_topic == {}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from socketspec.cluster.commands.command import Command
+from socketspec.cluster.presence import space
 from socketspec.cluster.presence.commands import BATCH
 from socketspec.errors import BackendError
 from socketspec.protocol.publications import Topic
@@ -25,6 +27,12 @@ from tests.unit.cluster.presence.redis_in_memory import (
     started,
     until,
 )
+
+
+@pytest.fixture
+def left_long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was left counts as left longer ago than a node remembers: it is found on the lists in Redis, or never."""
+    monkeypatch.setattr(space, "LEFT_OF_LATE", -1.0)
 
 
 async def test_members_are_put_back_after_redis_lost_everything() -> None:
@@ -135,6 +143,7 @@ async def test_members_that_a_server_lost_are_put_back_when_another_takes_over()
         await until(lambda: redis.inside(ROOM) == {"a"}, "the member is back")
 
 
+@pytest.mark.usefixtures("left_long_ago")
 async def test_who_left_last_is_no_ghost_where_a_server_takes_over_that_does_not_know() -> None:
     redis = FakeRedis()
     async with started(redis, lease=1.0) as presence:
@@ -159,6 +168,7 @@ async def test_who_left_last_is_no_ghost_where_the_nodes_list_is_on_another_serv
     assert redis.is_empty
 
 
+@pytest.mark.usefixtures("left_long_ago")
 async def test_what_a_node_has_under_two_former_names_is_removed_though_it_has_left_everything() -> None:
     redis = FakeRedis()
     async with started(redis, lease=1.0) as presence:
@@ -176,6 +186,7 @@ async def test_what_a_node_has_under_two_former_names_is_removed_though_it_has_l
         await until(lambda: redis.counted(ROOM) == 0 and not any(redis.sets.values()), "nothing is left")
 
 
+@pytest.mark.usefixtures("left_long_ago")
 async def test_a_node_that_stops_before_it_compared_leaves_no_ghost_of_who_left_last() -> None:
     redis = FakeRedis()
     async with started(redis) as presence:
@@ -188,6 +199,7 @@ async def test_a_node_that_stops_before_it_compared_leaves_no_ghost_of_who_left_
     assert redis.is_empty
 
 
+@pytest.mark.usefixtures("left_long_ago")
 async def test_a_node_that_stops_before_it_compared_leaves_nothing_under_a_former_name() -> None:
     redis = FakeRedis()
     async with started(redis) as presence:
