@@ -2,10 +2,11 @@
 
 Safe to use from several threads, and after a fork: the child has connections of its own.
 
-redis-py's connections ask; what they ask is ours. Its `Sentinel` asks for `SENTINEL MASTERS`, which the documented user
-of the Sentinels may not (tested: `test_acl`), each with the whole of a timeout that was chosen when it was made. Its
-`NodesManager` of a cluster takes 8.0 ms of CPU for three primaries (a dict of 16,384 slots, and clients with pools
-for all nodes), `Layout` 0.15 ms (measured with redis-py 8.1), and its timeouts are not the caller's either.
+redis-py's connections ask; what they ask is ours. Its `Sentinel` asks for `SENTINEL MASTERS`, which is not among the
+permissions that docs/deploy/redis.md gives the user of the Sentinels (`test_acl` holds that ours needs no more), each
+with the whole of a timeout that was chosen when it was made. Its `NodesManager` of a cluster takes 8.0 ms of CPU for
+three primaries (a dict of 16,384 slots, and clients with pools for all nodes), `Layout` 0.15 ms (measured with redis-py
+8.1), and its timeouts are not the caller's either.
 """
 
 from __future__ import annotations

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 from hypothesis import given
 from hypothesis import strategies as st
 from redis.credentials import CredentialProvider
 
 from socketspec import SocketApp
 from socketspec.cluster.backend import RedisBackend, from_url
-from socketspec.cluster.options import Address, RedisOptions, Servers
+from socketspec.cluster.options import Address, RedisOptions, Servers, tls_context
 from socketspec.cluster.publishers.publisher import Publisher
 from socketspec.cluster.urls import parse_url
 from socketspec.errors import ConfigurationError
@@ -215,3 +221,19 @@ def test_an_option_that_cannot_work_is_refused_by_name(values: dict[str, Any]) -
 
 def test_an_address_with_ipv6_is_shown_in_brackets() -> None:
     assert (str(Address("::1", 1)), str(Address("h", 2))) == ("[::1]:1", "h:2")
+
+
+@pytest.mark.parametrize("kind", [PrivateFormat.PKCS8, PrivateFormat.TraditionalOpenSSL])
+@pytest.mark.parametrize("is_apart", [True, False], ids=["a file of its own", "beside the certificate"])
+def test_an_encrypted_private_key_is_refused_by_that_name(tmp_path: Path, kind: PrivateFormat, is_apart: bool) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "client")])
+    now = datetime.now(UTC)
+    unsigned = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
+    certificate = unsigned.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    encrypted = key.private_bytes(Encoding.PEM, kind, BestAvailableEncryption(PASSWORD.encode()))
+    (tmp_path / "client.crt").write_bytes(certificate if is_apart else certificate + encrypted)
+    (tmp_path / "client.key").write_bytes(encrypted)
+    keyfile = str(tmp_path / "client.key") if is_apart else None
+    with pytest.raises(ConfigurationError, match="the private key is encrypted: decrypt it"):
+        tls_context(RedisOptions(certfile=str(tmp_path / "client.crt"), keyfile=keyfile))
