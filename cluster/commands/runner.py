@@ -304,8 +304,7 @@ class Runner:
         """Hand on the reply of a slot's next owner, after what its present one still has to send."""
         rest = still_to_send(call.command, reply)
         if rest is None:
-            if not call.reply.done():
-                call.reply.set_result(reply)
+            _answer(call, reply)
             return
         sending: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 

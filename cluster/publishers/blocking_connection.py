@@ -50,10 +50,11 @@ class _Parser(_HiredisParser):
 
     def on_connect(self, connection: Any, **kwargs: Any) -> None:
         self._until = connection.until
-        super().on_connect(connection, **kwargs)  # type: ignore[no-untyped-call] # as much of redis-py
+        super().on_connect(connection, **kwargs)  # type: ignore[no-untyped-call] # redis-py leaves out the types
 
     def read_from_socket(self, timeout: Any = SENTINEL, raise_on_timeout: bool = True) -> Any:
-        return super().read_from_socket(time_left(self._until.at), raise_on_timeout)  # type: ignore[no-untyped-call] # so
+        left = time_left(self._until.at)
+        return super().read_from_socket(left, raise_on_timeout)  # type: ignore[no-untyped-call] # the same
 
 
 class TimedConnection(AbstractConnection):

@@ -28,7 +28,7 @@ from socketspec.cluster.options import TLS_HINT, Address
 from socketspec.cluster.publishers.blocking_connection import TimedConnection
 from socketspec.cluster.publishers.wording import said
 from socketspec.cluster.servers.connections import unix_problem
-from socketspec.cluster.servers.greeting import read_info
+from socketspec.cluster.servers.greeting import read_hello, read_info
 from socketspec.cluster.servers.shard import REPLIES
 from socketspec.cluster.servers.trouble import MAX_CLIENTS, is_full, missing_command, tls_alert, tls_problem
 from socketspec.errors import BackendError
@@ -82,9 +82,9 @@ class BlockingLink:
         tls: Tls | None,
     ) -> None:
         self.address: Address = address
-        self.mode: bytes = b""
+        self.mode: str = ""
         """``standalone``, ``sentinel`` or ``cluster``, as the server says."""
-        self.role: bytes = b""
+        self.role: str = ""
         """``master`` or ``replica``, as the server said when it was last asked; empty for a very old one."""
         self.is_used: bool = False
         """Whether it has been lent before, so that it was logged in."""
@@ -130,15 +130,14 @@ class BlockingLink:
                 self._refused(reply, can_change=can_change)
 
     def _ask_role(self, deadline: float) -> None:
-        """Learn mode and role; by ``INFO`` where ``HELLO`` is switched off."""
-        if not self._lacks_hello:
-            self._take_role(*self.exchange([["HELLO"]], deadline))
-            return
-        (info,) = self.exchange([["INFO"]], deadline)
-        if isinstance(info, bytes):
-            hello = read_info(info)
-            self.mode, self.role = hello.mode.encode(), hello.role.encode()
+        self._take_role(*self.exchange([["INFO"] if self._lacks_hello else ["HELLO"]], deadline))
+
+    def _take_role(self, reply: Any) -> None:
+        """Learn mode and role from the reply to ``HELLO``, or to ``INFO`` where that is switched off."""
         self._checked_at = time.monotonic()
+        if isinstance(reply, list | bytes):
+            hello = read_hello(reply) if isinstance(reply, list) else read_info(reply)
+            self.mode, self.role = hello.mode, hello.role
 
     def _refused(self, error: Exception, *, can_change: bool) -> None:
         if isinstance(error, BusyLoadingError | MasterDownError):
@@ -160,13 +159,6 @@ class BlockingLink:
         alert = tls_alert(self.address, self._tls.context, max(min(deadline - time.monotonic(), SIGN_OF_LIFE), 0.05))
         if alert is not None:
             raise BackendError(f"{self.address} {self._tls.problem(alert)}") from error
-
-    def _take_role(self, hello: Any) -> None:
-        self._checked_at = time.monotonic()
-        if isinstance(hello, list) and b"role" in hello:
-            self.role = hello[hello.index(b"role") + 1]
-        if isinstance(hello, list) and b"mode" in hello:
-            self.mode = hello[hello.index(b"mode") + 1]
 
     @property
     def is_open(self) -> bool:

@@ -207,11 +207,11 @@ class BlockingServers:
         link = self._connect(address, self._login, db, deadline)
         if self._servers.mode == "cluster":
             return link
-        if link.mode == b"cluster":
+        if link.mode == "cluster":
             link.close()
             raise BackendError(f"{address} {NEEDS_CLUSTER_URL}")
         # A replica would accept a publish that the primary's subscribers never hear: it refuses only what it stores.
-        if link.role == b"replica":
+        if link.role == "replica":
             link.close()
             raise LinkBroken(f"it {IS_REPLICA}", is_sent=False)
         return link

@@ -70,14 +70,15 @@ class Connector:
 
     def finder(self, address: Address) -> Shard:
         """One for questions about the servers, which are answered fast or not at all."""
-        if address not in self._finders:
-            self._finders[address] = self._make(address, self.link, 0, self.options.connect_timeout)
-        return self._finders[address]
+        return self._finder(address, self.link)
 
     def sentinel(self, address: Address) -> Shard:
         """As `finder`, with the login of the Sentinels."""
+        return self._finder(address, self._sentinel_link)
+
+    def _finder(self, address: Address, link: LinkOptions) -> Shard:
         if address not in self._finders:
-            self._finders[address] = self._make(address, self._sentinel_link, 0, self.options.connect_timeout)
+            self._finders[address] = self._make(address, link, 0, self.options.connect_timeout)
         return self._finders[address]
 
     async def begin_search(self, *, routine: bool) -> None:

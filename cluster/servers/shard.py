@@ -274,7 +274,7 @@ class _Eager:
     """Tries the addresses of a name side by side: the first of them may be one that nobody has any more."""
 
     def _connection_arguments(self) -> Mapping[str, Any]:
-        arguments: Mapping[str, Any] = super()._connection_arguments()  # type: ignore[misc] # of redis-py's connection
+        arguments: Mapping[str, Any] = super()._connection_arguments()  # type: ignore[misc] # a mix-in for redis-py's connections
         return {**arguments, **side_by_side(arguments["host"])}
 
 

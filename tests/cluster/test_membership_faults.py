@@ -150,10 +150,7 @@ async def test_who_was_told_when_a_reaper_stopped_in_the_midst_is_told_by_the_ne
                 begun.set()
                 await asyncio.Event().wait()
 
-            def hangs(*_: Any) -> Any:
-                return never()
-
-            reaper.presence._namespaces["/"].tell_lost[:] = [hangs]  # noqa: SLF001 # the node is made with its own
+            reaper.hooks = never
             dead.runner.freeze()
             await asyncio.wait_for(begun.wait(), 3 * LEASE)
             assert [await reaper.presence.count(room) for room in ROOMS] == [0, 0, 0]

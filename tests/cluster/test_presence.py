@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,9 +86,12 @@ class Node:
     presence: RedisPresence
     runner: Freezer
     told: list[tuple[float, Topic, list[str]]] = field(default_factory=list)
+    hooks: Callable[[], Awaitable[None]] | None = None
+    """What it does about lost members, which the removal waits for."""
 
-    def lost(self, topic: Topic, members: Sequence[Member]) -> None:
+    def lost(self, topic: Topic, members: Sequence[Member]) -> Awaitable[None] | None:
         self.told.append((time.monotonic(), topic, sorted(item.connection_id for item in members)))
+        return None if self.hooks is None else self.hooks()
 
     @property
     def lost_by_topic(self) -> dict[Topic, list[str]]:

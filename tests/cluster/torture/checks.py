@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
+from random import Random
 from typing import Any
 
 import httpx
@@ -125,7 +127,7 @@ class Checks:
         found = []
         for number, room in enumerate(SMALLS):
             node = self._ground.nodes[(self._markers + number) % len(self._ground.nodes)]
-            visitor = Player("visitor", "visitor", "visitor", self._book, lambda _, node=node: node)  # type: ignore[misc] # mypy cannot infer a lambda's default
+            visitor = Player("visitor", "visitor", "visitor", self._book, partial(_always, node))
             await visitor.come()
             answer = await visitor.join(room)
             await visitor.go()
@@ -194,3 +196,7 @@ async def _refusal(node: Node, user: str) -> int:
     except ConnectionClosed:
         pass
     return ws.close_code or 1006
+
+
+def _always(node: Node, _: Random) -> Node:
+    return node

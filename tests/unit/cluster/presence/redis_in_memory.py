@@ -20,6 +20,7 @@ KEYS = Keys("t")
 ROOM, OTHER = Topic("/", "room", "lobby"), Topic("/", "room", "other")
 LEASES = KEYS.leases("/")
 Hash = dict[bytes, bytes]
+Saved = tuple[dict[bytes, Hash], dict[bytes, set[bytes]], dict[bytes, float]]
 
 
 def member(name: str) -> Member:
@@ -76,11 +77,11 @@ class FakeRedis:
         reply = getattr(self, f"_{command.name.lower()}")(command.keys, [encoded(arg) for arg in command.args])
         return BackendError("nobody knows") if self.lose_reply(command) else reply
 
-    def saved(self) -> tuple[dict[bytes, Hash], dict[bytes, set[bytes]], dict[bytes, float]]:
+    def saved(self) -> Saved:
         """What is there, as a replica has it that gets nothing more."""
         return copy.deepcopy((self.hashes, self.sets, self.leases))
 
-    def take_over(self, saved: tuple[dict[bytes, Hash], dict[bytes, set[bytes]], dict[bytes, float]]) -> None:
+    def take_over(self, saved: Saved) -> None:
         """Another server goes on, with what was `saved`."""
         self.hashes, self.sets, self.leases = copy.deepcopy(saved)
         self.server += b"+"

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from socketspec.cluster.commands.command import Command
 from socketspec.cluster.presence import space
 from socketspec.cluster.presence.commands import BATCH
+from socketspec.cluster.presence.members import RedisPresence
 from socketspec.errors import BackendError
 from socketspec.protocol.publications import Topic
 from tests.unit.cluster.presence.redis_in_memory import (
@@ -19,6 +20,7 @@ from tests.unit.cluster.presence.redis_in_memory import (
     OTHER,
     ROOM,
     FakeRedis,
+    Saved,
     everything,
     member,
     named,
@@ -33,6 +35,14 @@ from tests.unit.cluster.presence.redis_in_memory import (
 def left_long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was left counts as left longer ago than a node remembers: it is found on the lists in Redis, or never."""
     monkeypatch.setattr(space, "LEFT_OF_LATE", -1.0)
+
+
+async def left_last(redis: FakeRedis, presence: RedisPresence) -> Saved:
+    """What Redis held just before the only member of `ROOM` left."""
+    await presence.enter(ROOM, member("a"))
+    before = redis.saved()
+    await presence.leave(ROOM, "a")
+    return before
 
 
 async def test_members_are_put_back_after_redis_lost_everything() -> None:
@@ -147,9 +157,7 @@ async def test_members_that_a_server_lost_are_put_back_when_another_takes_over()
 async def test_who_left_last_is_no_ghost_where_a_server_takes_over_that_does_not_know() -> None:
     redis = FakeRedis()
     async with started(redis, lease=1.0) as presence:
-        await presence.enter(ROOM, member("a"))
-        before = redis.saved()
-        await presence.leave(ROOM, "a")
+        before = await left_last(redis, presence)
         redis.take_over(before)
         assert redis.counted(ROOM) == 1
         await until(lambda: redis.counted(ROOM) == 0, "the ghost is gone")
@@ -159,10 +167,7 @@ async def test_who_left_last_is_no_ghost_where_a_server_takes_over_that_does_not
 async def test_who_left_last_is_no_ghost_where_the_nodes_list_is_on_another_server_than_the_room() -> None:
     redis = FakeRedis()
     async with started(redis) as presence:
-        await presence.enter(ROOM, member("a"))
-        hashes, *_ = redis.saved()
-        await presence.leave(ROOM, "a")
-        redis.hashes = hashes
+        redis.hashes, *_ = await left_last(redis, presence)
         presence.distrust([OTHER])  # the link to the room's server came back; nobody listens to the room any more
         await until(lambda: redis.counted(ROOM) == 0, "the ghost is gone")
     assert redis.is_empty
@@ -172,9 +177,7 @@ async def test_who_left_last_is_no_ghost_where_the_nodes_list_is_on_another_serv
 async def test_what_a_node_has_under_two_former_names_is_removed_though_it_has_left_everything() -> None:
     redis = FakeRedis()
     async with started(redis, lease=1.0) as presence:
-        await presence.enter(ROOM, member("a"))
-        before = redis.saved()
-        await presence.leave(ROOM, "a")
+        before = await left_last(redis, presence)
         redis.flush()  # a server that is empty takes over for a moment, then one with older data
         redis.refuse = lambda command: command.name == "UNLINK"  # it is gone before the node is done
         presence.distrust()
@@ -190,9 +193,7 @@ async def test_what_a_node_has_under_two_former_names_is_removed_though_it_has_l
 async def test_a_node_that_stops_before_it_compared_leaves_no_ghost_of_who_left_last() -> None:
     redis = FakeRedis()
     async with started(redis) as presence:
-        await presence.enter(ROOM, member("a"))
-        before = redis.saved()
-        await presence.leave(ROOM, "a")
+        before = await left_last(redis, presence)
         redis.take_over(before)  # and the node stops before it renews its lease, and so notices
         assert redis.counted(ROOM) == 1
     assert redis.counted(ROOM) == 0
@@ -203,9 +204,7 @@ async def test_a_node_that_stops_before_it_compared_leaves_no_ghost_of_who_left_
 async def test_a_node_that_stops_before_it_compared_leaves_nothing_under_a_former_name() -> None:
     redis = FakeRedis()
     async with started(redis) as presence:
-        await presence.enter(ROOM, member("a"))
-        before = redis.saved()
-        await presence.leave(ROOM, "a")
+        before = await left_last(redis, presence)
         redis.refuse = named("SRANDMEMBER")  # its old list cannot be read yet
         redis.flush()
         presence.distrust()
