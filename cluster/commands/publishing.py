@@ -8,20 +8,15 @@ from socketspec.cluster.commands.command import Argument, Command, Script, milli
 from socketspec.cluster.commands.envelope import encode_body, plain_frame
 from socketspec.cluster.commands.keys import Keys
 from socketspec.errors import BackendError
-from socketspec.protocol.publications import History, Position, Publication, Receipt, Topic
+from socketspec.protocol.publications import ONCE_SECONDS, History, Position, Publication, Receipt, Topic
 
 __all__ = (
-    "ONCE_SECONDS",
     "parse_receipt",
     "publish_any_command",
     "publish_command",
     "still_to_send",
     "with_nodes",
 )
-
-ONCE_SECONDS: Final = 300.0
-"""Seconds that an idempotency key is remembered, or the history's `ttl` where that is longer; whatever becomes of the
-history meanwhile."""
 
 _ONCE_MS: Final = milliseconds(ONCE_SECONDS)
 _PUBLISH: Final = Script("publish")

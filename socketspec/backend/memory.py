@@ -16,14 +16,12 @@ from socketspec.backend.first_seen import FirstSeen
 from socketspec.backend.listeners import Listeners
 from socketspec.backend.protocols import Broker, Deliver, Health, HistoryStore, Limits, Lost, Presence, Sessions
 from socketspec.backend.rate_buckets import BucketTable
-from socketspec.protocol.publications import History, Member, Position, Publication, Receipt, Topic
+from socketspec.protocol.publications import ONCE_SECONDS, History, Member, Position, Publication, Receipt, Topic
 
 __all__ = ("MemoryBackend", "from_url")
 
 Clock = Callable[[], float]
 
-ONCE_SECONDS: Final = 300.0
-"""Seconds that an idempotency key is remembered at least."""
 MAX_KEYS: Final = 100_000
 """Idempotency keys that are remembered; of more, the oldest are forgotten."""
 

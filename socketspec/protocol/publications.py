@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from pydantic_core import from_json
 
 from socketspec.errors import ConfigurationError
 
-__all__ = ("History", "Member", "Position", "Publication", "Receipt", "RoomMessage", "Topic", "room_message")
+__all__ = (
+    "ONCE_SECONDS",
+    "History",
+    "Member",
+    "Position",
+    "Publication",
+    "Receipt",
+    "RoomMessage",
+    "Topic",
+    "room_message",
+)
+
+ONCE_SECONDS: Final = 300.0
+"""Seconds that an idempotency key is remembered, or the history's `ttl` where that is longer; whatever becomes of the
+history meanwhile."""
 
 
 class Topic(NamedTuple):

@@ -17,11 +17,11 @@ from redis.exceptions import NoScriptError, OutOfMemoryError
 from socketspec.cluster.commands.command import Command, Script
 from socketspec.cluster.commands.envelope import decode
 from socketspec.cluster.commands.keys import Keys
-from socketspec.cluster.commands.publishing import ONCE_SECONDS, parse_receipt, publish_any_command, publish_command
+from socketspec.cluster.commands.publishing import parse_receipt, publish_any_command, publish_command
 from socketspec.cluster.stores.history import RedisHistory
 from socketspec.cluster.stores.limits import RedisLimits
 from socketspec.cluster.stores.sessions import RedisSessions
-from socketspec.protocol.publications import History, Position, Publication, Receipt, Topic
+from socketspec.protocol.publications import ONCE_SECONDS, History, Position, Publication, Receipt, Topic
 from tests.node_frames import payload
 from tests.servers import Server, eventually, free_port, redis_binary, started, valkey_binary
 
