@@ -34,6 +34,7 @@ class Faults:
     async def strike(self, one: Round) -> None:
         """The fault of a round, from its beginning to its end."""
         began = time.monotonic()
+        await self._ground.on_servers(self._ground.leave_mark)
         await self._by_name()[one.fault](one)
         await self._ground.heal_servers()
         if self._ground.mode != "single":  # a machine that is busy is reason enough for a replica to take over
@@ -41,6 +42,11 @@ class Faults:
         for proxy in self._ground.proxies:
             proxy.pass_on()
         await self._ground.wait()
+
+    async def notice_lost_data(self) -> None:
+        """Tell the book where Redis itself forgot everything, once the servers are healed."""
+        if not await asyncio.to_thread(self._ground.has_mark):
+            self._book.data_is_lost()
 
     def kill(self, node: Node) -> None:
         """SIGKILL; the book learns which hooks nobody can say of whether they had to run."""

@@ -23,6 +23,8 @@ __all__ = ("Ground", "Node")
 SOURCE = "import tests.cluster.torture.clock\nfrom tests.cluster.torture.node import app\n\n__all__ = ('app',)\n"
 KEPT = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
 """Options of a single server: a restart finds all that was acknowledged."""
+MARK = "torture:mark"
+"""A key of the run's own, by which it knows what Redis itself has forgotten."""
 
 
 class Node:
@@ -162,6 +164,16 @@ class Ground:
         if isinstance(self.servers, Server):
             return [self.servers]
         return [self.servers.primary] if isinstance(self.servers, Sentinels) else self.servers.primaries
+
+    def leave_mark(self) -> None:
+        """Write what tells later whether a failover lost all: a primary that comes back empty may win the next one."""
+        if isinstance(self.servers, Sentinels):
+            self.servers.primary.ask("SET", MARK, "1", "EX", 3600)
+            self.servers.primary.ask("WAIT", 1, 1000)
+
+    def has_mark(self) -> bool:
+        """Whether that is still there."""
+        return not isinstance(self.servers, Sentinels) or self.servers.primary.ask("GET", MARK) is not None
 
     async def on_servers(self, act: Callable[[], object]) -> None:
         """Do what blocks to the servers, beside the clients."""

@@ -100,6 +100,7 @@ class Run:
         checks, wrong = self._checks, self._becomes_true
         self._crowd.stand_still()
         found = await wrong("nodes", checks.nodes_are_ready, READY_WITHIN)
+        await self._faults.notice_lost_data()
         found += await wrong("answers", self._everybody_rests, READY_WITHIN)
         found += await wrong("orders", checks.orders_are_carried_out, AT_ONCE)
         found += await wrong("presence and hooks", checks.all_agree, TRUE_WITHIN)
