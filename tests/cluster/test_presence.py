@@ -419,6 +419,7 @@ async def test_a_claimed_node_is_left_alone_by_others_until_the_claim_ends(flush
         await until(lambda: one.told, "it is claimed by the next")
         seconds, micros = flushed.ask("TIME")
         assert int(seconds) * 1000 + int(micros) / 1000 >= ends
+        await until(lambda: flushed.ask("ZRANGE", leases, 0, -1) == ["n0-0"], "the dead node is forgotten as well")
 
 
 async def test_when_all_nodes_were_killed_no_key_outlives_its_time(server: Server) -> None:
@@ -536,6 +537,8 @@ async def test_of_two_apps_on_one_backend_the_one_that_did_not_stop_is_told(flus
         await enter_all(dead, [ROOM], "x")
         dead.runner.freeze()
         await until(lambda: any(told), "the lost member is told", 2 * LEASE + 1.0)
+        leases = KEYS.leases("/")
+        await until(lambda: len(flushed.ask("ZRANGE", leases, 0, -1)) == 1, "the dead node is forgotten as well")
         await shared.stop("/", apps[1 - stopped].deliver)
     assert told == ([[], ["x"]] if stopped == 0 else [["x"], []])
     assert not (await shared.health()).ready
