@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
 from typing import Any, Final, cast
 
 from socketspec.adapters.asgi_transport import ASGITransport, Event, Send
@@ -18,10 +18,11 @@ from socketspec.adapters.direct import take_over
 from socketspec.adapters.handover import EXTENSION, HandOver
 from socketspec.app.app import SocketApp
 from socketspec.connection.connection import Connection
-from socketspec.errors import BackendError
+from socketspec.declaration.signatures import listed
+from socketspec.errors import BackendError, EventError
 from socketspec.lifecycle.admission import Admission
 from socketspec.pages.responses import Response
-from socketspec.protocol.handshake import Handshake, Headers, QueryParams
+from socketspec.protocol.handshake import NO_VARIABLES, Handshake, Headers, QueryParams
 from socketspec.runtime.engine import Engine
 from socketspec.telemetry.context import log_context
 from socketspec.text import get_logger, one_line
@@ -42,8 +43,10 @@ MESSAGES_A_TURN: Final = 64
 class ASGIApp:
     """A `SocketApp` as an ASGI application."""
 
-    def __init__(self, socket: SocketApp) -> None:
+    def __init__(self, socket: SocketApp, *, dependencies: Sequence[Any] = ()) -> None:
+        """`dependencies` run at the handshake, before those of `socket`. Raises `ConfigurationError`."""
         self.socket: SocketApp = socket
+        self._dependencies = socket.registry.at_handshake("ASGIApp", listed("ASGIApp", dependencies))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ASGI scope."""
@@ -56,8 +59,21 @@ class ASGIApp:
         else:
             raise RuntimeError(f"SocketSpec does not speak the ASGI scope type {scope['type']!r}")
 
-    async def websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one WebSocket connection from its opening handshake to its end."""
+    async def websocket(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        stays: bool = False,
+        raises: bool = False,
+    ) -> None:
+        """Serve one WebSocket connection from its opening handshake to its end.
+
+        On a server that takes connections over, this returns when it is open; with `stays`, when it has been cleaned up
+        after: for frameworks that close then, and in this task, what they opened for it. With `raises`, what a
+        dependency of the handshake raises is raised here before anything is answered: for frameworks that know how.
+        """
         event = await receive()
         if event["type"] != "websocket.connect":
             return
@@ -68,21 +84,32 @@ class ASGIApp:
             await _refuse(scope, send, 503, "The service cannot be reached at the moment.")
             return
         try:
-            handshake = handshake_of(scope)
+            handshake = handshake_of(scope, keep_scope=self.socket.registry.wants_scope)
         except ValueError:
             await _refuse(scope, send, 403, "Too many query parameters.")
             return
-        admission = await engine.admit(handshake)
-        with log_context(admission.connection, engine.requests):  # the server logs, within `send`, how it answers
-            if admission.refusal is not None:
-                await _refuse(scope, send, *admission.refusal)
-                return
-            await send({"type": "websocket.accept", "subprotocol": admission.subprotocol, "headers": []})
-        hand_over: HandOver | None = (scope.get("extensions") or {}).get(EXTENSION)
-        if hand_over is None:
-            await _ASGISession(engine, admission, handshake, receive, send).run()
-        else:
-            await take_over(hand_over, engine, admission, handshake)
+        admission = await engine.admit(handshake, self._dependencies)
+        try:
+            with log_context(admission.connection, engine.requests):  # the server logs, within `send`, how it answers
+                if admission.refusal is not None:
+                    if raises and admission.cause is not None and not isinstance(admission.cause, EventError):
+                        raise admission.cause
+                    await _refuse(scope, send, *admission.refusal, admission.cause)
+                    return
+                await send({"type": "websocket.accept", "subprotocol": admission.subprotocol, "headers": []})
+            hand_over: HandOver | None = (scope.get("extensions") or {}).get(EXTENSION)
+            if hand_over is None:
+                await _ASGISession(engine, admission, handshake, receive, send).run()
+            else:
+                ended = asyncio.Event() if stays else None
+                if ended is not None:
+                    admission = admission.followed_by(ended.set)
+                await take_over(hand_over, engine, admission, handshake)
+                if ended is not None:
+                    await ended.wait()
+        finally:
+            if admission.resources is not None:
+                await admission.abandon()
 
     async def _http(self, scope: Scope, send: Send) -> None:
         path: str = scope["path"]
@@ -103,9 +130,12 @@ class ASGIApp:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-def handshake_of(scope: Scope) -> Handshake:
-    """The opening handshake in an ASGI scope."""
+def handshake_of(scope: Scope, *, keep_scope: bool = False) -> Handshake:
+    """The opening handshake in an ASGI scope; with all of that, if it is to be kept."""
     client = scope.get("client")
+    kept: Scope | None = None
+    if keep_scope:  # without the extensions, which hold on to the server's side of the connection
+        kept = {key: value for key, value in scope.items() if key != "extensions"}
     return Handshake(
         path=scope["path"],
         headers=_headers(scope),
@@ -113,6 +143,8 @@ def handshake_of(scope: Scope) -> Handshake:
         subprotocols=tuple(scope.get("subprotocols") or ()),
         client=(client[0], client[1]) if client else None,
         secure=scope.get("scheme") in ("wss", "https"),
+        path_params=scope.get("path_params") or NO_VARIABLES,
+        scope=kept,
     )
 
 
@@ -122,6 +154,8 @@ async def answer(socket: SocketApp, scope: Scope, path: str) -> Response | None:
         query: QueryParams = Handshake.parse_query(scope.get("query_string", b""))
     except ValueError:
         return Response(400, b'{"detail":"Too many query parameters."}')
+    if path == socket.pages.health_url:
+        await socket.start_if_never_started()
     return await socket.pages.respond(scope["method"], path, _headers(scope), query)
 
 
@@ -136,12 +170,14 @@ async def send_response(send: Send, response: Response) -> None:
     await send({"type": "http.response.body", "body": response.body})
 
 
-async def _refuse(scope: Scope, send: Send, status: int, text: str) -> None:
+async def _refuse(scope: Scope, send: Send, status: int, text: str, cause: Exception | None = None) -> None:
     """Answer the handshake with an HTTP status; on servers that cannot do that, it is always 403."""
     # A close before the accept is a 403 on every server, and uvicorn's sans-I/O protocol logs no error for it.
     if status != 403 and "websocket.http.response" in (scope.get("extensions") or {}):
         body = text.encode()
         headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
+        further: Mapping[str, str] = getattr(cause, "headers", None) or {}  # of an HTTPException
+        headers += [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in further.items()]
         await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
         await send({"type": "websocket.http.response.body", "body": body})
     else:

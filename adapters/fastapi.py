@@ -3,33 +3,62 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from socketspec.extras import install
+
 try:
     from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.requests import HTTPConnection
     from starlette.routing import Route, Router, WebSocketRoute
 except ImportError as _error:
-    raise ImportError("SocketSpec's FastAPI adapter needs FastAPI: pip install 'socketspec[fastapi]'") from _error
+    raise ImportError(f"SocketSpec's FastAPI adapter needs FastAPI: {install('fastapi')}") from _error
 
-from socketspec.adapters.asgi import NOT_FOUND, ASGIApp, Receive, Scope, answer, send_response
+from socketspec.adapters.asgi import NOT_FOUND, Receive, Scope, answer, handshake_of, send_response
 from socketspec.adapters.asgi_transport import Event, Send
+from socketspec.adapters.fastapi_routes import add_websocket_route, mounted_on
 from socketspec.app.app import SocketApp
-from socketspec.errors import BackendError, ConfigurationError
+from socketspec.errors import BackendError, ConfigurationError, EventError
+from socketspec.identity import Identity
 from socketspec.text import one_line
 
-__all__ = ("mount",)
+__all__ = ("CurrentIdentity", "mount")
 
 
-class _WebSocketEndpoint:
-    """The route that clients connect to. As an object, not a function, it is called by Starlette as an ASGI app."""
+class CurrentIdentity:
+    """A dependency for HTTP routes and events alike: the client's `Identity`, by the auth backends of `socket`.
+
+        Caller = Annotated[Identity, Depends(CurrentIdentity(socket))]
+
+    Of an HTTP request it reads what it reads of a handshake: headers, query, not the body. Bad or no credentials are
+    answered with 401, and an unreachable backend with 503. On an event it is the connection's identity.
+    """
+
+    provides_identity: bool = True
 
     def __init__(self, socket: SocketApp) -> None:
-        self._app = ASGIApp(socket)
+        self._socket = socket
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app.websocket(scope, receive, send)
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CurrentIdentity) and other._socket is self._socket
+
+    def __hash__(self) -> int:
+        return hash((CurrentIdentity, id(self._socket)))
+
+    async def __call__(self, connection: HTTPConnection) -> Identity:
+        """Authenticate an HTTP request."""
+        try:
+            engine = await self._socket.ensure_started()
+            return await engine.identify(handshake_of(connection.scope))
+        except EventError as error:  # bad, no or revoked credentials
+            raise HTTPException(401, error.message, {"WWW-Authenticate": "Bearer"}) from error
+        except ValueError as error:
+            raise HTTPException(400, "Too many query parameters.") from error
+        except BackendError as error:
+            raise HTTPException(503, "The service cannot be reached at the moment.") from error
 
 
 class _PageEndpoint:
@@ -45,14 +74,21 @@ class _PageEndpoint:
         await send_response(send, next((response for response in found if response.status != 200), found[0]))
 
 
-def mount(socket: SocketApp, app: Starlette | Router, path: str = "/ws") -> None:
+def mount(socket: SocketApp, app: Starlette | Router, path: str = "/ws", *, dependencies: Sequence[Any] = ()) -> None:
     """Serve `socket` at `path` of a FastAPI or Starlette application, or of an APIRouter.
 
-    Clients connect to ``ws://host{path}``. The schema page, health report and debug feed get routes of their own at
-    the paths `socket` was given; apps may share a health path, which is ready when all of them are. The application
-    keeps its own lifespan; the socket app starts before it and stops after it. Mount on an APIRouter before you
-    include it. Starlette does not run the lifespan of a sub-application: there the socket app starts with its first
-    connection, and is stopped in order only if the parent's lifespan enters ``socket.lifespan()``.
+    Clients connect to ``ws://host{path}``; variables of the path (``/ws/{tenant}``) are in `Connection.path_params`.
+    What guards the routes of a FastAPI application or router guards the socket: dependencies of the application, of the
+    router and of `include_router` run at the opening handshake, as for FastAPI's own WebSocket routes, then
+    `dependencies`, then those of `socket`. What one raises is answered by the application's exception handlers. What
+    they open is closed when the connection has ended.
+
+    The schema page, health report and debug feed get routes of their own at the paths `socket` was given; apps may
+    share a health path, which is ready when all of them are. The application keeps its own lifespan; the socket app
+    starts before it and stops after it. Mount on an APIRouter before you
+    include it. Starlette does not run the lifespan of a sub-application: there the socket app starts when its health is
+    asked for or with its first connection, and is stopped in order only if the parent's lifespan enters
+    ``socket.lifespan()``.
 
     Raises `ConfigurationError` for a path that is taken or does not begin with "/", or another kind of app.
     """
@@ -68,7 +104,7 @@ def mount(socket: SocketApp, app: Starlette | Router, path: str = "/ws") -> None
     taken = {route.path for route in router.routes if isinstance(route, WebSocketRoute)}
     if prefix + path in taken:
         raise ConfigurationError(f"There is a WebSocket route at {prefix + path!r} already; mount at another path.")
-    router.routes.append(WebSocketRoute(prefix + path, _WebSocketEndpoint(socket), name=f"socketspec {path}"))
+    add_websocket_route(socket, router, path, dependencies)
     for page in socket.pages.paths:
         _add_page(socket, router, prefix, page)
     _wrap_lifespan(socket, router)
@@ -92,6 +128,7 @@ def _wrap_lifespan(socket: SocketApp, router: Router) -> None:
 
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[Any]:
+        mounted_on(socket, app)
         async with socket.lifespan(), inner(app) as state:
             yield state
 

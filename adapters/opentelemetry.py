@@ -13,15 +13,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from socketspec.extras import install
+
 try:
     from opentelemetry import trace
     from opentelemetry.trace import SpanKind, StatusCode
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 except ImportError as _error:
-    raise ImportError("Tracing needs opentelemetry-api: pip install 'socketspec[otel]'") from _error
+    raise ImportError(f"Tracing needs opentelemetry-api: {install('otel')}") from _error
 
 from socketspec import __version__
-from socketspec.errors import EventError
 from socketspec.protocol.encoding import Span
 from socketspec.protocol.publications import Topic
 from socketspec.telemetry import tracing
@@ -98,7 +99,7 @@ class _Handling:
 
     def ended(self, outcome: str, error: Exception | None) -> None:
         self._span.set_attribute("socketspec.outcome", outcome)
-        if error is None or isinstance(error, EventError):  # a handler that refuses has not failed
+        if error is None or outcome != "error":  # a handler that refuses has not failed
             return
         self._span.set_status(StatusCode.ERROR, type(error).__name__)
         with suppress(Exception):  # it calls `str` on the exception, which is the user's code

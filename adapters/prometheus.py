@@ -13,6 +13,8 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
+from socketspec.extras import install
+
 try:
     from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
@@ -20,7 +22,7 @@ try:
     from prometheus_client.metrics_core import Metric
     from prometheus_client.registry import Collector
 except ImportError as _error:
-    raise ImportError("Metrics need prometheus-client: pip install 'socketspec[metrics]'") from _error
+    raise ImportError(f"Metrics need prometheus-client: {install('metrics')}") from _error
 
 from starlette.applications import Starlette
 from starlette.requests import Request

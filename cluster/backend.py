@@ -68,7 +68,7 @@ class RedisBackend:
             )
         return (
             f"Node {life.node} runs in another event loop. Give each event loop a RedisBackend of its own, or call the "
-            "app where it runs, with asyncio.run_coroutine_threadsafe(coroutine, loop)."
+            "app where it runs: with socket.sync, or asyncio.run_coroutine_threadsafe(coroutine, loop)."
         )
 
     @property

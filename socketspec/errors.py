@@ -4,8 +4,9 @@ The exceptions, by what is at fault::
 
     SocketSpecError
     ├── ConfigurationError      you, at start-up: an option, a signature, a name that cannot work
-    ├── ContractError           you, in strict mode: an emit or broadcast that differs from its declaration
+    ├── ContractError           you: what is sent differs from its declaration
     ├── BackendError            the cluster backend: out of reach, refusing, or too late
+    ├── Disconnected            nobody: the connection that something was sent to has gone
     └── EventError              sent to the client as ``__error__``; raise one to answer a client with your own words
         ├── AuthError           AUTH_ERROR
         ├── PermissionDenied    PERMISSION_ERROR
@@ -15,15 +16,23 @@ The exceptions, by what is at fault::
         ├── UnknownEvent        UNKNOWN_EVENT
         └── ValidationFailed    VALIDATION_ERROR
 
+A handler may let `Disconnected` go: it ends, and that is no failure.
 Any other exception of a handler is answered with ``HANDLER_ERROR`` and a request id; its text goes to the log only.
 The docs pages on errors and close codes are made from the tables below.
 """
 
 from __future__ import annotations
 
+import inspect
+import re
+import sys
 from collections.abc import Mapping
 from enum import IntEnum, StrEnum
-from typing import Any, NamedTuple
+from types import FrameType
+from typing import Any, ClassVar, Final, NamedTuple
+
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 
 __all__ = (
     "CLOSE_CODES",
@@ -34,6 +43,7 @@ __all__ = (
     "CloseInfo",
     "ConfigurationError",
     "ContractError",
+    "Disconnected",
     "ErrorCode",
     "EventError",
     "PayloadTooLarge",
@@ -54,9 +64,11 @@ class ErrorCode(StrEnum):
     AUTH_EXPIRED = "AUTH_EXPIRED"
     HANDLER_ERROR = "HANDLER_ERROR"
     IDLE_TIMEOUT = "IDLE_TIMEOUT"
+    NOT_FOUND = "NOT_FOUND"
     PAYLOAD_TOO_LARGE = "PAYLOAD_TOO_LARGE"
     PERMISSION_ERROR = "PERMISSION_ERROR"
     RATE_LIMIT_ERROR = "RATE_LIMIT_ERROR"
+    REFUSED = "REFUSED"
     ROOM_NOT_FOUND = "ROOM_NOT_FOUND"
     SESSION_EXPIRED = "SESSION_EXPIRED"
     UNKNOWN_EVENT = "UNKNOWN_EVENT"
@@ -68,13 +80,16 @@ ERROR_CODES: Mapping[ErrorCode, str] = {
     ErrorCode.AUTH_EXPIRED: "The token ran out and was not refreshed in time. Sent before close code 4001.",
     ErrorCode.HANDLER_ERROR: "The event's handler failed; `request_id` finds the cause in the server's log.",
     ErrorCode.IDLE_TIMEOUT: "Nothing was received for `idle_timeout` seconds. Sent before close code 4003.",
+    ErrorCode.NOT_FOUND: "What the event asks for does not exist: a dependency raised `HTTPException(404)`.",
     ErrorCode.PAYLOAD_TOO_LARGE: "The message is larger than `max_payload_size`. The connection stays open "
     "where the server hands the whole message over, and is closed with 1009 where it does not.",
     ErrorCode.PERMISSION_ERROR: "A guard or limit refused it: a room guard, a room without a right to it, a full room, "
     "too many rooms, or too many connections of one user (sent before close code 4008).",
     ErrorCode.RATE_LIMIT_ERROR: "Too many events, or too many rooms without a right to them in one `__resume__`; "
     "`details.retry_after` says in seconds when to try again.",
-    ErrorCode.ROOM_NOT_FOUND: "The app declares its rooms and this is none of them.",
+    ErrorCode.REFUSED: "The app refused it in its own words, and gave no code of its own; or a dependency did, with "
+    "another 4xx `HTTPException`.",
+    ErrorCode.ROOM_NOT_FOUND: "The app declares its rooms and this is none of them, or a guard takes other variables.",
     ErrorCode.SESSION_EXPIRED: "The session reached `max_duration`. Sent before close code 4002.",
     ErrorCode.UNKNOWN_EVENT: "No handler has this name, or the name is reserved.",
     ErrorCode.VALIDATION_ERROR: "The message is not an envelope, or its payload does not fit the event's model; "
@@ -167,68 +182,177 @@ class ConfigurationError(SocketSpecError):
 
 
 class ContractError(SocketSpecError):
-    """Strict mode: an emit or broadcast differs from what its handler declares with `Emits` or `Broadcasts`."""
+    """A reply, an event or an error's details differ from what is declared of them.
+
+    In strict mode, so does an event that its handler does not declare with `Emits` or `Broadcasts`.
+    """
 
 
 class BackendError(SocketSpecError):
     """The cluster backend is out of reach, refused the command, or did not answer in time."""
 
 
+class Disconnected(SocketSpecError):
+    """`Connection.emit`: the connection has gone, or is being closed, so nothing that is sent reaches it any more.
+
+    A handler need not catch it: it ends there, its dependencies are cleaned up after, and neither the log nor
+    `on_error` hears of it.
+    """
+
+    def __init__(self, connection: str, reason: str = "") -> None:
+        super().__init__(f"Connection {connection} has gone{f' ({reason})' if reason else ''}: nothing reaches it.")
+        self.connection: str = connection
+        """Its id."""
+        self.reason: str = reason
+        """Why it ended, as `on_disconnect` gets it."""
+
+    def __reduce__(self) -> tuple[type[Disconnected], tuple[str, str]]:
+        return type(self), (self.connection, self.reason)
+
+
 class EventError(SocketSpecError):
     """An error that is sent to the client as ``__error__``. Raise it from a handler to answer in your own words.
 
-    `message` and `details` reach the client: put nothing secret in them. `details` must be JSON-serialisable.
+    Declare kinds of your own, with a code and, if there is more to say, a model of the details::
+
+        class SoldOut(EventError):
+            code = "SOLD_OUT"
+            details: SoldOutDetails
+
+    `message` and `details` reach the client: put nothing secret in them. Without a message, the class's `message` is
+    sent, else the first line of its docstring. Details of a declared type are validated when the error is made, which
+    raises `ContractError` where they do not fit, and nothing else of them is sent. A class raises `ConfigurationError`
+    for a code that is malformed or belongs to SocketSpec; an error `ValueError` for a malformed one.
     """
 
-    code: ErrorCode = ErrorCode.HANDLER_ERROR
+    code: str = ErrorCode.REFUSED
+    message: str = ""
+    details: Any
+    """A dict, or an object of the type that the class declares."""
+    details_type: ClassVar[Any] = None
+    """The type of the details that the class declares; None: a dict of anything."""
+    _details: ClassVar[TypeAdapter[Any] | None] = None
 
-    def __init__(
-        self, message: str, *, code: ErrorCode | None = None, details: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.__module__ != __name__:
+            _check_declared_code(cls)
+            declared = _declared_details(cls, inspect.currentframe())
+            if declared is not None:
+                cls.details_type, cls._details = declared
+
+    def __init__(self, message: str | None = None, *, code: str | None = None, details: object = None) -> None:
+        if message is None:
+            message = self.message or (type(self).__doc__ or "").strip().partition("\n")[0]
         super().__init__(message)
         self.message = message
-        self.details: dict[str, Any] = dict(details or {})
+        if self._details is not None:
+            self.details = _validated(type(self).__qualname__, self._details, {} if details is None else details)
+        elif details is None or isinstance(details, Mapping):
+            self.details = dict(details or {})
+        else:
+            self.details = details
         if code is not None:
-            self.code = code
+            self.code = code if isinstance(code, ErrorCode) else _well_formed(code)
+
+    def sent_details(self) -> dict[str, Any]:
+        """The details as they are sent. Raises whatever the serializing of them does; `TypeError` for no object."""
+        details: Any = self.details
+        if self._details is not None:
+            details = self._details.dump_python(details, mode="json", by_alias=True, warnings=False)
+        elif not isinstance(details, dict):
+            details = to_jsonable_python(details, by_alias=True)
+        if not isinstance(details, dict):
+            raise TypeError(f"details must be an object, not {type(self.details).__name__}")
+        return details
+
+
+_CODE: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
+
+
+def _well_formed(code: object) -> str:
+    if not isinstance(code, str) or _CODE.fullmatch(code) is None:
+        raise ValueError(f"an error's code is up to 64 capital letters, digits and _, such as 'SOLD_OUT', not {code!r}")
+    return code
+
+
+def _check_declared_code(cls: type[EventError]) -> None:
+    code: Any = vars(cls).get("code")
+    if code is None:
+        return
+    try:
+        _well_formed(code)
+    except ValueError as error:
+        raise ConfigurationError(f"{cls.__qualname__}: {error}.") from None
+    inherited = [base.code for base in cls.__mro__[1:] if issubclass(base, EventError) and base is not EventError]
+    if code in {known.value for known in ErrorCode} and code not in inherited:
+        raise ConfigurationError(
+            f"{cls.__qualname__}: {code!r} is SocketSpec's own code. Choose another one, or subclass the error of "
+            "socketspec.errors that has it."
+        )
+
+
+def _declared_details(cls: type[EventError], frame: FrameType | None) -> tuple[Any, TypeAdapter[Any]] | None:
+    """What is made of the annotation of `details` in the body of `cls`. `frame`: that of its `__init_subclass__`."""
+    outside = None if frame is None else frame.f_back
+    try:
+        declared: Any = inspect.get_annotations(cls).get("details")
+        if isinstance(declared, str):
+            names = vars(sys.modules[cls.__module__]) if cls.__module__ in sys.modules else {}
+            declared = eval(declared, dict(names), {} if outside is None else dict(outside.f_locals))  # noqa: S307 # the user's own annotation, as typing.get_type_hints does
+        return None if declared in (None, Any, object, dict, dict[str, Any]) else (declared, TypeAdapter(declared))
+    except (NameError, PydanticUserError) as error:
+        raise ConfigurationError(
+            f"{cls.__qualname__}: the type of `details` cannot be used: {error}. Define it before the error."
+        ) from error
+
+
+def _validated(name: str, adapter: TypeAdapter[Any], details: object) -> Any:
+    try:
+        return adapter.validate_python(details, from_attributes=True)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)[:5]
+        differences = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'details'}: {item['msg']}" for item in found)
+        raise ContractError(f"{name}: the details do not fit their type: {differences}") from error
 
 
 class AuthError(EventError):
     """The credentials are missing, wrong, expired or revoked."""
 
-    code = ErrorCode.AUTH_ERROR
+    code: str = ErrorCode.AUTH_ERROR
 
 
 class PermissionDenied(EventError):
     """The client may not do this."""
 
-    code = ErrorCode.PERMISSION_ERROR
+    code: str = ErrorCode.PERMISSION_ERROR
 
 
 class PayloadTooLarge(EventError):
     """The message is larger than `max_payload_size` bytes."""
 
-    code = ErrorCode.PAYLOAD_TOO_LARGE
+    code: str = ErrorCode.PAYLOAD_TOO_LARGE
 
 
 class RateLimited(EventError):
     """The client's bucket is empty; ``details["retry_after"]`` is in seconds."""
 
-    code = ErrorCode.RATE_LIMIT_ERROR
+    code: str = ErrorCode.RATE_LIMIT_ERROR
 
 
 class RoomNotFound(EventError):
     """The app declares its rooms, and none of the declarations matches this name."""
 
-    code = ErrorCode.ROOM_NOT_FOUND
+    code: str = ErrorCode.ROOM_NOT_FOUND
 
 
 class UnknownEvent(EventError):
     """No handler is registered under this name, or the name is reserved."""
 
-    code = ErrorCode.UNKNOWN_EVENT
+    code: str = ErrorCode.UNKNOWN_EVENT
 
 
 class ValidationFailed(EventError):
     """The message is not an envelope or the payload does not fit the model."""
 
-    code = ErrorCode.VALIDATION_ERROR
+    code: str = ErrorCode.VALIDATION_ERROR

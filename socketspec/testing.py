@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final
 
@@ -183,6 +184,7 @@ class TestClient:
         query_params: Mapping[str, str] | Iterable[tuple[str, str]] = (),
         subprotocols: Iterable[str] = (),
         path: str = "/ws",
+        path_params: Mapping[str, Any] | None = None,
         client: tuple[str, int] = ("127.0.0.1", 50000),
     ) -> TestConnection:
         """Open a connection. Raises `HandshakeRefused` where a real client would get an HTTP error.
@@ -197,12 +199,18 @@ class TestClient:
             query_params=QueryParams(_pairs(query_params)),
             subprotocols=tuple(subprotocols),
             client=client,
+            path_params=path_params or {},
         )
+        if self._app.registry.wants_scope:
+            handshake = replace(handshake, scope=handshake.as_scope())
         admission = await engine.admit(handshake)
         if admission.refusal is not None:
             raise HandshakeRefused(*admission.refusal)
         pipe = _Pipe(admission.format)
-        connection = await engine.open(admission, handshake, pipe)
+        try:
+            connection = await engine.open(admission, handshake, pipe)
+        finally:
+            await admission.abandon()
         conn = TestConnection(engine, connection, pipe)
         self._connections.append(conn)
         return conn

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, overload
 
 from socketspec.cluster.commands.keys import Keys
+from socketspec.cluster.publishers.events import AsyncPublisherSender, event_of
 from socketspec.cluster.publishers.lives import Lives
 from socketspec.cluster.publishers.publisher import configuration
 from socketspec.cluster.publishers.requests import Request, Requests
 from socketspec.cluster.publishers.wording import not_sent
 from socketspec.cluster.servers.topology import make_topology
 from socketspec.declaration.contracts import Broadcasts
+from socketspec.declaration.events import Event
 from socketspec.declaration.rooms import Room
 from socketspec.errors import BackendError, CloseCode
 from socketspec.protocol.publications import Position, Receipt, RoomMessage
@@ -20,6 +22,7 @@ from socketspec.session.revocation import REVOKED_FOR
 __all__ = ("AsyncPublisher",)
 
 T = TypeVar("T")
+M = TypeVar("M")
 
 
 class AsyncPublisher:
@@ -36,7 +39,7 @@ class AsyncPublisher:
         prefix: str | None = None,
         namespace: str = "/",
         rooms: Sequence[Room | str] = (),
-        broadcasts: Sequence[Broadcasts] = (),
+        broadcasts: Sequence[Broadcasts | Event[Any]] = (),
         timeout: float | None = None,
         **options: Any,
     ) -> None:
@@ -60,6 +63,15 @@ class AsyncPublisher:
         """Close the connections. It cannot be used again."""
         self._is_closed = True
         await self._lives.close()
+
+    @overload
+    def event(self, event: Event[M], /) -> Event[M]: ...
+    @overload
+    def event(self, event: str, model: type[M], /, *, room: str | None = None) -> Event[M]: ...
+
+    def event(self, event: str | Event[Any], model: Any = None, /, **options: Any) -> Event[Any]:
+        """See `Publisher.event`."""
+        return event_of(event, model, options).bound_to(AsyncPublisherSender(self))
 
     async def broadcast(
         self,

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, overload
 
 from socketspec.cluster.commands.keys import Keys
 from socketspec.cluster.options import RedisOptions, Servers, check_seconds
 from socketspec.cluster.publishers.blocking_executor import BlockingExecutor
+from socketspec.cluster.publishers.events import PublisherEvent, event_of
 from socketspec.cluster.publishers.requests import Request, Requests
 from socketspec.cluster.urls import configured
 from socketspec.declaration.contracts import Broadcasts
+from socketspec.declaration.events import Event
 from socketspec.declaration.rooms import Room
 from socketspec.errors import CloseCode, ConfigurationError
 from socketspec.protocol.publications import Position, Receipt, RoomMessage
@@ -24,6 +26,7 @@ from socketspec.session.revocation import REVOKED_FOR
 __all__ = ("Publisher", "configuration")
 
 T = TypeVar("T")
+M = TypeVar("M")
 
 
 class Publisher:
@@ -51,7 +54,7 @@ class Publisher:
         prefix: str | None = None,
         namespace: str = "/",
         rooms: Sequence[Room | str] = (),
-        broadcasts: Sequence[Broadcasts] = (),
+        broadcasts: Sequence[Broadcasts | Event[Any]] = (),
         timeout: float | None = None,
         **options: Any,
     ) -> None:
@@ -72,6 +75,18 @@ class Publisher:
     def close(self) -> None:
         """Close the connections. It cannot be used again."""
         self._executor.close()
+
+    @overload
+    def event(self, event: Event[M], /) -> PublisherEvent[M]: ...
+    @overload
+    def event(self, event: str, model: type[M], /, *, room: str | None = None) -> PublisherEvent[M]: ...
+
+    def event(self, event: str | Event[Any], model: Any = None, /, **options: Any) -> PublisherEvent[Any]:
+        """Declare an event that this publisher sends, by name, model and room, or as an `Event` made elsewhere.
+
+        What it returns sends it: ``publisher.event(order_changed).broadcast(order, id=42)``.
+        """
+        return PublisherEvent(event_of(event, model, options), self)
 
     def broadcast(
         self,

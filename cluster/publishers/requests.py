@@ -17,10 +17,11 @@ from socketspec.cluster.commands.unreadable import Unreadable
 from socketspec.cluster.presence.commands import count_command, parse_count
 from socketspec.cluster.stores.history import parse_read, read_command
 from socketspec.cluster.stores.sessions import revoke_command
-from socketspec.declaration.contracts import Broadcasts, Contract, check_declared
+from socketspec.declaration.contracts import Broadcasts, Contract, compile_broadcasts
+from socketspec.declaration.events import Event
 from socketspec.declaration.rooms import DeclaredRooms, Room, no_history
+from socketspec.declaration.sending import Contracts, DeclaredSends
 from socketspec.errors import ConfigurationError
-from socketspec.protocol.encoding import encode_payload
 from socketspec.protocol.names import check_namespace, check_outbound, check_room_name, check_user_id
 from socketspec.protocol.orders import KEPT, control_topic, disconnect_order, revoke_order
 from socketspec.protocol.publications import Position, Publication, Receipt, RoomMessage, Topic, room_message
@@ -59,7 +60,7 @@ class Requests:
         *,
         namespace: str = "/",
         rooms: Sequence[Room | str] = (),
-        broadcasts: Sequence[Broadcasts] = (),
+        broadcasts: Sequence[Broadcasts | Event[Any]] = (),
     ) -> None:
         self._keys = keys
         self._unreadable = Unreadable()
@@ -68,8 +69,9 @@ class Requests:
         except ValueError as error:
             raise ConfigurationError(f"Publisher: {error}.") from None
         self._rooms = DeclaredRooms.of("Publisher", rooms)
-        check_declared("Publisher(broadcasts", broadcasts, Broadcasts)
-        self._contract = Contract("The publisher", emits=None, broadcasts=broadcasts or None)
+        declared = compile_broadcasts("Publisher(broadcasts", broadcasts) or None
+        contract = Contract("The publisher", emits=None, broadcasts=declared)
+        self._contracts = Contracts(DeclaredSends(), strict=declared is not None, contract=contract)
 
     def broadcast(
         self,
@@ -183,7 +185,7 @@ class Requests:
 
     def _publication(self, topic: Topic, event: str, payload: object, exclude: str | Iterable[str] = ()) -> Publication:
         check_outbound(event)
-        self._contract.check_broadcast(topic, event, payload)
+        encoded = self._contracts.broadcast(topic, event, payload)
         some: object = exclude  # untyped code passes anything
         if not isinstance(some, Iterable):
             raise TypeError(f"exclude: pass ids of connections, not {type(some).__name__}")
@@ -194,7 +196,7 @@ class Requests:
                 raise TypeError(f"exclude: pass ids of connections, not {type(given).__name__}")
         tracing = installed()
         trace = "" if tracing is None else tracing.carried()
-        return Publication(event=event, payload=encode_payload(payload), exclude=excluded, trace=trace)
+        return Publication(event=event, payload=encoded, exclude=excluded, trace=trace)
 
     def _topic(self, kind: Any, name: str, namespace: str | None) -> Topic:
         return Topic(self._checked_namespace(namespace), kind, name)

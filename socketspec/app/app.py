@@ -5,44 +5,44 @@ from __future__ import annotations
 import asyncio
 import difflib
 import inspect
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
+from socketspec.app.declarations import Declarations
+from socketspec.app.events import AppEvents
 from socketspec.app.rooms import Rooms
 from socketspec.app.sessions import Sessions
+from socketspec.app.sync import Sync
 from socketspec.app.users import Users
-from socketspec.app.whereabouts import ELSEWHERE, engine_here
+from socketspec.app.whereabouts import engine_here
 from socketspec.backend.protocols import Backend
 from socketspec.backend.resolve import resolve_backend
+from socketspec.concurrency.elsewhere import ELSEWHERE
 from socketspec.connection.connection import Connection
 from socketspec.connection.outbox import Backpressure
-from socketspec.declaration.contracts import Broadcasts, Contract, Emits, check_declarations
-from socketspec.declaration.patterns import RoomPattern
-from socketspec.declaration.plans import check_hook, compile_handler
-from socketspec.declaration.registry import EventSpec, Guard, Hook, Registry
+from socketspec.declaration.events import Event
+from socketspec.declaration.registry import Registry
 from socketspec.declaration.rooms import DeclaredRooms, Room
-from socketspec.declaration.signatures import enclosing_locals
+from socketspec.declaration.signatures import listed
 from socketspec.errors import BackendError, ConfigurationError
 from socketspec.pages.pages import HealthReport, Pages
 from socketspec.pages.schema import build_schema
 from socketspec.protocol.decoding import MAX_ITEMS
-from socketspec.protocol.names import check_event_name, is_reserved
 from socketspec.runtime import engines
 from socketspec.runtime.engine import Engine
-from socketspec.runtime.settings import Settings, auth_backends, checked, drain_seconds, path
-from socketspec.security.auth import AuthBackend
+from socketspec.runtime.settings import Settings, auth_backends, drain_seconds, path
+from socketspec.security.auth import Auth
 from socketspec.security.origins import OriginPolicy
 from socketspec.security.ratelimit import RateLimit
 from socketspec.security.secret_options import check_secret
 from socketspec.session.config import SessionConfig
+from socketspec.text import get_logger
 
 __all__ = ("SocketApp",)
 
-F = TypeVar("F", bound=Callable[..., Any])
 
-
-class SocketApp:
+class SocketApp(Declarations):
     """A WebSocket application. Declare events on it with decorators, then mount it.
 
     Args:
@@ -50,7 +50,8 @@ class SocketApp:
         docs_url: path of the schema page.
         docs_access_token: if set, a request for the page has to bring it, as ``Authorization: Bearer`` or ``?token=``.
             Details of the health report are told to those who bring it, and to nobody else.
-        auth: an auth backend, or several that are tried in order. None: everybody may connect.
+        auth: an auth backend, a function ``async def (handshake) -> Identity | None``, or several of them that are
+            tried in order. None: everybody may connect.
         backend: ``"memory"``, a URL such as ``"redis://host:6379/0"``, or a `Backend`. None: what the environment
             variable ``SOCKETSPEC_BACKEND`` says, else ``"memory"``.
         allowed_origins: exact origins such as ``"https://myapp.com"``; ``["*"]`` allows all.
@@ -59,6 +60,9 @@ class SocketApp:
         rate_limit: a token bucket for inbound events. None: no limit.
         session: how long connections last, idle and heartbeat limits.
         rooms: the app's rooms. If any are given, there are no others.
+        events: what the app sends, see `socketspec.Event`; `event` declares more.
+        dependencies: ``[Depends(…)]`` that run at every opening handshake, before it is accepted: what one raises
+            refuses the client. What they open ends with the connection.
         namespace: begins with "/". Apps of different namespaces hear nothing of each other.
         debug: show failures to clients and a live event feed at `debug_url`. Never in production.
         debug_url: path of the event feed.
@@ -102,7 +106,7 @@ class SocketApp:
         docs: bool = False,
         docs_url: str = "/socket-docs",
         docs_access_token: str | None = None,
-        auth: AuthBackend | Sequence[AuthBackend] | None = None,
+        auth: Auth | Sequence[Auth] | None = None,
         backend: str | Backend | None = None,
         allowed_origins: Sequence[str] = ("*",),
         max_payload_size: int = 65536,
@@ -110,6 +114,8 @@ class SocketApp:
         rate_limit: RateLimit | None = None,
         session: SessionConfig | None = None,
         rooms: Sequence[Room | str] = (),
+        events: Sequence[Event[Any]] = (),
+        dependencies: Sequence[Any] = (),
         namespace: str = "/",
         debug: bool = False,
         debug_url: str = "/socket-debug",
@@ -153,11 +159,19 @@ class SocketApp:
             strict=debug if strict is None else strict,
             debug=debug,
         )
-        self.registry: Registry = Registry(Connection)
+        self._engine: Engine | None = None
+        super().__init__(Registry(Connection))
+        self.registry.dependencies = listed("SocketApp", dependencies)
+        self.registry.add_auth(self.settings.auth)
+        self.registry.at_handshake("SocketApp")  # whatever could not work later is refused now
         self._declared = DeclaredRooms.of("SocketApp", rooms)
         self.rooms: Rooms = Rooms(self._declared, self.ensure_started)
         self.users: Users = Users(self.ensure_started)
+        self.event: AppEvents = AppEvents(
+            self.registry, self._declared, self.rooms, self.users, lambda: self._engine is not None, events
+        )
         self.sessions: Sessions = Sessions(self.ensure_started)
+        self.sync: Sync = Sync(self.rooms, self.users, self.sessions, lambda: self._engine)
         self.pages: Pages = Pages(
             schema=self.schema,
             health=self._health,
@@ -171,121 +185,11 @@ class SocketApp:
             drain_token=drain_token,
         )
         self._backend: Backend = resolve_backend(backend)
-        self._engine: Engine | None = None
+        self._was_started = False
         self._starting: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     def __repr__(self) -> str:
         return f"SocketApp(namespace={self.settings.namespace!r}, events={sorted(self.registry.events)})"
-
-    def on(
-        self,
-        event: str,
-        *,
-        description: str | None = None,
-        tags: Sequence[str] = (),
-        emits: Sequence[Emits] | None = None,
-        broadcasts: Sequence[Broadcasts] | None = None,
-        ordered: bool = False,
-        deprecated: bool = False,
-    ) -> Callable[[F], F]:
-        """Register a handler for `event`: ``async def handler(conn: Connection, payload: Model) -> Reply | None``.
-
-        The second parameter's type is the payload's model: a Pydantic model, dataclass, TypedDict or dict; leave it
-        out if the event has no payload. Further parameters are dependencies (`Depends`). What the handler returns is
-        sent as the payload of the ``__ack__``. Without `description`, the docstring is shown. With `ordered`, handlers
-        of such events run one after the other for each connection; otherwise side by side.
-
-        Raises `ConfigurationError` for a name that is taken or reserved, and for a signature that cannot work.
-        """
-        checked(check_event_name, event)
-        if is_reserved(event):
-            raise ConfigurationError(
-                f"Event {event!r} is reserved for the protocol; choose a name without __ around it."
-            )
-
-        check_declarations(event, tags, emits, broadcasts)
-
-        def register(function: F) -> F:
-            caller_locals = enclosing_locals(function)
-            spec = EventSpec(
-                name=event,
-                function=function,
-                plan=compile_handler(function, connection_type=Connection, caller_locals=caller_locals),
-                caller_locals=caller_locals or None,
-                description=inspect.getdoc(function) or "" if description is None else description,
-                tags=tuple(tags),
-                contract=Contract(
-                    f"The handler of {event!r}",
-                    None if emits is None else tuple(emits),
-                    None if broadcasts is None else tuple(broadcasts),
-                ),
-                ordered=ordered,
-                deprecated=deprecated,
-            )
-            self.registry.add_event(spec)
-            return function
-
-        return register
-
-    def on_connect(self, function: F) -> F:
-        """Register a hook ``(conn)`` for new connections. Raise `PermissionDenied` in it to turn the client away."""
-        return self._hook(self.registry.on_connect, function, "an on_connect hook", ("conn",))
-
-    def on_disconnect(self, function: F) -> F:
-        """Register a hook ``(conn, reason)`` for connections that have ended."""
-        return self._hook(self.registry.on_disconnect, function, "an on_disconnect hook", ("conn", "reason"))
-
-    def on_error(self, function: F) -> F:
-        """Register a hook ``(conn, error)`` for handlers that failed."""
-        return self._hook(self.registry.on_error, function, "an on_error hook", ("conn", "error"))
-
-    def on_room_join(self, function: F) -> F:
-        """Register a hook ``(conn, room)`` for connections of this node that have joined a room."""
-        return self._hook(self.registry.on_room_join, function, "an on_room_join hook", ("conn", "room"))
-
-    def on_room_leave(self, function: F) -> F:
-        """Register a hook ``(conn, room)`` for connections of this node that have left a room.
-
-        When a node dies, another one runs the hook for each connection that the dead node had in a room. The hook then
-        gets a closed connection with that one's id and user.
-        """
-        return self._hook(self.registry.on_room_leave, function, "an on_room_leave hook", ("conn", "room"))
-
-    def _hook(self, hooks: list[Hook], function: F, what: str, arguments: tuple[str, ...]) -> F:
-        hooks.append(check_hook(function, what=what, arguments=arguments))
-        return function
-
-    def room_guard(self, pattern: str) -> Callable[[F], F]:
-        """Register a guard for joining rooms that match `pattern`: ``async def guard(conn, **variables) -> bool``.
-
-        It gets the pattern's variables as keyword arguments. Every matching guard must return True.
-        """
-        parsed = RoomPattern(pattern)
-
-        def register(function: F) -> F:
-            guard = check_hook(function, what="a room guard", arguments=("conn",), keywords=parsed.variables)
-            self.registry.guards.append(Guard(parsed, guard))
-            return function
-
-        return register
-
-    def middleware(self, function: F) -> F:
-        """Register ``async def m(conn, event, payload, next_handler)``, which awaits
-        ``next_handler(conn, event, payload)`` and returns its result. The first registered is the outermost.
-        """
-        if not inspect.iscoroutinefunction(function):
-            raise ConfigurationError(
-                f"Middleware {getattr(function, '__qualname__', function)!r} must be "
-                "async def m(conn, event, payload, next_handler), to await next_handler."
-            )
-        check_hook(function, what="middleware", arguments=("conn", "event", "payload", "next_handler"))
-        self.registry.add_middleware(function)
-        return function
-
-    @property
-    def dependency_overrides(self) -> dict[Callable[..., Any], Callable[..., Any]]:
-        """For tests: what to call in the place of a dependency, as in FastAPI."""
-        return self.registry.dependency_overrides
 
     @property
     def engine(self) -> Engine | None:
@@ -317,7 +221,20 @@ class SocketApp:
                 engine = Engine(self.settings, self.registry, self._declared, self._backend)
                 await engine.start()
                 self._engine = engine
+                self._was_started = True
         return engine
+
+    async def start_if_never_started(self) -> None:
+        """Start the app, unless it has been before; where it cannot, the health report goes on to say so.
+
+        Asked for its health, an app whose lifespan nobody runs gets ready: a sub-application's is run by no framework.
+        """
+        if self._was_started:
+            return
+        try:
+            await self.ensure_started()
+        except (BackendError, RuntimeError) as error:
+            get_logger("socketspec").error("The app cannot start: %s", error)
 
     def _engine_here(self) -> Engine | None:
         """See `engine_here`. An engine whose event loop has ended is forgotten."""

@@ -6,14 +6,11 @@ import asyncio
 import os
 from typing import Final
 
+from socketspec.concurrency.elsewhere import ELSEWHERE
 from socketspec.runtime.engine import Engine
 
-__all__ = ("ELSEWHERE", "FORKED", "engine_here")
+__all__ = ("FORKED", "engine_here")
 
-ELSEWHERE: Final = (
-    "This SocketApp runs in another event loop. Call it there, with asyncio.run_coroutine_threadsafe(coroutine, loop), "
-    "where loop is asyncio.get_running_loop() in a handler or the lifespan; or send with a Publisher."
-)
 FORKED: Final = (
     "This process was forked while the SocketApp was running, and cannot go on as a second node. Fork before the app "
     "starts, start the process with the method 'spawn', or send with a Publisher."

@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 
 from socketspec.backend.protocols import Backend
 from socketspec.errors import ConfigurationError
+from socketspec.extras import install
 
 __all__ = ("resolve_backend",)
 
@@ -33,11 +34,12 @@ def resolve_backend(backend: str | Backend | None) -> Backend:
     scheme = backend.partition(":")[0].lower()
     found = {entry.name: entry for entry in entry_points(group="socketspec.backends")}
     if scheme not in found:
-        hint = (
-            "pip install 'socketspec[redis]'" if scheme.startswith(("redis", "rediss", "valkey")) else "check the URL"
-        )
+        hint = install("redis") if scheme.startswith(("redis", "rediss", "valkey")) else "check the URL"
         raise ConfigurationError(
             f"No backend is installed for {scheme!r} (found: {', '.join(sorted(found)) or 'none'}); {hint}.{source}"
         )
-    factory: Callable[[str], Backend] = found[scheme].load()
+    try:
+        factory: Callable[[str], Backend] = found[scheme].load()
+    except ImportError as error:
+        raise ConfigurationError(f"SocketApp(backend=…): {error}.{source}") from error
     return factory(backend)

@@ -12,6 +12,7 @@ from pathlib import Path
 from socketspec.cli.arguments import number, whole
 from socketspec.cli.bench.load import Load, MisuseError, Target
 from socketspec.cli.output import FAILED, MISUSED, fail
+from socketspec.extras import install
 from socketspec.text import one_line
 
 __all__ = ("add_to",)
@@ -169,7 +170,7 @@ def _add_access(group: argparse._ArgumentGroup) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.backend is not None and (find_spec("redis") is None or find_spec("hiredis") is None):
-        return fail("--backend needs redis and hiredis: pip install 'socketspec[redis]'")
+        return fail(f"--backend needs redis and hiredis: {install('redis')}")
     # Imported here, not above: other commands should not wait for it.
     from socketspec.cli.bench.control import BenchError
     from socketspec.cli.bench.limits import allow_files

@@ -14,6 +14,7 @@ from socketspec.cli.arguments import port, whole
 from socketspec.cli.demo_nodes import DemoNodes, address_of
 from socketspec.cli.output import FAILED, fail
 from socketspec.errors import BackendError, ConfigurationError
+from socketspec.extras import install
 
 __all__ = ("add_to",)
 
@@ -46,9 +47,9 @@ def _run(arguments: argparse.Namespace) -> int:
     host, port, nodes = arguments.host, arguments.port, arguments.nodes
     missing = [name for name in ("fastapi", "uvicorn", "websockets") if find_spec(name) is None]
     if missing:
-        return fail(f"The demo needs {' and '.join(missing)}: pip install 'socketspec[fastapi]'")
+        return fail(f"The demo needs {' and '.join(missing)}: {install('fastapi')}")
     if nodes > 1 and (find_spec("redis") is None or find_spec("hiredis") is None):
-        return fail("Several nodes need redis and hiredis: pip install 'socketspec[redis]'")
+        return fail(f"Several nodes need redis and hiredis: {install('redis')}")
     with contextlib.ExitStack() as stack:
         listeners: list[socket.socket] = []
         for number in range(nodes):

@@ -11,6 +11,7 @@ from typing import Any
 from socketspec.cli.arguments import number
 from socketspec.cli.output import FAILED, MISUSED, fail
 from socketspec.errors import BackendError, ConfigurationError
+from socketspec.extras import install
 from socketspec.protocol.publications import Position, Receipt
 
 __all__ = ("add_to",)
@@ -70,7 +71,7 @@ class _MisuseError(Exception):
 
 def _run(arguments: argparse.Namespace) -> int:
     if find_spec("redis") is None or find_spec("hiredis") is None:
-        return fail("publish needs redis and hiredis: pip install 'socketspec[redis]'", FAILED)
+        return fail(f"publish needs redis and hiredis: {install('redis')}", FAILED)
     try:
         receipt = _publish(arguments)
     except (_MisuseError, ConfigurationError, ValueError, TypeError) as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from socketspec.cli.arguments import drain_seconds, port, whole
 from socketspec.cli.output import FAILED, MISUSED, fail
+from socketspec.extras import install
 
 __all__ = ("add_to",)
 
@@ -96,7 +97,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def _run(arguments: argparse.Namespace) -> int:
     missing = [name for name in ("uvicorn", "websockets", "h11") if find_spec(name) is None]
     if missing:
-        return fail(f"serve needs {' and '.join(missing)}: pip install 'socketspec[fastapi]'")
+        return fail(f"serve needs {' and '.join(missing)}: {install('fastapi')}")
     for name in ("drain_window", "drain_grace"):  # workers and apps read it there
         seconds = getattr(arguments, name)
         if seconds is not None:

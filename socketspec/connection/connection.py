@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from threading import get_ident
 from typing import Any
 
+from socketspec.concurrency.elsewhere import ELSEWHERE
+from socketspec.connection.gone import is_expected
 from socketspec.connection.in_flight import InFlight
 from socketspec.connection.sender import Sender
 from socketspec.connection.states import TRANSITIONS, State
 from socketspec.connection.transport import Transport
-from socketspec.errors import CLOSE_CODES, CloseCode, EventError, check_close_code
+from socketspec.declaration.resources import Resources
+from socketspec.errors import CLOSE_CODES, CloseCode, Disconnected, EventError, check_close_code
 from socketspec.identity import ANONYMOUS, Identity
 from socketspec.protocol.encoding import Message
 from socketspec.protocol.formats import Format
@@ -51,6 +55,7 @@ class Connection:
         "id",
         "identity",
         "in_flight",
+        "resources",
         "session",
         "spent",
         "topics",
@@ -102,6 +107,8 @@ class Connection:
         self.spent: float = 0.0
         """Seconds that its messages have taken the event loop since it last gave way. Only `Dispatcher` looks at it; it
         is here because looking a connection up for every message would cost more than the message's share of this."""
+        self.resources: Resources | None = None
+        """What its dependencies keep as long as it; None while they keep nothing."""
         self.close_reason: str = ""
 
     def __repr__(self) -> str:
@@ -134,9 +141,19 @@ class Connection:
         return self.handshake.headers
 
     @property
+    def cookies(self) -> dict[str, str]:
+        """The opening handshake's cookies, by name."""
+        return self.handshake.cookies
+
+    @property
     def query_params(self) -> QueryParams:
         """The query parameters of the URL the client connected to."""
         return self.handshake.query_params
+
+    @property
+    def path_params(self) -> Mapping[str, Any]:
+        """The variables of the path it is mounted at: of ``/ws/{tenant}``, the `tenant`."""
+        return self.handshake.path_params
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -156,20 +173,33 @@ class Connection:
         return time.time() - (self._sender.now() - self.clock.last_active)
 
     async def emit(self, event: str, payload: object = None) -> None:
-        """Send one event to this client, at most once: a connection that is closing gets nothing.
+        """Send one event to this client, at most once.
 
         Waits while the client's buffer is more than half full, at most `send_timeout` seconds. Raises `TypeError`
-        if the payload cannot be encoded, `ValueError` for a reserved name.
+        if the payload cannot be encoded, `ValueError` for a reserved name, and `Disconnected` where the connection has
+        gone or is being closed: a handler that sends in a loop ends with it, and need not catch that. In the hooks that
+        run after a connection's end, such as `on_disconnect`, it does nothing instead. Raises `RuntimeError` in another
+        thread than the app's event loop: see `socket.sync`.
         """
-        self.send(self._sender.event(event, payload))
+        if get_ident() != self._sender.thread:
+            raise RuntimeError(ELSEWHERE)
+        message = self._sender.event(event, payload)
+        if not self.is_open and self._state is not State.AUTHENTICATING:
+            if is_expected():
+                return
+            raise Disconnected(self.id, self.close_reason)
+        self._sender.send(self.id, self.session.id, self.transport.write, message)
         if self.transport.buffered > self._sender.max_buffer // 2:
             await self.transport.drain()
 
     async def disconnect(self, reason: str = "disconnected", *, code: int = CloseCode.DISCONNECTED) -> None:
         """Send what is buffered, then close the connection. `reason` reaches the client and `on_disconnect`.
 
-        At most 123 bytes of it do. `code` is 1000 or one of 4000-4999. Raises `ValueError` for any other.
+        At most 123 bytes of it do. `code` is 1000 or one of 4000-4999. Raises `ValueError` for any other, and
+        `RuntimeError` as `emit` does.
         """
+        if get_ident() != self._sender.thread:
+            raise RuntimeError(ELSEWHERE)
         self.close(check_close_code(code), reason)
 
     def send(self, message: Message) -> None:

@@ -10,8 +10,9 @@ from typing import Any, Final
 
 from socketspec.concurrency.cancellation import unless_cancelled
 from socketspec.connection.connection import Connection
-from socketspec.declaration.contracts import Contracts
+from socketspec.connection.gone import after_the_end, is_disconnect
 from socketspec.declaration.registry import Hook
+from socketspec.declaration.sending import Contracts
 from socketspec.errors import BackendError
 from socketspec.telemetry.context import Requests, current_request, log_context
 from socketspec.text import get_logger
@@ -32,7 +33,9 @@ class Hooks:
         self._requests = requests
 
     async def run(self, hooks: Sequence[Hook], conn: Connection, *arguments: Any) -> None:
-        """Call hooks one after the other; one that fails is logged and does not stop the others."""
+        """Call hooks one after the other; one that fails is logged and does not stop the others. That a connection has
+        gone is no failure.
+        """
         if not hooks:
             return
         with self.log_context(conn), self._contracts.handling(None):  # contracts bind handlers: hooks may send anything
@@ -41,17 +44,41 @@ class Hooks:
                     await unless_cancelled(hook(conn, *arguments))
                 except BackendError as error:
                     logger.error("The hook %s failed: %s", getattr(hook, "__qualname__", hook), error)
-                except Exception:
+                except Exception as error:
+                    if is_disconnect(error):
+                        continue
                     logger.exception("The hook %s failed", getattr(hook, "__qualname__", hook))
 
     async def run_final(self, hooks: Sequence[Hook], conn: Connection, *arguments: Any) -> None:
-        """Like `run`, for at most `HOOK_TIMEOUT` seconds."""
-        with self.log_context(conn):
+        """Like `run`, after the connection's end, and for at most `HOOK_TIMEOUT` seconds."""
+        with self.log_context(conn), after_the_end():
             try:
                 async with asyncio.timeout(HOOK_TIMEOUT):
                     await self.run(hooks, conn, *arguments)
             except TimeoutError:
                 logger.error("A hook took longer than %.0f s and was cancelled", HOOK_TIMEOUT)
+
+    async def release(self, conn: Connection) -> None:
+        """Close what the dependencies of an ended connection kept for it, once its handlers are through with that.
+
+        Those have `HOOK_TIMEOUT` seconds, and so has the clean-up.
+        """
+        resources = conn.resources
+        if resources is None:
+            return
+        with self.log_context(conn):
+            try:
+                async with asyncio.timeout(HOOK_TIMEOUT):
+                    await conn.in_flight.below(1)
+            except TimeoutError:
+                logger.error("A handler still runs %.0f s after its connection has ended", HOOK_TIMEOUT)
+            try:
+                async with asyncio.timeout(HOOK_TIMEOUT):
+                    await unless_cancelled(resources.close())
+            except TimeoutError:
+                logger.error("A clean-up of the connection's dependencies took longer than %.0f s", HOOK_TIMEOUT)
+            except Exception:
+                logger.exception("A clean-up of the connection's dependencies failed")
 
     def log_context(self, conn: Connection) -> AbstractContextManager[None]:
         """Log records made inside carry the connection's id, and the request's if one of its requests is the cause."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from threading import get_ident
 from typing import Any, Final
 
-from socketspec.declaration.contracts import Contracts
+from socketspec.declaration.sending import Contracts
 from socketspec.errors import EventError
 from socketspec.fanout.hub import Hub
 from socketspec.protocol.encoding import Message, Write, encode_payload
@@ -32,7 +33,7 @@ MAX_DETAILS: Final = 10
 class Sender:
     """Sends to single connections of one app."""
 
-    __slots__ = ("_contracts", "_feed", "_hub", "_requests", "max_buffer", "namespace", "now")
+    __slots__ = ("_contracts", "_feed", "_hub", "_requests", "max_buffer", "namespace", "now", "thread")
 
     def __init__(
         self,
@@ -50,6 +51,8 @@ class Sender:
         """Bytes that may wait for one connection."""
         self.now: Callable[[], float] = now
         """Reads the clock of the connections' deadlines."""
+        self.thread: int = get_ident()
+        """The event loop's: nothing is sent from any other."""
         self._hub = hub
         self._contracts = contracts
         self._requests = requests
@@ -58,8 +61,7 @@ class Sender:
     def event(self, event: str, payload: object) -> Message:
         """An event that a handler emits, as a message. Raises `TypeError`, `ValueError` and `ContractError`."""
         check_outbound(event)
-        self._contracts.check_emit(event, payload)
-        return Message(event, encode_payload(payload))
+        return Message(event, self._contracts.emitted(event, payload))
 
     def error(
         self, connection: str, error: EventError, *, event: str | None, id: str | int | None, number: int
@@ -68,7 +70,14 @@ class Sender:
         requests = self._requests
         number = number or next(requests.numbers)
         request = requests.id(number)
-        message = Message("__error__", _payload(error, event, request), id=id)
+        try:
+            encoded = _payload(error, event, request)
+        except Exception as cause:  # whatever the user's own objects raise: it is an answer all the same
+            with log_context(connection, requests, event, number):
+                what = f"The details or the message of a {type(error).__name__} cannot be sent"
+                logger.error("%s (request %s, connection %s): %s", what, request, connection, cause)
+            encoded = _least(error, event, request)
+        message = Message("__error__", encoded, id=id)
         if logger.isEnabledFor(logging.DEBUG):
             with log_context(connection, requests, event, number):
                 logger.debug(
@@ -93,29 +102,41 @@ class Sender:
 
 
 def _payload(error: EventError, event: str | None, request: str) -> bytes:
-    """An error as it is sent: bounded as a whole, as clients have a say in what is in it. Raises `TypeError`."""
-    payload = {
-        "code": error.code,
-        "event": event,
-        "message": cut(str(error.message), MAX_MESSAGE),
-        "request_id": request,
-        "details": error.details,
-    }
-    encoded = encode_payload(payload)
+    """An error as it is sent: bounded as a whole, as clients have a say in what is in it. Raises whatever is raised."""
+    details, text = error.sent_details(), _text(str(error.message))
+    encoded = encode_payload(_answer(error, event, request, text, details))
     if len(encoded) > MAX_ERROR:
-        encoded = encode_payload({**payload, "details": _shortened(error.details)})
+        encoded = encode_payload(_answer(error, event, request, text, _shortened(details)))
     return encoded
 
 
-def _shortened(details: Mapping[str, Any]) -> dict[str, Any]:
+def _least(error: EventError, event: str | None, request: str) -> bytes:
+    """What can be sent of an error whose details or message cannot."""
+    given: object = error.message  # untyped code passes anything
+    text = _text(given) if isinstance(given, str) else ""
+    return encode_payload(_answer(error, event, request, text, _shortened(error.details)))
+
+
+def _answer(
+    error: EventError, event: str | None, request: str, text: str, details: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {"code": error.code, "event": event, "message": text, "request_id": request, "details": details}
+
+
+def _text(message: str) -> str:
+    return cut(message, MAX_MESSAGE).encode(errors="backslashreplace").decode()
+
+
+def _shortened(details: object) -> dict[str, Any]:
     """The small ones of many or large details, such as a reason or a number of seconds."""
-    small = [(str(name), value) for name, value in details.items() if _is_small(value) and len(str(name)) <= MAX_DETAIL]
-    return {**dict(small[:MAX_DETAILS]), "truncated": True}
+    named = details if isinstance(details, Mapping) else {}
+    small = [(name, value) for name, value in named.items() if _is_small(name) and _is_small(value)]
+    return {**{str(name): value for name, value in small[:MAX_DETAILS]}, "truncated": True}
 
 
 def _is_small(value: object) -> bool:
     if isinstance(value, str):
-        return len(value) <= MAX_DETAIL
+        return len(value) <= MAX_DETAIL and not any("\ud800" <= letter <= "\udfff" for letter in value)
     if isinstance(value, int):
         return abs(value) < 2**64
     return value is None or isinstance(value, float)

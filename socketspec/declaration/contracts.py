@@ -1,26 +1,37 @@
-"""What a handler, or a publisher, says it sends: `Emits` and `Broadcasts`. Shown in the schema, and checked."""
+"""What a handler, or a publisher, says it sends: `Emits` and `Broadcasts`. Shown in the schema, and held to."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
+from socketspec.declaration.outbound import OutboundType
 from socketspec.declaration.patterns import RoomPattern
-from socketspec.declaration.payloads import PayloadType
 from socketspec.errors import ConfigurationError, ContractError
+from socketspec.protocol.encoding import Encoded, encode_payload
 from socketspec.protocol.names import check_event_name, is_reserved
 from socketspec.protocol.publications import Topic
 
-__all__ = ("Broadcasts", "Contract", "Contracts", "Emits", "check_declarations", "check_declared")
+__all__ = (
+    "Broadcasts",
+    "Contract",
+    "Declared",
+    "Emits",
+    "check_sent_name",
+    "compile_broadcasts",
+    "compile_emits",
+    "encode_as",
+    "named",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Emits:
-    """An event that a handler may send to the client it handles."""
+    """An event that a handler may send to the client it handles.
+
+    With a `model`, what is sent is validated and filtered by it, as a reply is by its return annotation.
+    """
 
     event: str
     model: Any = None
@@ -29,7 +40,10 @@ class Emits:
 
 @dataclass(frozen=True, slots=True)
 class Broadcasts:
-    """An event that a handler may send to a room. `room` is a name or a pattern such as ``"chat:{room}"``."""
+    """An event that a handler may send to a room. `room` is a name or a pattern such as ``"chat:{room}"``.
+
+    With a `model`, what is sent is validated and filtered by it, as a reply is by its return annotation.
+    """
 
     event: str
     room: str | None = None
@@ -37,149 +51,131 @@ class Broadcasts:
     description: str = ""
 
 
+class Declared(NamedTuple):
+    """One declaration of something that is sent, compiled."""
+
+    event: str
+    to: Literal["client", "room", "any"]
+    """Whom it is sent to: the client that is handled, the members of a room, or both."""
+    room: RoomPattern | None
+    """The rooms it is sent to; None: any, and everybody."""
+    model: OutboundType | None
+    """None: anything."""
+    description: str = ""
+
+    def fits_room(self, room: str | None) -> bool:
+        """Whether it is about this room; None: everybody, or a user."""
+        if self.room is None or room is None:
+            return self.room is None
+        return self.room.match(room) is not None
+
+
 class Contract(NamedTuple):
     """What `who` (its name in errors) declares to send. None: anything."""
 
     who: str
-    emits: Sequence[Emits] | None
-    broadcasts: Sequence[Broadcasts] | None
+    emits: tuple[Declared, ...] | None
+    broadcasts: tuple[Declared, ...] | None
 
-    def check_emit(self, event: str, payload: object) -> None:
-        """Raises `ContractError` where this is not declared."""
-        if self.emits is None:
-            return
-        declared = [item for item in self.emits if item.event == event]
-        if not declared:
-            raise ContractError(
-                f"{self.who} emits {event!r}, which it does not declare "
-                f"({_listed(item.event for item in self.emits)}); add Emits({event!r}, …) to emits=[…]."
-            )
-        _check_model(f"{self.who} emits {event!r}", declared, payload)
+    @property
+    def has_models(self) -> bool:
+        """Whether it says of anything what it has to look like."""
+        return any(item.model is not None for item in (*(self.emits or ()), *(self.broadcasts or ())))
 
-    def check_broadcast(self, topic: Topic, event: str, payload: object) -> None:
-        """Raises `ContractError` where this is not declared."""
-        if self.broadcasts is None:
-            return
+    def emitted(self, event: str) -> list[Declared]:
+        """What it declares of an event for the client."""
+        return [item for item in self.emits or () if item.event == event]
+
+    def broadcast(self, topic: Topic, event: str) -> list[Declared]:
+        """What it declares of an event for others."""
         room = topic.name if topic.kind == "room" else None
-        what = f"{self.who} broadcasts {event!r} to {_named(topic)}"
-        declared = [item for item in self.broadcasts if item.event == event and _room_fits(item.room, room)]
-        if not declared:
-            known = _listed(f"{item.event} → {item.room or 'everybody'}" for item in self.broadcasts)
-            raise ContractError(
-                f"{what}, which it does not declare ({known}); add Broadcasts({event!r}, …) to broadcasts=[…]."
-            )
-        _check_model(what, declared, payload)
+        return [item for item in self.broadcasts or () if item.event == event and item.fits_room(room)]
+
+    def refuse_emit(self, event: str) -> ContractError:
+        """The error for an event that it does not declare."""
+        known = ", ".join(item.event for item in self.emits or ()) or "nothing"
+        return ContractError(
+            f"{self.who} emits {event!r}, which it does not declare (declared: {known}); "
+            f"add Emits({event!r}, …) to emits=[…]."
+        )
+
+    def refuse_broadcast(self, topic: Topic, event: str) -> ContractError:
+        """The error for an event that it does not declare."""
+        listed = (f"{item.event} → {item.room.source if item.room else 'everybody'}" for item in self.broadcasts or ())
+        return ContractError(
+            f"{self.who} broadcasts {event!r} to {named(topic)}, which it does not declare "
+            f"(declared: {', '.join(listed) or 'nothing'}); add Broadcasts({event!r}, …) to broadcasts=[…]."
+        )
 
 
-@lru_cache(maxsize=1024)
-def _payload_type(model: Any) -> PayloadType:
-    return PayloadType(model)
-
-
-@lru_cache(maxsize=1024)
-def _pattern(source: str) -> RoomPattern:
-    return RoomPattern(source)
-
-
-_handling: ContextVar[Contract | None] = ContextVar("socketspec_handling", default=None)
-
-
-class Contracts:
-    """Checks what handlers send against what they declare, when `strict`; otherwise costs nothing.
-
-    A handler that declares no `emits` (or no `broadcasts`) may send anything; one that does may send just that.
-    """
-
-    def __init__(self, *, strict: bool) -> None:
-        self.strict = strict
-
-    @contextmanager
-    def handling(self, contract: Contract | None) -> Iterator[None]:
-        """What is sent inside is held to `contract`; with None, to none."""
-        if not self.strict:
-            yield
-            return
-        token = _handling.set(contract)
-        try:
-            yield
-        finally:
-            _handling.reset(token)
-
-    def check_emit(self, event: str, payload: object) -> None:
-        """Raises `ContractError` when the current handler does not declare this."""
-        contract = _handling.get() if self.strict else None
-        if contract is not None:
-            contract.check_emit(event, payload)
-
-    def check_broadcast(self, topic: Topic, event: str, payload: object) -> None:
-        """Raises `ContractError` when the current handler does not declare this."""
-        contract = _handling.get() if self.strict else None
-        if contract is not None:
-            contract.check_broadcast(topic, event, payload)
-
-
-def check_declarations(event: str, tags: object, emits: object, broadcasts: object) -> None:
-    """Raises `ConfigurationError` where what ``on(event, …)`` declares cannot be what was meant."""
-    if isinstance(tags, str) or not isinstance(tags, Sequence):
-        raise ConfigurationError(f"on({event!r}, tags={tags!r}): tags must be a list, such as tags=['chat'].")
-    check_declared(f"on({event!r}, emits", emits, Emits)
-    check_declared(f"on({event!r}, broadcasts", broadcasts, Broadcasts)
-
-
-def check_declared(option: str, declared: object, kind: type[Emits | Broadcasts]) -> None:
-    """Raises `ConfigurationError` where `declared` cannot be what was meant by a list of `kind`.
-
-    `option` begins the error's text, up to the equals sign: ``"Publisher(broadcasts"``.
-    """
-    if declared is None:
-        return
-    if isinstance(declared, str) or not isinstance(declared, Sequence):
-        raise ConfigurationError(f"{option}={declared!r}): must be a list of {kind.__name__}(…).")
-    for item in cast("Sequence[object]", declared):
-        if not isinstance(item, kind):
-            raise ConfigurationError(f"{option}=[{item!r}]): write {kind.__name__}({item!r}).")
-        _check_declaration(f"{option}=[{kind.__name__}({item.event!r}, …)])", item)
-
-
-def _check_declaration(where: str, item: Emits | Broadcasts) -> None:
-    try:
-        check_event_name(item.event)
-    except ValueError as error:
-        raise ConfigurationError(f"{where}: {error}") from None
-    if is_reserved(item.event):
-        raise ConfigurationError(f"{where}: {item.event!r} is reserved for the protocol.")
-    if item.model is not None:
-        _payload_type(item.model)
-    if isinstance(item, Broadcasts) and item.room is not None:
-        _pattern(item.room)
-
-
-def _named(topic: Topic) -> str:
+def named(topic: Topic) -> str:
     """The members of `topic`, for people. Which user it is, a log need not tell."""
     if topic.kind == "room":
         return f"room {topic.name!r}"
     return "a user" if topic.kind == "user" else "everybody"
 
 
-def _room_fits(pattern: str | None, room: str | None) -> bool:
-    if pattern is None or room is None:
-        return pattern is None  # a declaration without a room allows any, and everybody
-    return _pattern(pattern).match(room) is not None
+def encode_as(declared: Sequence[Declared], payload: object, what: str) -> bytes:
+    """Encode `payload` as the model of one of these declarations: of several, the one that is closest to it.
 
-
-def _check_model(what: str, declared: Sequence[Emits | Broadcasts], payload: object) -> None:
+    `what` begins the `ContractError` that is raised where it fits none.
+    """
+    if isinstance(payload, Encoded):
+        return payload
+    models = [item.model for item in declared if item.model is not None]
+    if len(models) < len(declared) or not models:
+        return encode_payload(payload)
+    value = {} if payload is None else payload
     failures: list[str] = []
-    for item in declared:
-        if item.model is None:
-            return
+    for model in sorted(models, key=lambda model: model.distance(value)):
         try:
-            _payload_type(item.model).check(payload if payload is not None else {})
+            return model.encode(value)
         except ContractError as error:
             failures.append(str(error))
-        else:
-            return
     raise ContractError(f"{what} with a payload that does not fit its declaration: {'; '.join(failures)}")
 
 
-def _listed(names: Iterator[str]) -> str:
-    return "declared: " + (", ".join(names) or "nothing")
+def compile_emits(option: str, given: object) -> tuple[Declared, ...] | None:
+    """Compile what ``emits=`` was given. `option` begins errors, up to the equals sign: ``"on('act', emits"``.
+
+    Raises `ConfigurationError` where it cannot be what was meant.
+    """
+    return _compiled(option, given, Emits)
+
+
+def compile_broadcasts(option: str, given: object) -> tuple[Declared, ...] | None:
+    """Compile what ``broadcasts=`` was given, as `compile_emits` does."""
+    return _compiled(option, given, Broadcasts)
+
+
+def _compiled(option: str, given: object, kind: type[Emits | Broadcasts]) -> tuple[Declared, ...] | None:
+    if given is None:
+        return None
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise ConfigurationError(f"{option}={given!r}): must be a list of {kind.__name__}(…).")
+    return tuple(_one(option, item, kind) for item in cast("Iterable[object]", given))
+
+
+def _one(option: str, item: object, kind: type[Emits | Broadcasts]) -> Declared:
+    declared = getattr(item, "declared", None)
+    if isinstance(declared, Declared):  # an `Event`
+        return declared
+    if not isinstance(item, kind):
+        raise ConfigurationError(f"{option}=[{item!r}]): write {kind.__name__}({item!r}).")
+    where = f"{option}=[{kind.__name__}({item.event!r}, …)])"
+    check_sent_name(where, item.event)
+    model = None if item.model is None else OutboundType(item.model, what=where)
+    if isinstance(item, Broadcasts):
+        room = None if item.room is None else RoomPattern(item.room)
+        return Declared(item.event, "room", room, model, item.description)
+    return Declared(item.event, "client", None, model, item.description)
+
+
+def check_sent_name(where: str, event: str) -> None:
+    """Raises `ConfigurationError`, which `where` begins, for a name that nothing of an app's can be sent by."""
+    try:
+        check_event_name(event)
+    except ValueError as error:
+        raise ConfigurationError(f"{where}: {error}") from None
+    if is_reserved(event):
+        raise ConfigurationError(f"{where}: {event!r} is reserved for the protocol.")

@@ -1,11 +1,24 @@
 """`Depends`: what a handler needs beside the client's message, declared where it is used.
 
 A dependency is any callable: a function, a class, a bound method, a `functools.partial`, an object with `__call__`.
-Its own parameters are provided the same way: the connection by type, further dependencies, plain defaults.
+Handlers, room guards, hooks, middleware and auth backends may ask for dependencies, and ``dependencies=[…]`` runs some
+for what they check alone.
 
-- One event calls each dependency once, however many parameters ask for it, unless one says ``use_cache=False``.
+Its own parameters are provided: further dependencies, and by type the `Connection`, the `Identity` of the client and
+the `Handshake` it came with. Shared with HTTP routes, it may ask for what a handshake has, as FastAPI reads it:
+`WebSocket` or `HTTPConnection` (a view of the handshake that can neither send nor receive), ``Query()``, ``Header()``,
+``Cookie()``, ``Path()``; and a plain parameter of a simple type is a path variable or a query parameter of that name.
+Values that do not fit are a `VALIDATION_ERROR`. What a handshake has not (a `Request`, a body, a form, a response) is
+refused when it is registered.
+
+- One event calls each dependency once, however many parameters of its handler ask for it, unless one says
+  ``use_cache=False``. Each hook, guard and middleware is provided for by itself.
+- With ``scope="connection"``, it is called once for a connection, when it is first asked for. What the handshake's
+  dependencies (``SocketApp(dependencies=…)``, ``mount(…, dependencies=…)``) return and open lives as long.
 - A generator, sync or async, that yields once hands out the yielded value. What follows the `yield` is its clean-up.
-  It runs after the handler and before the reply is sent, newest dependency first, also after errors and cancellation.
+  It runs after the handler and before the reply is sent, newest dependency first, also after errors and cancellation;
+  with ``scope="connection"`` after the connection's last handler and its `on_disconnect` hooks, in another task: so do
+  not hold a cancel scope or task group of anyio open across such a `yield`.
 - An error of the handler is raised at the `yield`. A dependency may replace it by raising another one, but catching it
   does not undo it: the handler failed, dependencies further out (a transaction, say) see the error too, and the event
   is answered with it. An error of a clean-up counts as the handler's.
@@ -14,7 +27,8 @@ Its own parameters are provided the same way: the connection by type, further de
   time in the whole process, unless you give the loop another executor. A cancelled event waits for its thread to
   finish, so that nothing is cleaned up while it is still in use.
 
-FastAPI's own `Depends` and `Security` mean the same here; `scope` makes no difference.
+FastAPI's own `Depends` and `Security` mean the same here. Its scopes ``"function"`` and ``"request"`` both mean the
+event, whose reply is sent after the clean-up.
 """
 
 from __future__ import annotations
@@ -26,13 +40,16 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from socketspec.errors import ConfigurationError
 
 __all__ = ("Dependency", "Depends")
 
 _T = TypeVar("_T")
+
+_SCOPES: Final = ("event", "connection", "function", "request")
+"""What `Dependency.scope` may say; the last two are FastAPI's words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +59,17 @@ class Dependency:
     dependency: Callable[..., Any] | None = None
     """What to call; None: the class the parameter is annotated with."""
     use_cache: bool = True
+    scope: str | None = None
+    """How long what it gives is kept: for the ``"event"`` or the ``"connection"``; None: as where it is used."""
+    security_scopes: tuple[str, ...] = ()
+    """What FastAPI's ``Security(scopes=…)`` asks for."""
 
     def __post_init__(self) -> None:
+        if self.scope is not None and self.scope not in _SCOPES:
+            raise ConfigurationError(
+                f'Depends(scope={self.scope!r}) must be "connection", for what is kept as long as the connection, or '
+                '"event".'
+            )
         if self.dependency is not None and not callable(self.dependency):
             raise ConfigurationError(
                 f"Depends() takes something to call, and {self.dependency!r} is not. "
@@ -64,16 +90,23 @@ class Dependency:
                 f"{value!r} limits its concurrency, which events do not support: a limit that is not kept is refused. "
                 "Use an asyncio.Semaphore inside the dependency."
             )
-        return cls(getattr(value, "dependency", None), use_cache)
+        scopes: Any = getattr(value, "scopes", None) or ()
+        return cls(getattr(value, "dependency", None), use_cache, getattr(value, "scope", None), tuple(scopes))
 
 
-def Depends(dependency: Callable[..., Any] | None = None, *, use_cache: bool = True) -> Any:
+def Depends(
+    dependency: Callable[..., Any] | None = None,
+    *,
+    use_cache: bool = True,
+    scope: Literal["event", "connection"] | None = None,
+) -> Any:
     """Declare a dependency: ``db: Db = Depends(get_db)`` or ``db: Annotated[Db, Depends(get_db)]``.
 
-    Without `dependency`, the annotated class itself is called. Returns `Any` so that it fits as a default of any type.
+    Without `dependency`, the annotated class itself is called. ``scope="connection"`` keeps what it gives as long as
+    the connection; it can then use only what is kept as long. Returns `Any` so that it fits as a default of any type.
     Raises `ConfigurationError` if `dependency` cannot be called.
     """
-    return Dependency(dependency, use_cache)
+    return Dependency(dependency, use_cache, scope)
 
 
 async def enter(manager: AbstractAsyncContextManager[Any], stack: AsyncExitStack) -> Any:
@@ -132,3 +165,10 @@ async def run_in_thread(call: Callable[[], _T], context: Context, *, always: boo
     if cancelled is not None:
         raise cancelled from future.exception()
     return future.result()  # type: ignore[return-value]  # None only after a cancellation
+
+
+async def call_in_thread(call: Callable[[], Any]) -> Any:
+    """Run `call` in a worker thread, with a copy of the context variables."""
+    result: Any = await run_in_thread(call, copy_context())
+    # A lambda or an undeclared wrapper around something `async` returns a coroutine.
+    return await result if asyncio.iscoroutine(result) else result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from socketspec.errors import ConfigurationError
@@ -83,6 +84,65 @@ class RoomPattern:
         if any(not value or ":" in value for value in values):
             return None
         return dict(zip(self.variables, values, strict=True))
+
+    def format(self, values: Mapping[str, str]) -> str:
+        """The room's name with these values for all its variables.
+
+        Raises `ValueError` that names the pattern, for a value that is empty, has a ``:`` or makes no name of a room.
+        """
+        parts = [self._literals[0]]
+        for variable, literal in zip(self.variables, self._literals[1:], strict=True):
+            parts += [values[variable], literal]
+        name = "".join(parts)
+        try:
+            check_room_name(name)
+        except ValueError as error:
+            raise ValueError(f"no room of {self.source!r}: {error}") from None
+        if self.match(name) != dict(values):
+            given = ", ".join(f"{variable}={shown(value)}" for variable, value in values.items())
+            raise ValueError(
+                f"no room of {self.source!r} with {given}: a value has at least one character, no ':', and nothing "
+                "that could belong to what is around it"
+            )
+        return name
+
+    def overlaps(self, other: RoomPattern) -> bool:
+        """Whether some room's name matches both."""
+        mine, others = self._tokens(), other._tokens()  # of the same class
+        # Places in both patterns that some beginning of a name leads to; None stands for a variable's characters.
+        reached = {(0, 0)}
+        waiting = [(0, 0)]
+        while waiting:
+            i, j = waiting.pop()
+            if i == len(mine) and j == len(others):
+                return True
+            for step in _steps(mine, others, i, j):
+                if step not in reached:
+                    reached.add(step)
+                    waiting.append(step)
+        return False
+
+    def _tokens(self) -> list[str | None]:
+        tokens: list[str | None] = list(self._literals[0])
+        for literal in self._literals[1:]:
+            tokens += [None, *literal]
+        return tokens
+
+
+def _steps(mine: list[str | None], others: list[str | None], i: int, j: int) -> Iterator[tuple[int, int]]:
+    """Where one more character of a name leads to. A variable may take more than one: then its place stays."""
+    if i == len(mine) or j == len(others):
+        return
+    one, other = mine[i], others[j]
+    if one is not None and other is not None:
+        if one == other:
+            yield i + 1, j + 1
+    elif ":" not in (one, other):
+        yield i + 1, j + 1
+        if one is None:
+            yield i, j + 1
+        if other is None:
+            yield i + 1, j
 
 
 class _Parser:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
-from dataclasses import is_dataclass
-from typing import Any, Literal, NewType, get_args, get_origin
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
 
-from pydantic import BaseModel, PydanticUserError, RootModel, TypeAdapter, ValidationError
-from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerationError, PydanticUndefinedAnnotation
-from pydantic_core import ErrorDetails, PydanticSerializationError, SchemaError, to_jsonable_python
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails, PydanticSerializationError, SchemaValidator, to_json
 
-from socketspec.declaration.signatures import bare, is_union
-from socketspec.errors import ConfigurationError, ContractError, ValidationFailed
+from socketspec.declaration.models import (
+    ACCEPTED,
+    compile_model,
+    is_object,
+    is_plain,
+    json_schema,
+    name_of,
+    settings_in,
+)
+from socketspec.errors import ConfigurationError, ValidationFailed
 from socketspec.text import cut
 
-__all__ = ("MAX_DEPTH", "MAX_ERRORS", "PayloadType")
+__all__ = ("MAX_DEPTH", "MAX_ERRORS", "PayloadType", "misfit")
 
 MAX_ERRORS = 20
 """How many errors `ValidationFailed.details` lists."""
@@ -39,12 +44,9 @@ _MAX_LISTED = 4000
 _LEAST, _MOST = -(2**63), 2**64 - 1
 """The integers MessagePack can carry."""
 
-_PLAIN = (dict, Mapping, MutableMapping)
-_ACCEPTED = "a Pydantic model, a dataclass, a TypedDict or a dict"
-
 
 class PayloadType:
-    """A payload's type, compiled: validates, describes itself as JSON Schema, and checks outgoing values.
+    """A payload's type, compiled: validates what clients send, and describes itself as JSON Schema.
 
     `namespace` resolves names that the annotation's own models left open (models local to a function).
     Raises `ConfigurationError` for a type that is not an object or that Pydantic cannot handle.
@@ -58,19 +60,19 @@ class PayloadType:
     is_plain: bool
     """Whether it is a dict of anything, without a model."""
     validate_python: Callable[[Any], Any]
-    """The compiled validator itself. Raises Pydantic's `ValidationError`; `validate` translates that."""
+    """Validates a parsed object. Raises Pydantic's `ValidationError`; `validate` translates that."""
 
     def __init__(self, annotation: Any, *, namespace: Mapping[str, Any] | None = None) -> None:
         self.annotation = annotation
-        self.name = _name(annotation)
-        if not _is_object(annotation):
+        self.name = name_of(annotation)
+        if not is_object(annotation):
             raise ConfigurationError(
                 f"{self.name!r} cannot be a payload: a payload is always an object. "
-                f"Use {_ACCEPTED}, and put a single value, a list or an optional value in a field of it."
+                f"Use {ACCEPTED}, and put a single value, a list or an optional value in a field of it."
             )
-        self.is_plain = _is_plain(annotation)
-        self._adapter = _adapt(dict[str, Any] if self.is_plain else annotation, self.name, namespace or {})
-        self.validate_python = _check_tree if self.is_plain else self._adapter.validator.validate_python
+        self.is_plain = is_plain(annotation)
+        self._adapter = compile_model(dict[str, Any] if self.is_plain else annotation, self.name, namespace or {})
+        self.validate_python = _check_tree if self.is_plain else _validator(self._adapter)
 
     def __repr__(self) -> str:
         return f"PayloadType({self.name})"
@@ -97,94 +99,54 @@ class PayloadType:
 
         Raises `ConfigurationError` if a field has no JSON Schema.
         """
+        return json_schema(self._adapter, self.name, mode)
+
+
+def _validator(adapter: TypeAdapter[Any]) -> Callable[[Any], Any]:
+    """Validates a parsed object as Pydantic validates the JSON it came as."""
+    validator: SchemaValidator = adapter.validator  # type: ignore[assignment] # a stand-in only until it is complete
+    return (
+        _AsJson(validator)
+        if any(map(_tells_json_apart, settings_in(adapter.core_schema)))
+        else (validator.validate_python)
+    )
+
+
+def _tells_json_apart(setting: tuple[str, Any]) -> bool:
+    """Whether Pydantic may take a value from JSON otherwise than one from Python.
+
+    In strict mode JSON's strings may become dates, enums and so on, and arrays sets and tuples:
+    https://docs.pydantic.dev/latest/concepts/conversion_table/
+    """
+    match setting:
+        case ("strict", True) | ("type", "json-or-python"):
+            return True
+        case ("val_json_bytes", how):
+            return how not in (None, "utf8")
+        case _:
+            return False
+
+
+class _AsJson:
+    """Validates a parsed object as JSON. It is written once more for that: there is no other way to tell Pydantic."""
+
+    __slots__ = ("_json", "_python")
+
+    def __init__(self, validator: SchemaValidator) -> None:
+        self._json = validator.validate_json
+        self._python = validator.validate_python
+
+    def __call__(self, value: Any) -> Any:
         try:
-            return self._adapter.json_schema(mode=mode)
-        except (PydanticInvalidForJsonSchema, PydanticUserError) as error:
-            raise ConfigurationError(f"{self.name!r} has no JSON Schema: {error}") from error
-
-    def check(self, value: object) -> None:
-        """Raise `ContractError` unless `value`, as it will be sent, fits this type."""
-        try:
-            self._fit(value)
-        except ValidationError as error:
-            differences = "; ".join(f"{_path(item['loc'])}: {item['msg']}" for item in _details(error)[:5])
-            raise ContractError(self._differs(value, differences)) from error
-        except (RecursionError, PydanticSerializationError) as error:
-            raise ContractError(self._differs(value, f"it cannot be sent at all ({error})")) from error
-
-    def _fit(self, value: Any) -> None:
-        validate = self._adapter.validator.validate_python
-        if issubclass(type(value), Mapping):
-            validate(dict(value))
-            return
-        try:
-            validate(value)
-        except ValidationError:
-            if not isinstance(value, BaseModel) and not is_dataclass(value):
-                raise
-            # An object of another class counts as what it becomes on the wire.
-            validate(to_jsonable_python(value, by_alias=True))
-
-    def _differs(self, value: object, differences: str) -> str:
-        return f"a payload of type {type(value).__name__!r} does not fit {self.name!r}: {differences}"
+            text = to_json(value)
+        except PydanticSerializationError:  # MessagePack's binary data may be no text
+            return self._python(value)
+        return self._json(text)
 
 
-def _adapt(annotation: Any, name: str, namespace: Mapping[str, Any]) -> TypeAdapter[Any]:
-    try:
-        if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
-            # The model, too, not only its adapter: handlers make instances.
-            annotation.model_rebuild(raise_errors=False, _types_namespace=namespace)
-        adapter: TypeAdapter[Any] = TypeAdapter(annotation)
-        if not adapter.pydantic_complete:
-            adapter.rebuild(raise_errors=True, _types_namespace=namespace)
-    except PydanticUndefinedAnnotation as error:
-        raise ConfigurationError(
-            f"{name!r} has a field whose annotation needs {error.name!r}, which does not exist at run time. "
-            "Import it at run time, not only under `if TYPE_CHECKING:`, or define it before the handler."
-        ) from error
-    except (PydanticSchemaGenerationError, PydanticUserError, SchemaError, TypeError) as error:
-        raise ConfigurationError(f"{name!r} cannot be a payload, Pydantic says: {error}") from error
-    if not adapter.pydantic_complete:
-        raise ConfigurationError(f"{name!r} is not fully defined: define everything its fields name before the handler")
-    return adapter
-
-
-def _name(annotation: Any) -> str:
-    inner, _ = bare(annotation)
-    if inner is Any:
-        return "Any"
-    if is_union(inner):
-        return " | ".join(_name(option) for option in get_args(inner))
-    if isinstance(inner, type) and get_origin(inner) is None:
-        return inner.__name__
-    return repr(inner).replace("typing.", "")
-
-
-def _is_plain(annotation: Any) -> bool:
-    inner, metadata = bare(annotation)
-    if metadata:
-        return False
-    if inner in (Any, object):
-        return True
-    origin, arguments = get_origin(inner) or inner, get_args(inner)
-    return origin in _PLAIN and (not arguments or (arguments[0] is str and arguments[1] in (Any, object)))
-
-
-def _is_object(annotation: Any) -> bool:
-    """Whether every value of this type is an object on the wire."""
-    inner, _ = bare(annotation)
-    if inner in (Any, object):
-        return True
-    if is_union(inner):
-        return all(_is_object(option) for option in get_args(inner))
-    if isinstance(inner, NewType):
-        return _is_object(inner.__supertype__)
-    cls: Any = get_origin(inner) or inner
-    if not inspect.isclass(cls):
-        return False
-    if issubclass(cls, RootModel):
-        return _is_object(cls.model_fields["root"].annotation)
-    return issubclass(cls, (BaseModel, Mapping)) or is_dataclass(cls)
+def misfit(error: ValidationError) -> str:
+    """Up to five of the differences that Pydantic found, for the log: places and reasons, no values."""
+    return "; ".join(f"{_path(item['loc'])}: {item['msg']}" for item in _details(error)[:5])
 
 
 def _details(error: ValidationError) -> list[dict[str, Any]]:

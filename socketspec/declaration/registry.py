@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, update_wrapper
 from typing import Any
 
+from socketspec.declaration.compiler import Stage
 from socketspec.declaration.contracts import Contract
+from socketspec.declaration.declared_errors import DeclaredError, DeclaredErrors
+from socketspec.declaration.dependencies import Dependency
+from socketspec.declaration.events import Event
+from socketspec.declaration.overrides import Overrides
 from socketspec.declaration.patterns import RoomPattern
-from socketspec.declaration.plans import HandlerPlan, compile_handler
+from socketspec.declaration.plans import (
+    HandlerPlan,
+    HookPlan,
+    Scoped,
+    Shape,
+    compile_handler,
+    compile_handshake,
+    compile_hook,
+)
+from socketspec.declaration.rooms import DeclaredRooms
+from socketspec.declaration.sending import DeclaredSends
+from socketspec.declaration.signatures import Kind, enclosing_locals, kind_of
+from socketspec.declaration.variables import RoomVariables
 from socketspec.errors import ConfigurationError
 
 __all__ = ("EventSpec", "Guard", "Handler", "Hook", "Middleware", "NextHandler", "Registry")
@@ -31,16 +49,29 @@ class EventSpec:
     description: str
     tags: tuple[str, ...]
     contract: Contract
+    contract_binds: bool
+    """Whether the contract holds for what is sent outside strict mode, too: by its models."""
+    response_model: Any
+    """What ``on(response_model=…)`` was given; `EMPTY`: nothing."""
+    encode_reply: Callable[[Any], bytes]
+    """Encodes what the handler returned. Raises `ContractError` and `TypeError`."""
+    always_replies: bool
+    """Whether a reply of None, too, has to be encoded where the client did not ask for one: to be refused."""
+    errors: tuple[DeclaredError, ...]
     ordered: bool
     deprecated: bool
+    dependencies: tuple[Dependency, ...] = ()
+    """What runs before the handler's own dependencies."""
 
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """A room guard: `function(conn, **variables)` decides about rooms that match `pattern`."""
+    """A room guard: `function(conn, *values)` decides about rooms that match `pattern`."""
 
     pattern: RoomPattern
     function: Hook
+    variables: RoomVariables
+    """Makes the values: those of the pattern's variables, as the guard annotates them."""
 
 
 class Registry:
@@ -53,6 +84,9 @@ class Registry:
     def __init__(self, connection_type: type[Any]) -> None:
         self._connection_type = connection_type
         self.events: dict[str, EventSpec] = {}
+        self.sends: DeclaredSends = DeclaredSends()
+        self.typed_events: dict[str, Event[Any]] = {}
+        self.errors: DeclaredErrors = DeclaredErrors()
         self.middleware: list[Middleware] = []
         self.guards: list[Guard] = []
         self.on_connect: list[Hook] = []
@@ -60,9 +94,17 @@ class Registry:
         self.on_error: list[Hook] = []
         self.on_room_join: list[Hook] = []
         self.on_room_leave: list[Hook] = []
-        self.dependency_overrides: dict[Callable[..., Any], Callable[..., Any]] = {}
+        self.overrides: Overrides = Overrides()
+        self.dependencies: tuple[Scoped, ...] = ()
+        """What runs at every handshake."""
+        self.auth: dict[int, Hook] = {}
+        """What auth backends call where it asks for dependencies, by its owner's id. It takes an `Arrival` first."""
+        self.wants_scope: bool = False
+        """Whether anything registered looks at the handshake as FastAPI's `WebSocket` or `HTTPConnection`."""
         self._handlers: dict[str, Handler] = {}
-        self._overrides_compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
+        self._fixed: dict[str, Handler] = {}
+        """Those of `_handlers` in which nothing can be overridden; middleware sees to that itself."""
+        self._overrides_compiled = 0
 
     def add_event(self, spec: EventSpec) -> None:
         """Register an event. Raises `ConfigurationError` when the name is taken."""
@@ -72,13 +114,101 @@ class Registry:
                 f"Event {spec.name!r} already has the handler {taken.plan.name}; "
                 f"rename one of the two, or call both from one handler."
             )
+        self.errors.add(spec.errors)
         self.events[spec.name] = spec
-        self._handlers.clear()
+        self.sends.add(spec.contract.emits)
+        self.sends.add(spec.contract.broadcasts)
+        self.wants_scope |= spec.plan.wants_scope
+        self._forget()
+
+    def compiled(
+        self, function: Callable[..., Any], shape: Shape, caller_locals: Mapping[str, Any] | None = None
+    ) -> tuple[Hook, HookPlan]:
+        """`function` as it is called: with its dependencies, and compiled anew when those are overridden.
+
+        Raises `ConfigurationError`.
+        """
+        compile_it = partial(
+            compile_hook, function, shape, connection_type=self._connection_type, caller_locals=caller_locals
+        )
+        plan = compile_it(overrides=self.overrides.current)
+        if not plan.is_provided:
+            return plan.call, plan
+        hook = self._following(plan, lambda: compile_it(overrides=self.overrides.current))
+        return update_wrapper(hook, function), plan
+
+    def at_handshake(self, owner: str, further: Sequence[Scoped] = ()) -> Hook | None:
+        """What runs at a handshake, given the `Arrival`: `further` dependencies and the app's; None: nothing does.
+
+        Raises `ConfigurationError`.
+        """
+        wanted = (*further, *self.dependencies)
+        if not wanted:
+            return None
+        compile_it = partial(compile_handshake, wanted, owner, connection_type=self._connection_type)
+        return self._following(
+            compile_it(overrides=self.overrides.current), lambda: compile_it(overrides=self.overrides.current)
+        )
+
+    def add_auth(self, backends: Sequence[Any]) -> None:
+        """Compile what asks for more than it is passed: `authenticate`, and the callables that backends are given.
+
+        Raises `ConfigurationError`.
+        """
+        for backend in backends:
+            self._add_auth(backend, backend.authenticate, "handshake", "an auth backend's authenticate")
+            factory = getattr(backend, "factory", None)
+            if callable(factory):
+                passed = "claims" if hasattr(backend, "algorithms") else "key"
+                self._add_auth(factory, factory, passed, f"a callable of {type(backend).__name__}")
+
+    def _add_auth(self, owner: object, function: Callable[..., Any], passed: str, what: str) -> None:
+        try:
+            asks = len(inspect.signature(function).parameters) > 1
+            asks |= passed == "handshake" and kind_of(function) is Kind.SYNC  # else nothing would be awaited
+        except (TypeError, ValueError):
+            return
+        if asks:
+            shape = Shape(what=what, positional=(passed,), stage=Stage.AUTH)
+            self.auth[id(owner)] = self.compiled(function, shape, enclosing_locals(function))[0]
+
+    def _following(self, plan: HookPlan, compile_anew: Callable[[], HookPlan]) -> Hook:
+        version = self.overrides.version
+        self.wants_scope |= plan.wants_scope
+
+        def call(*inputs: Any) -> Awaitable[Any]:
+            nonlocal plan, version
+            if version != self.overrides.version:
+                plan, version = compile_anew(), self.overrides.version
+                self.wants_scope |= plan.wants_scope
+            return plan.call(*inputs)
+
+        return call
+
+    def add_typed_event(self, event: Event[Any], rooms: DeclaredRooms) -> None:
+        """Declare what the app sends. Raises `ConfigurationError` where it is declared already, or for no room."""
+        if event.name in self.typed_events:
+            raise ConfigurationError(
+                f"Event {event.name!r} is declared twice; use what the first declaration returned."
+            )
+        pattern = event.declared.room
+        if pattern is not None and not rooms.may_have(pattern):
+            names = ", ".join(repr(room.name) for room in rooms.rooms)
+            raise ConfigurationError(
+                f"Event {event.name!r}: room={pattern.source!r} names none of the declared rooms ({names}). Declare "
+                f"Room({pattern.source!r}) in SocketApp(rooms=[…]), or write the pattern of one of them."
+            )
+        self.typed_events[event.name] = event
+        self.sends.add([event.declared])
 
     def add_middleware(self, middleware: Middleware) -> None:
         """Register a middleware; the first registered is the outermost."""
         self.middleware.append(middleware)
+        self._forget()
+
+    def _forget(self) -> None:
         self._handlers.clear()
+        self._fixed.clear()
 
     def guards_for(self, room: str) -> Sequence[tuple[Guard, dict[str, str]]]:
         """Every guard whose pattern matches `room`, with the pattern's variables."""
@@ -87,23 +217,32 @@ class Registry:
 
     def handler(self, spec: EventSpec) -> Handler:
         """The event's handler with its dependencies and all middleware, as one callable."""
-        if self.dependency_overrides != self._overrides_compiled:
+        handler = self._fixed.get(spec.name)
+        if handler is not None:
+            return handler
+        version = self.overrides.version
+        if version != self._overrides_compiled:
             self._handlers.clear()
-            self._overrides_compiled = dict(self.dependency_overrides)
+            self._overrides_compiled = version
         handler = self._handlers.get(spec.name)
         if handler is None:
             handler = self._handlers[spec.name] = self._compile(spec)
+            if not spec.plan.is_provided:
+                self._fixed[spec.name] = handler
         return handler
 
     def _compile(self, spec: EventSpec) -> Handler:
         plan = spec.plan
-        if self.dependency_overrides:
+        if overrides := self.overrides.current:
             plan = compile_handler(
                 spec.function,
                 connection_type=self._connection_type,
                 caller_locals=spec.caller_locals,
-                overrides=self.dependency_overrides,
+                overrides=overrides,
+                dependencies=spec.dependencies,
+                response_model=spec.response_model,
             )
+            self.wants_scope |= plan.wants_scope
         if not self.middleware:
             return plan.call
         call = plan.call

@@ -72,6 +72,10 @@ class DeclaredRooms:
         """The declaration that applies to `room`, the most specific one; None where none matches."""
         return next((declared for pattern, declared in self._declared if pattern.match(room) is not None), None)
 
+    def may_have(self, pattern: RoomPattern) -> bool:
+        """Whether there may be a room of this pattern: where none is declared, any may be."""
+        return not self._declared or any(pattern.overlaps(declared.pattern) for declared in self._declared)
+
     def declaration(self, room: str) -> Room | None:
         """The declaration that applies to `room`; None where the app declares no rooms.
 

@@ -10,8 +10,8 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
@@ -31,9 +31,9 @@ __all__ = (
     "innermost",
     "is_union",
     "kind_of",
+    "listed",
     "means",
     "read_parameters",
-    "refuse_fastapi",
     "resolve",
 )
 
@@ -165,6 +165,27 @@ def enclosing_locals(func: Any) -> dict[str, Any]:
             names = {**frame.f_locals, **names}
         frame = frame.f_back
     return names
+
+
+def listed(owner: str, dependencies: Sequence[Any]) -> tuple[tuple[Dependency, Scope], ...]:
+    """What ``dependencies=`` of `owner` was given, each with the local names around it.
+
+    Raises `ConfigurationError` for what is no list of ``Depends(…)``.
+    """
+    given: Any = dependencies  # untyped code passes anything
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise ConfigurationError(f"{owner}(dependencies={given!r}) must be a list such as [Depends(signed_in)].")
+    found: list[tuple[Dependency, Scope]] = []
+    for item in given:
+        dependency = Dependency.read(item)
+        call = None if dependency is None else dependency.dependency
+        if dependency is None or call is None:
+            name = getattr(item, "__name__", "signed_in")
+            raise ConfigurationError(f"{owner}(dependencies=[{item!r}]) must be a list such as [Depends({name})].")
+        target = innermost(call)
+        names = enclosing_locals(call) if hasattr(target, "__globals__") else {}
+        found.append((dependency, Scope(names, getattr(target, "__module__", None))))
+    return tuple(found)
 
 
 def read_parameters(call: Any) -> inspect.Signature:
@@ -318,38 +339,4 @@ def dependency_of(argument: Argument, owner: str) -> Dependency | None:
             f"{owner}: parameter {argument.name!r} says Depends() without what to call, and its annotation "
             "is not a class that could be called. Write Depends(the_function)."
         )
-    return Dependency(inner, marker.use_cache)
-
-
-_READ_CONNECTION = "take `conn: Connection` and read conn.headers or conn.query_params"
-_IN_PAYLOAD = "make it a field of the payload's model"
-_FASTAPI_HINTS = {
-    "Request": _READ_CONNECTION,
-    "HTTPConnection": _READ_CONNECTION,
-    "WebSocket": _READ_CONNECTION,
-    "Header": "take `conn: Connection` and read conn.headers",
-    "Cookie": 'take `conn: Connection` and read conn.headers["cookie"]',
-    "Query": "take `conn: Connection` and read conn.query_params",
-    "Path": _IN_PAYLOAD,
-    "Body": _IN_PAYLOAD,
-    "Form": _IN_PAYLOAD,
-    "UploadFile": _IN_PAYLOAD,
-    "Response": "return the reply's payload instead",
-    "BackgroundTasks": "start the work in the handler",
-    "SecurityScopes": "take `conn: Connection` and check conn.identity.scopes",
-}
-
-
-def refuse_fastapi(argument: Argument, owner: str) -> None:
-    """Raise `ConfigurationError` if FastAPI, not SocketSpec, would provide this argument on an HTTP route."""
-    inner, metadata = bare(argument.annotation)
-    options: tuple[Any, ...] = get_args(inner) if is_union(inner) else (inner,)
-    found_types: list[type[Any]] = [type(value) for value in (argument.default, *metadata)]
-    found_types += [option for option in options if isinstance(option, type)]
-    for found in found_types:
-        for cls in found.__mro__:
-            if cls.__name__ in _FASTAPI_HINTS and cls.__module__.partition(".")[0] in ("fastapi", "starlette"):
-                raise ConfigurationError(
-                    f"{owner}: parameter {argument.name!r} wants FastAPI's {cls.__name__}, which is "
-                    f"not available on a WebSocket event; {_FASTAPI_HINTS[cls.__name__]}."
-                )
+    return replace(marker, dependency=inner)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from socketspec.backend.protocols import Broker
-from socketspec.declaration.contracts import Contracts
+from socketspec.declaration.sending import Contracts
 from socketspec.fanout.hub import Hub
-from socketspec.protocol.encoding import encode_payload
 from socketspec.protocol.names import check_outbound
 from socketspec.protocol.publications import History, Publication, Receipt, Topic
 from socketspec.telemetry.counters import Counters
@@ -43,8 +42,7 @@ class Broadcaster:
         what `Broker.publish` raises.
         """
         check_outbound(event)
-        self._contracts.check_broadcast(topic, event, payload)
-        publication = Publication(event=event, payload=encode_payload(payload), exclude=exclude)
+        publication = Publication(event, self._contracts.broadcast(topic, event, payload), exclude)
         if self._feed is not None:
             whom = f"user {topic.name}" if topic.kind == "user" else topic.name
             self._feed.add("broadcast", None, event, publication.payload, whom)

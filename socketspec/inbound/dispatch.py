@@ -18,10 +18,12 @@ from typing import Any, Final, Protocol
 from socketspec.concurrency.cancellation import unless_cancelled
 from socketspec.concurrency.tasks import Tasks
 from socketspec.connection.connection import Connection
+from socketspec.connection.gone import is_disconnect
 from socketspec.connection.hooks import Hooks
 from socketspec.connection.states import State
-from socketspec.declaration.contracts import Contracts
+from socketspec.declaration.refusals import as_event_error
 from socketspec.declaration.registry import EventSpec, Registry
+from socketspec.declaration.sending import Contracts
 from socketspec.errors import (
     BackendError,
     CloseCode,
@@ -35,7 +37,7 @@ from socketspec.errors import (
 from socketspec.inbound.limiter import Limiter
 from socketspec.inbound.protocol_events import ProtocolEvents
 from socketspec.protocol.decoding import Envelope, decode
-from socketspec.protocol.encoding import Message, encode_payload
+from socketspec.protocol.encoding import Message
 from socketspec.protocol.formats import Format
 from socketspec.protocol.names import CLIENT_EVENTS, is_reserved
 from socketspec.telemetry.context import Requests, current_request, log_context
@@ -217,7 +219,8 @@ class Dispatcher:
             payload = spec.plan.payload.validate(envelope.payload) if spec.plan.payload is not None else None
         except EventError as error:
             self._counters.count_event(spec.name, "invalid")
-            return self._refused(conn, envelope.event, envelope.id, error)
+            conn.send_error(error, event=envelope.event, id=envelope.id)
+            return None
         except Exception as error:
             self._counters.count_event(spec.name, "error")
             # A validator of the user's raised something that Pydantic does not take for a refusal.
@@ -276,8 +279,7 @@ class Dispatcher:
         namespace, request = self._requests.namespace, self._requests.id(number)
         with tracing.handling(namespace, spec.name, conn.id, request) as handling:
             error = await self._handle(conn, spec, payload, id, number)
-            outcome = "ok" if error is None else "refused" if isinstance(error, EventError) else "error"
-            handling.ended(outcome, error)
+            handling.ended("ok" if error is None else _outcome(error), error)
 
     async def _handle(
         self, conn: Connection, spec: EventSpec, payload: Any, id: str | int | None, number: int
@@ -293,17 +295,18 @@ class Dispatcher:
             else:
                 result = await self._call(conn, spec, payload)
             if id is not None or result is not None:
-                conn.send(Message("__ack__", encode_payload(result), id=id))
-        except EventError as error:
-            outcome = "refused"
-            failed = self._refused(conn, spec.name, id, error, number)
-            if failed is not None:
-                await failed
-            return error
+                conn.send(Message("__ack__", spec.encode_reply(result), id=id))
+            elif spec.always_replies:
+                spec.encode_reply(result)  # raises
         except Exception as error:
-            outcome = "error"
-            await self._failed(conn, spec.name, id, error, number)
-            return error
+            refusal = as_event_error(error)
+            if refusal is None:
+                outcome = _outcome(error)
+                await self._failed(conn, spec.name, id, error, number)
+                return error
+            outcome = "refused"
+            conn.send_error(refusal, event=spec.name, id=id, number=number)
+            return refusal
         finally:
             self._counters.count_handled(spec.name, outcome, self._now() - began)
             conn.handled()
@@ -311,25 +314,22 @@ class Dispatcher:
 
     async def _call(self, conn: Connection, spec: EventSpec, payload: Any) -> Any:
         handler = self._registry.handler(spec)
-        if not self._contracts.strict:
+        if not self._contracts.strict and not spec.contract_binds:
             return await unless_cancelled(handler(conn, payload))
         with self._contracts.handling(spec.contract):
             return await unless_cancelled(handler(conn, payload))
 
-    def _refused(
-        self, conn: Connection, event: str, id: str | int | None, error: EventError, number: int = 0
-    ) -> Pending | None:
-        number = number or next(self._requests.numbers)
-        try:
-            conn.send_error(error, event=event, id=id, number=number)
-        except TypeError as cause:  # its text or details, which are the user's, cannot be encoded
-            return self._failed(conn, event, id, cause, number)
-        return None
-
     async def _failed(
         self, conn: Connection, event: str | None, id: str | int | None, error: Exception, number: int = 0
     ) -> None:
-        """Log a handler's failure, tell the client a request id and nothing else, and call the `on_error` hooks."""
+        """Log a handler's failure, tell the client a request id and nothing else, and call the `on_error` hooks.
+
+        That a connection has gone is no failure: then only its client, if it is another's that has, gets an answer.
+        """
+        if is_disconnect(error):
+            gone = EventError("The connection that this was for has gone.", details={"reason": "disconnected"})
+            conn.send_error(gone, event=event, id=id, number=number)
+            return
         number = number or next(self._requests.numbers)
         with log_context(conn.id, self._requests, event, number):
             self._report(conn, event, id, error, number)
@@ -354,6 +354,13 @@ class Dispatcher:
             id=id,
             number=number,
         )
+
+
+def _outcome(error: Exception) -> str:
+    """What became of an event whose handler raised `error`, for metrics and spans."""
+    if isinstance(error, EventError):
+        return "refused"
+    return "disconnected" if is_disconnect(error) else "error"
 
 
 def _is_larger(data: str | bytes, limit: int) -> bool:

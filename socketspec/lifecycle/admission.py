@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
+from socketspec.declaration.refusals import as_event_error, status_of
+from socketspec.declaration.registry import Hook
+from socketspec.declaration.resources import Arrival, Resources
 from socketspec.errors import AuthError, BackendError, CloseCode, ErrorCode, EventError
 from socketspec.identity import ANONYMOUS, Identity
 from socketspec.lifecycle.drain import Drain
 from socketspec.protocol.formats import Format, negotiate
 from socketspec.protocol.handshake import Handshake
 from socketspec.protocol.names import check_user_id
+from socketspec.security._providing import provider
 from socketspec.security.auth import AuthBackend, NoCredentials, authenticate
 from socketspec.security.origins import OriginPolicy
 from socketspec.session.config import Session
@@ -45,6 +50,21 @@ class Admission:
     """Just before the backend was asked what is revoked, on the event loop's clock."""
     error: EventError | None = None
     """Accept, send this error, and close with its `refusal_code`."""
+    resources: Resources | None = None
+    """What the handshake's dependencies keep for the connection that is to come."""
+    cause: Exception | None = None
+    """What a dependency of the handshake raised, which refuses it."""
+
+    def followed_by(self, ended: Callable[[], None]) -> Admission:
+        """The same; `ended` is called when the connection to come has ended and all that it kept is closed."""
+        resources = Resources() if self.resources is None else self.resources
+        resources.ended = ended
+        return replace(self, resources=resources)
+
+    async def abandon(self) -> None:
+        """Close what is kept for a connection that did not come about. Nothing happens where it did."""
+        if self.resources is not None and not self.resources.owned and not self.resources.closed:
+            await self.resources.close()
 
 
 def refusal_code(error: EventError) -> CloseCode:
@@ -61,12 +81,14 @@ class Admissions:
         self,
         origins: OriginPolicy,
         auth: tuple[AuthBackend, ...],
+        auth_hooks: Mapping[int, Hook],
         lookup: SessionLookup,
         drain: Drain,
         now: Callable[[], float],
     ) -> None:
         self._origins = origins
         self._auth = auth
+        self._auth_hooks = auth_hooks
         self._waits_for_credentials = any(getattr(backend, "first_message", False) for backend in auth)
         self._lookup = lookup
         self._drain = drain
@@ -77,16 +99,28 @@ class Admissions:
         """Whether this app authenticates clients, so that a token means something to it."""
         return bool(self._auth)
 
-    async def admit(self, handshake: Handshake, connection: str) -> Admission:
-        """Decide about an opening handshake; `connection` is the id of the connection that comes of it."""
+    async def admit(
+        self, handshake: Handshake, connection: str, dependencies: Hook | None, arrival: Arrival | None = None
+    ) -> Admission:
+        """Decide about an opening handshake; `connection` is the id of the connection that comes of it.
+
+        `dependencies`, given an `Arrival`, run after the check of the origin; what they raise refuses the client. With
+        an `arrival` they have run.
+        """
         if self._drain.stopping:
             return Admission(connection=connection, refusal=(503, "This node is stopping; connect again."))
         if not self._origins.allows(handshake.headers):
             return Admission(connection=connection, refusal=(403, "This origin is not allowed."))
+        if dependencies is not None:
+            return await self._guarded(handshake, connection, dependencies)
         subprotocol, format = negotiate(handshake.subprotocols)
-        admit = partial(Admission, connection=connection, subprotocol=subprotocol, format=format)
+        resources = None if arrival is None else arrival.resources
+        admit = partial(Admission, connection=connection, subprotocol=subprotocol, format=format, resources=resources)
         try:
-            identity = await self.authenticate(handshake) if self._auth else ANONYMOUS
+            if arrival is not None:
+                identity = await arrival.identity()
+            else:
+                identity = await self.authenticate(handshake) if self._auth else ANONYMOUS
             checked_at = self._now()
             session = await self._lookup.open(identity, handshake.query_params.get("session"))
         except NoCredentials as error:
@@ -98,9 +132,72 @@ class Admissions:
             return Admission(connection=connection, refusal=UNAVAILABLE)
         return admit(identity=identity, session=session, checked_at=checked_at)
 
+    async def _guarded(self, handshake: Handshake, connection: str, dependencies: Hook) -> Admission:
+        arrival = Arrival(handshake, partial(self._identity, handshake))
+        try:
+            await dependencies(arrival)
+            admission = await self.admit(handshake, connection, None, arrival)
+        except BaseException as error:
+            try:
+                if arrival.resources is not None:
+                    await arrival.resources.close(error)
+            except Exception as replaced:  # a dependency raised another error, or its clean-up failed
+                return self._turned_away(replaced, handshake, connection)
+            if not isinstance(error, Exception):
+                raise
+            return self._turned_away(error, handshake, connection)
+        if admission.refusal is not None and arrival.resources is not None:
+            await arrival.resources.close()
+        return admission
+
+    def _turned_away(self, error: Exception, handshake: Handshake, connection: str) -> Admission:
+        if isinstance(error, AuthError):  # the client's credentials, which a dependency asked for
+            subprotocol, format = negotiate(handshake.subprotocols)
+            return Admission(connection=connection, subprotocol=subprotocol, format=format, identity=None, error=error)
+        if isinstance(error, BackendError):
+            logger.error("Refused a connection with HTTP 503: %s", error)
+            return Admission(connection=connection, refusal=UNAVAILABLE)
+        refusal = as_event_error(error)
+        if refusal is None and status_of(error) == 500:
+            logger.error("A dependency of the handshake failed", exc_info=error)
+        text = "The server failed." if refusal is None else refusal.message
+        return Admission(connection=connection, refusal=(status_of(error), text), cause=error)
+
+    def _provide(self, arrival: Arrival, owner: object, function: Callable[..., Any]) -> Callable[..., Any]:
+        hook = self._auth_hooks.get(id(owner))
+        if hook is None:
+            return function
+
+        async def call(*passed: Any) -> Any:
+            try:
+                return await hook(arrival, *passed)
+            except Exception as error:
+                refusal = as_event_error(error)
+                if refusal is None or isinstance(refusal, AuthError):
+                    raise
+                raise AuthError(refusal.message, details=refusal.details) from error  # a dependency's HTTPException
+
+        return call
+
+    async def _identity(self, handshake: Handshake) -> Identity:
+        return await self.authenticate(handshake) if self._auth else ANONYMOUS
+
+    async def identify(self, handshake: Handshake) -> Identity:
+        """Who sends a request that becomes no connection. Raises `AuthError`, `Revoked` and `BackendError`."""
+        identity = await self._identity(handshake)
+        await self._lookup.check(identity, None)
+        return identity
+
     async def authenticate(self, handshake: Handshake) -> Identity:
         """Who the client is. Raises `AuthError`."""
-        identity = await authenticate(self._auth, handshake)
+        if not self._auth_hooks:
+            identity = await authenticate(self._auth, handshake)
+        else:
+            token = provider.set(partial(self._provide, Arrival(handshake, partial(self.authenticate, handshake))))
+            try:
+                identity = await authenticate(self._auth, handshake)
+            finally:
+                provider.reset(token)
         if identity.user_id is not None:
             try:
                 check_user_id(identity.user_id)

@@ -124,9 +124,13 @@ class Closing:
             if conn.welcomed:
                 await self._hooks.run_final(self._registry.on_disconnect, conn, conn.close_reason)
         finally:
-            self._directory.remove(conn)
-            self._under_way.pop(conn, None)
-            self._counters.count_closed(conn.close_reason)
+            try:
+                if conn.resources is not None:
+                    await self._hooks.release(conn)
+            finally:
+                self._directory.remove(conn)
+                self._under_way.pop(conn, None)
+                self._counters.count_closed(conn.close_reason)
 
     async def _leave(self, conn: Connection, what: str, leaving: Coroutine[Any, Any, None]) -> None:
         try:

@@ -9,12 +9,14 @@ from typing import Any
 from socketspec.concurrency.cancellation import unless_cancelled
 from socketspec.concurrency.timing_wheel import TimingWheel
 from socketspec.connection.connection import Connection
+from socketspec.connection.gone import is_disconnect
 from socketspec.connection.hooks import Hooks
 from socketspec.connection.sender import Sender
 from socketspec.connection.states import State
 from socketspec.connection.transport import Transport
+from socketspec.declaration.refusals import as_event_error
 from socketspec.declaration.registry import Registry
-from socketspec.errors import BackendError, CloseCode, ErrorCode, EventError, PermissionDenied
+from socketspec.errors import BackendError, CloseCode, ErrorCode, PermissionDenied
 from socketspec.fanout.hub import Hub
 from socketspec.identity import Identity
 from socketspec.lifecycle.admission import Admission, refusal_code
@@ -90,8 +92,18 @@ class Opening:
             state=State.AUTHENTICATING if waiting else State.OPENING,
             id=admission.connection,
         )
+        if admission.resources is not None:
+            conn.resources, admission.resources.owned = admission.resources, True
         self._directory.add(conn)
-        transport.on_slow = partial(conn.close, CloseCode.SLOW_CONSUMER)
+        try:
+            await self._begin(conn, admission, session)
+        except BaseException:  # cancelled: the adapter never gets the connection, so nobody else cleans up
+            await self._closing.closed(conn, 1006)
+            raise
+        return conn
+
+    async def _begin(self, conn: Connection, admission: Admission, session: Session) -> None:
+        conn.transport.on_slow = partial(conn.close, CloseCode.SLOW_CONSUMER)
         if self._drain.stopping:
             conn.close(CloseCode.SERVICE_RESTART)
         elif admission.error is not None:
@@ -99,12 +111,7 @@ class Opening:
         elif admission.identity is None:
             self._wheel.schedule(conn, self._sender.now() + self._auth_timeout)
         else:
-            try:
-                await self._let_in(conn, admission.identity, session, admission.checked_at)
-            except BaseException:  # cancelled: the adapter never gets the connection, so nobody else cleans up
-                await self._closing.closed(conn, 1006)
-                raise
-        return conn
+            await self._let_in(conn, admission.identity, session, admission.checked_at)
 
     def _clock(self, format: Format, transport: Transport) -> SessionClock:
         interval = self._config.heartbeat_interval
@@ -152,14 +159,17 @@ class Opening:
             for hook in self._registry.on_connect:
                 await unless_cancelled(hook(conn))
                 completed += 1
-        except EventError as error:
-            conn.welcomed = completed > 0
-            is_auth = error.code in (ErrorCode.AUTH_ERROR, ErrorCode.PERMISSION_ERROR)
-            code = CloseCode.AUTH_FAILED if is_auth else CloseCode.DISCONNECTED
-            conn.close(code, f"refused: {error.code.lower()}", error=error)
         except Exception as error:
+            if is_disconnect(error) and not conn.is_open:
+                return  # the client left meanwhile; what the hook had set up by then, `on_disconnect` takes down
             conn.welcomed = completed > 0
-            await self._hook_failed(conn, error)
+            refusal = as_event_error(error)
+            if refusal is None:
+                await self._hook_failed(conn, error)
+            else:
+                is_auth = refusal is not error or refusal.code in (ErrorCode.AUTH_ERROR, ErrorCode.PERMISSION_ERROR)
+                code = CloseCode.AUTH_FAILED if is_auth else CloseCode.DISCONNECTED
+                conn.close(code, f"refused: {refusal.code.lower()}", error=refusal)
         if conn.state is State.OPENING:
             conn.move(State.OPEN)
             if conn.user_topic is not None:

@@ -106,7 +106,9 @@ class LeaveHooks:
         try:
             while self._waiting:
                 room, member, taken = self._waiting.popleft()
-                await self._hooks.run_final(self._registry.on_room_leave, self._stand_in(room, member), room)
+                stand_in = self._stand_in(room, member)
+                await self._hooks.run_final(self._registry.on_room_leave, stand_in, room)
+                await self._hooks.release(stand_in)
                 taken.one_is_through()
         finally:
             self._workers -= 1

@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager
 
 from socketspec.connection.connection import Connection
 from socketspec.connection.hooks import Hooks
+from socketspec.declaration.refusals import as_event_error
 from socketspec.declaration.registry import Guard, Registry
 from socketspec.declaration.rooms import DeclaredRooms, Room
-from socketspec.errors import EventError, PermissionDenied
+from socketspec.errors import EventError, PermissionDenied, RoomNotFound
 from socketspec.fanout.hub import Hub
 from socketspec.membership.topics import Topics
 from socketspec.protocol.encoding import Write
@@ -109,7 +110,10 @@ class RoomMembership:
     async def _check_guards(self, conn: Connection, room: str, guards: _Guards) -> None:
         with self._hooks.log_context(conn):
             for guard, variables in guards:
-                if not await _allows(guard, conn, variables):
+                values = guard.variables.converted(variables)
+                if values is None:
+                    raise RoomNotFound(f"There is no room {room!r}.", details={"room": room})
+                if not await _allows(guard, conn, values):
                     raise PermissionDenied(f"You may not join {room!r}.", details={"reason": "guard", "room": room})
 
     async def _enter(self, conn: Connection, room: str, limit: int | None, write: Write) -> None:
@@ -158,8 +162,14 @@ class RoomMembership:
             done.set()
 
 
-async def _allows(guard: Guard, conn: Connection, variables: dict[str, str]) -> bool:
-    verdict = await guard.function(conn, **variables)
+async def _allows(guard: Guard, conn: Connection, values: Sequence[object]) -> bool:
+    try:
+        verdict = await guard.function(conn, *values)
+    except Exception as error:
+        refusal = as_event_error(error)
+        if refusal is None or refusal is error:
+            raise
+        raise refusal from error
     if not isinstance(verdict, bool):
         raise TypeError(
             f"the room guard for {guard.pattern.source!r} must return True or False, not {type(verdict).__name__}"

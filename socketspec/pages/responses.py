@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any, Final
 
+from socketspec.pages.json_values import finite
 from socketspec.protocol.handshake import QueryParams
 
 __all__ = ("Page", "Response", "asset", "json_response", "page")
@@ -45,7 +46,7 @@ Page = Callable[[QueryParams], Awaitable[Response]]
 
 def json_response(value: Any, status: int = 200) -> Response:
     """`value` as JSON; what JSON cannot express is written as `str` shows it."""
-    return Response(status, json.dumps(value, default=str).encode())
+    return Response(status, json.dumps(finite(value), default=str, allow_nan=False).encode())
 
 
 def page(name: str, url: str) -> Page:

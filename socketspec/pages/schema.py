@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from types import NoneType
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
-from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter
-
+from socketspec.declaration.declared_errors import DeclaredError
+from socketspec.declaration.outbound import OutboundType
 from socketspec.declaration.payloads import PayloadType
 from socketspec.declaration.registry import EventSpec, Registry
 from socketspec.declaration.rooms import Room
-from socketspec.errors import CLOSE_CODES, ERROR_CODES
+from socketspec.errors import CLOSE_CODES, ERROR_CODES, ConfigurationError
+from socketspec.pages.json_values import finite
 from socketspec.protocol.formats import SUBPROTOCOLS
 from socketspec.protocol.names import CLIENT_EVENTS, RESERVED_EVENTS
 
 __all__ = ("build_schema",)
+
+
+BUILT_IN: Final = frozenset(code.value for code in ERROR_CODES)
 
 
 class Described(Protocol):
@@ -48,6 +51,16 @@ def build_schema(
         "max_payload_items": settings.max_payload_items,
         "authentication": [type(backend).__name__ for backend in settings.auth],
         "events": [_event(spec) for spec in registry.events.values()],
+        "sent_events": [
+            {
+                "event": event.name,
+                "room": event.room,
+                "description": event.description,
+                "tags": list(event.tags),
+                "payload": _sent(event.declared.model),
+            }
+            for event in registry.typed_events.values()
+        ],
         "rooms": [
             {
                 "name": room.name,
@@ -60,7 +73,10 @@ def build_schema(
         ],
         "reserved_events": sorted(RESERVED_EVENTS),
         "client_events": sorted(CLIENT_EVENTS),
-        "errors": [{"code": code.value, "meaning": meaning} for code, meaning in ERROR_CODES.items()],
+        "errors": [
+            *({"code": code.value, "meaning": meaning} for code, meaning in ERROR_CODES.items()),
+            *(_error(error) for code, error in registry.errors.by_code.items() if code not in BUILT_IN),
+        ],
         "close_codes": [
             {"code": code.value, "reason": info.reason, "issued_when": info.issued_when, "reconnect": info.reconnect}
             for code, info in CLOSE_CODES.items()
@@ -75,28 +91,42 @@ def _event(spec: EventSpec) -> dict[str, Any]:
         "tags": list(spec.tags),
         "deprecated": spec.deprecated,
         "ordered": spec.ordered,
-        "payload": spec.plan.payload.json_schema() if spec.plan.payload is not None else None,
-        "ack": _reply(spec.plan.returns),
+        "payload": _tidy(spec.plan.payload) if spec.plan.payload is not None else None,
+        "ack": _reply(spec.plan.reply),
+        "errors": [_error(error) for error in spec.errors],
         "emits": [
-            {"event": item.event, "description": item.description, "payload": _model(item.model)}
+            {"event": item.event, "description": item.description, "payload": _sent(item.model)}
             for item in spec.contract.emits or ()
         ],
         "broadcasts": [
-            {"event": item.event, "room": item.room, "description": item.description, "payload": _model(item.model)}
+            {
+                "event": item.event,
+                "room": None if item.room is None else item.room.source,
+                "description": item.description,
+                "payload": _sent(item.model),
+            }
             for item in spec.contract.broadcasts or ()
         ],
     }
 
 
-def _model(model: Any) -> dict[str, Any] | None:
-    return None if model is None else PayloadType(model).json_schema("serialization")
+def _error(error: DeclaredError) -> dict[str, Any]:
+    return {"code": error.code, "meaning": error.description, "details": _sent(error.details)}
 
 
-def _reply(returns: Any) -> dict[str, Any] | None:
-    """The schema of a return annotation; None where it says nothing that Pydantic understands."""
-    if returns in (None, NoneType, Any):
-        return None
+def _sent(model: OutboundType | None) -> dict[str, Any] | None:
+    return None if model is None else _tidy(model)
+
+
+def _reply(reply: OutboundType | None) -> dict[str, Any] | None:
+    """The schema of a handler's replies; None where nothing is declared, or that there are none."""
+    return None if reply is None or reply.is_nothing else _tidy(reply)
+
+
+def _tidy(model: PayloadType | OutboundType) -> dict[str, Any]:
+    """A model's JSON Schema, as JSON can carry it; one that has none says so in its place."""
     try:
-        return TypeAdapter(returns).json_schema(mode="serialization")
-    except (PydanticSchemaGenerationError, PydanticUserError):
-        return None
+        schema: dict[str, Any] = finite(model.json_schema())
+    except ConfigurationError as error:
+        return {"description": f"{error}"}
+    return schema

@@ -12,12 +12,18 @@ from pydantic_core import PydanticSerializationError, SchemaValidator, core_sche
 from socketspec.protocol.formats import MAX_DEPTH, Format
 from socketspec.protocol.publications import Position
 
-__all__ = ("Message", "Span", "Write", "encode_payload", "is_payload")
+__all__ = ("Encoded", "Message", "Span", "Write", "check_encoded", "encode_payload", "is_payload")
 
 _LONG_NUMBER: Final = re.compile(rb"(?<!\d)\d{4300}")
 """Digits that may be a number longer than parsers read. It can begin only where digits begin: else a text of 4,299
 digits again and again, which a client may have sent, would be read from each of them.
 """
+
+
+class Encoded(bytes):
+    """A payload that has been encoded already, by the type that was declared for it."""
+
+    __slots__ = ()
 
 
 def encode_payload(value: object) -> bytes:
@@ -34,10 +40,18 @@ def encode_payload(value: object) -> bytes:
     except (PydanticSerializationError, UnicodeError, RecursionError, ValueError) as error:
         raise TypeError(f"Cannot send this payload: {error}") from error
     if not encoded.startswith(b"{"):
-        raise TypeError(
-            f"A payload must be an object (a model, dataclass or dict), not {type(value).__name__}; "
-            'wrap it, for example {"items": [...]}.'
-        )
+        if isinstance(value, Encoded):
+            return value
+        raise _no_object(value)
+    if encoded.count(b"{") + encoded.count(b"[") >= MAX_DEPTH or len(encoded) > 4300:
+        check_encoded(encoded, value)
+    return encoded
+
+
+def check_encoded(encoded: bytes, value: object) -> bytes:
+    """Return `encoded`, made of `value`, if it can be a payload. Raises `TypeError` if not."""
+    if not encoded.startswith(b"{"):
+        raise _no_object(value)
     # The encoder writes deeper nesting and longer integers than parsers read. Only a payload that could have them is
     # parsed to find out.
     if encoded.count(b"{") + encoded.count(b"[") >= MAX_DEPTH or (
@@ -45,6 +59,13 @@ def encode_payload(value: object) -> bytes:
     ):
         _check_readable(encoded)
     return encoded
+
+
+def _no_object(value: object) -> TypeError:
+    return TypeError(
+        f"A payload must be an object (a model, dataclass or dict), not {type(value).__name__}; "
+        'wrap it, for example {"items": [...]}.'
+    )
 
 
 def _check_readable(encoded: bytes) -> None:

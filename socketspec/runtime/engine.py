@@ -21,11 +21,12 @@ from socketspec.connection.hooks import Hooks
 from socketspec.connection.sender import Sender
 from socketspec.connection.transport import Transport
 from socketspec.connection.waiting import Waiting
-from socketspec.declaration.contracts import Contracts
-from socketspec.declaration.registry import Registry
+from socketspec.declaration.registry import Hook, Registry
 from socketspec.declaration.rooms import DeclaredRooms
+from socketspec.declaration.sending import Contracts
 from socketspec.fanout.broadcaster import Broadcaster
 from socketspec.fanout.hub import Hub
+from socketspec.identity import Identity
 from socketspec.inbound.catching_up import CatchingUp
 from socketspec.inbound.dispatch import Dispatcher, InboundLimits, Receive
 from socketspec.inbound.limiter import Limiter
@@ -72,7 +73,7 @@ class Engine:
         self.counters: Counters = Counters()
         self.waiting: Waiting = Waiting(settings.max_node_buffer, now)
         self.requests: Requests = Requests(namespace)
-        self.contracts: Contracts = Contracts(strict=settings.strict)
+        self.contracts: Contracts = Contracts(registry.sends, strict=settings.strict)
         self.feed: DebugFeed | None = DebugFeed() if settings.debug else None
         self.tasks: Tasks = Tasks()
         self.handlers: Tasks = Tasks()
@@ -108,7 +109,7 @@ class Engine:
         )  # fmt: skip
         lookup = SessionLookup(namespace, session, backend.sessions)
         credentials = Credentials(lookup, self.directory, self.orders, self._wheel, now)
-        self._admissions = Admissions(settings.origins, settings.auth, lookup, self._drain, now)
+        self._admissions = Admissions(settings.origins, settings.auth, registry.auth, lookup, self._drain, now)
         self._opening = Opening(
             backend.node, self.everybody, sender, self.directory, self._wheel, self.hub, users, hooks, registry,
             lookup, credentials, self._closing, self._drain, config=session, auth_timeout=settings.auth_timeout,
@@ -134,6 +135,7 @@ class Engine:
         """Takes one message; await what it returns before reading on."""
         self.oversized: Callable[[Connection], None] = dispatcher.oversized
         """A message was larger than the adapter reads: close with 1009 where this has not closed the connection."""
+        self._at_handshake: Hook | None = registry.at_handshake("SocketApp")
         self._ending: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -198,14 +200,18 @@ class Engine:
             self._leased.unwatch(self.settings.namespace, self.orders.displaced)
         await self.backend.stop(self.settings.namespace, self.deliver)
 
-    async def admit(self, handshake: Handshake) -> Admission:
-        """Decide about an opening handshake."""
+    async def admit(self, handshake: Handshake, dependencies: Hook | None = None) -> Admission:
+        """Decide about an opening handshake, after its `dependencies` have run; None: those of the app."""
         id = connection_id()  # made here already, so that log records of the handshake carry it as well
         with log_context(id, self.requests):
-            admission = await self._admissions.admit(handshake, id)
+            admission = await self._admissions.admit(handshake, id, dependencies or self._at_handshake)
         if admission.refusal is not None:
             self.counters.count_refused(admission.refusal[0])
         return admission
+
+    async def identify(self, handshake: Handshake) -> Identity:
+        """Who sends this, by the app's auth backends, unless revoked. Raises `AuthError` and `BackendError`."""
+        return await self._admissions.identify(handshake)
 
     async def open(self, admission: Admission, handshake: Handshake, transport: Transport) -> Connection:
         """Make the connection of an accepted handshake and run the `on_connect` hooks."""

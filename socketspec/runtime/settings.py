@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any, Final, Literal, get_args
 from socketspec.connection.outbox import Backpressure
 from socketspec.errors import ConfigurationError
 from socketspec.protocol.names import check_namespace
-from socketspec.security.auth import AuthBackend
+from socketspec.security.auth import Auth, AuthBackend
 from socketspec.security.origins import OriginPolicy
 from socketspec.security.ratelimit import RateLimit
 from socketspec.session.config import SessionConfig
@@ -75,11 +76,24 @@ class Settings:
         return min(MAX_FIRST_MESSAGE, self.max_payload_size)
 
 
-def auth_backends(auth: AuthBackend | Sequence[AuthBackend] | None) -> tuple[AuthBackend, ...]:
+class _Function:
+    """An auth backend that is a function: ``async def authenticate(handshake)``."""
+
+    def __init__(self, authenticate: Any) -> None:
+        self.authenticate = authenticate
+
+    def __repr__(self) -> str:
+        return repr(self.authenticate)
+
+
+def auth_backends(auth: Auth | Sequence[Auth] | None) -> tuple[AuthBackend, ...]:
     """`auth` as a tuple of auth backends; none for None. Raises `ConfigurationError` for anything else."""
     if auth is None:
         return ()
-    backends = tuple(auth) if isinstance(auth, Sequence) else (auth,)
+    given: Any = tuple(auth) if isinstance(auth, Sequence) else (auth,)
+    backends: tuple[AuthBackend, ...] = tuple(
+        _Function(backend) if inspect.isroutine(backend) else backend for backend in given
+    )
     if not backends:
         raise ConfigurationError(
             "auth=[] names no auth backend, so everybody could connect; pass one, or auth=None if that is meant."
@@ -88,7 +102,7 @@ def auth_backends(auth: AuthBackend | Sequence[AuthBackend] | None) -> tuple[Aut
         if isinstance(backend, type) or not callable(getattr(backend, "authenticate", None)):
             raise ConfigurationError(
                 f"auth={backend!r} is not an auth backend; pass JWTAuth(…), APIKeyAuth(…) or an object with "
-                "async def authenticate(self, handshake)."
+                "async def authenticate(self, handshake), or such a function."
             )
     return backends
 

@@ -12,12 +12,13 @@ from typing import cast
 from socketspec.errors import AuthError, ConfigurationError
 from socketspec.identity import Identity
 from socketspec.protocol.handshake import Handshake
+from socketspec.security._providing import provided
 from socketspec.security._refusal import refused, unavailable
 from socketspec.security.secret_names import hide_in_logs
 
 __all__ = ("APIKeyAuth",)
 
-KeyLookup = Callable[[str], Awaitable[Identity | None]]
+KeyLookup = Callable[..., Awaitable[Identity | None]]
 
 _INVALID = "The API key is not valid."
 _MAX_KEY = 1024
@@ -27,12 +28,14 @@ class APIKeyAuth:
     """Authenticates clients by a key they were given.
 
     `valid_keys` is a collection of keys, a mapping of keys to identities, or an async callable that gets the key and
-    returns its identity or None. Keys from a collection get the identity ``key:`` and 16 hex digits of the key's
+    returns its identity or None; it may ask for dependencies. Keys from a collection get the identity ``key:`` and 16
+    hex digits of the key's
     SHA-256: it tells keys apart without giving them away.
 
     The key is taken from the header, then the query parameter (None turns either off; keys in URLs end up in access
-    logs), then the subprotocol ``socketspec.bearer.<key>``. A key that came by message is the only one looked at.
-    `first_message` lets a client that brought no credentials send ``__refresh_auth__ {"token": key}`` first.
+    logs), then the subprotocol ``socketspec.bearer.<key>``, where characters that no subprotocol may have, such as
+    ``/`` and ``=``, are percent-encoded. A key that came by message is the only one looked at. `first_message` lets a
+    client that brought no credentials send ``__refresh_auth__ {"token": key}`` first.
 
     The keys themselves are not kept. Raises `ConfigurationError` for keys that cannot work.
     """
@@ -79,6 +82,11 @@ class APIKeyAuth:
             raise refused(_INVALID, "an unknown API key")
         return found
 
+    @property
+    def factory(self) -> KeyLookup | None:
+        """The callable that `valid_keys` is, if it is one."""
+        return self._lookup
+
     def presented(self, handshake: Handshake) -> str | None:
         """The key that is looked at; None where the handshake has none."""
         if handshake.token is not None:
@@ -105,7 +113,7 @@ class APIKeyAuth:
 
     async def _ask(self, lookup: KeyLookup, key: str) -> Identity | None:
         try:
-            answer = cast("object", lookup(key))
+            answer = cast("object", provided(lookup, lookup)(key))
             if inspect.isawaitable(answer):
                 answer = cast("object", await answer)
             if not isinstance(answer, Identity | None):

@@ -11,9 +11,10 @@ from typing import Any, cast
 from socketspec.errors import AuthError
 from socketspec.identity import Identity
 from socketspec.security._jwt import INVALID
+from socketspec.security._providing import provided
 from socketspec.security._refusal import refused, unavailable
 
-IdentityFactory = Callable[[Mapping[str, Any]], Identity | Awaitable[Identity | None] | None]
+IdentityFactory = Callable[..., Identity | Awaitable[Identity | None] | None]
 """Your own way from claims to an identity. None, or an `AuthError`, refuses the token."""
 
 
@@ -52,7 +53,7 @@ class ClaimMap:
 
     async def _call(self, factory: IdentityFactory, claims: Mapping[str, Any]) -> Identity:
         try:
-            made = cast("object", factory(claims))
+            made = cast("object", provided(factory, factory)(claims))
             if inspect.isawaitable(made):
                 made = cast("object", await made)
             if not isinstance(made, Identity | None):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import http.client
 import ipaddress
 import os
+import re
 import socket
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from http.client import HTTPMessage, HTTPResponse
+from importlib.metadata import PackageNotFoundError, version
 from typing import IO, Final, cast
 from urllib.parse import urlsplit
 
@@ -116,12 +118,14 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def fetcher(url: str, *, allow_http: bool) -> Fetch:
-    """What reads the document at `url`. Raises `ConfigurationError` for a URL that keys must not come from."""
+def fetcher(url: str, *, allow_http: bool, headers: Mapping[str, str] | None = None) -> Fetch:
+    """What reads the document at `url`. Raises `ConfigurationError` for a URL that keys must not come from, and for
+    headers that cannot be sent.
+    """
     loopback = _check_url(url, allow_http=allow_http)
     # Plain http to this machine must stay on it.
     direct: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})] if loopback else []
-    request = urllib.request.Request(url, headers={"Accept": "application/json"})  # noqa: S310 - _check_url saw it
+    request = urllib.request.Request(url, headers=_headers(headers or {}))  # noqa: S310 - _check_url saw it
 
     def fetch() -> bytes:
         document = b""
@@ -136,6 +140,29 @@ def fetcher(url: str, *, allow_http: bool) -> Fetch:
             return document
 
     return fetch
+
+
+def _headers(theirs: Mapping[str, str]) -> dict[str, str]:
+    """What a request has; web firewalls refuse urllib's own User-Agent."""
+    for name, value in theirs.items():
+        if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):  # RFC 9110 sections 5.1 and 5.5
+            raise ConfigurationError(
+                f"JWTAuth: headers has {name!r}, whose name or value cannot be sent: pass ASCII text without line ends."
+            )
+    ours = {"Accept": "application/json", "User-Agent": f"socketspec/{_version()}"}
+    named = {name.title() for name in theirs}
+    return {**{name: value for name, value in ours.items() if name not in named}, **theirs}
+
+
+def _version() -> str:
+    try:
+        return version("socketspec")
+    except PackageNotFoundError:  # run from a folder that was never installed
+        return "0"
+
+
+_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_VALUE: Final = re.compile(r"[ -~]*")
 
 
 def _read(opener: urllib.request.OpenerDirector, request: urllib.request.Request) -> bytes:

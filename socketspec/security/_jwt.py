@@ -23,6 +23,9 @@ INVALID = "The token is not valid."
 _MAX_TOKEN = 16384
 """Characters; more does not fit into the headers of most servers anyway."""
 _MAX_LEEWAY = 60.0
+IAT_LEEWAY = 10.0
+"""Seconds that an issuer's clock may always be ahead: ``iat`` only says when (RFC 7519 section 4.1.6), and a token that
+was made this moment must not be refused for it."""
 _END_OF_TIME = 253402300800.0
 """The year 10000 in seconds. Later is no time a token means: milliseconds, an overflow, an attack."""
 _ACCESS_TOKENS = ("at+jwt", "application/at+jwt")
@@ -83,7 +86,8 @@ class ClaimRules:
             raise refused("The token has no expiry time (exp).", "no exp claim; require_exp=False would accept it")
         if expires is not None and now >= expires + self.leeway:
             raise refused("The token has expired.", "expired")
-        if any(start is not None and now < start - self.leeway for start in (begins, issued)):
+        early = begins is not None and now < begins - self.leeway
+        if early or (issued is not None and now < issued - max(self.leeway, IAT_LEEWAY)):
             raise refused("The token is not valid yet.", "nbf or iat is in the future; leeway= allows for clock skew")
         if self.issuer is not None and claims.get("iss") != self.issuer:
             raise refused(INVALID, "another issuer (iss)")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import jwt
 
 from socketspec.errors import ConfigurationError
+from socketspec.extras import install
 
 has_cryptography = find_spec("cryptography") is not None
 
@@ -58,7 +59,7 @@ class VerificationKey(NamedTuple):
 def require_cryptography(option: str) -> None:
     """Raise `ConfigurationError` where `option` cannot work for want of the ``cryptography`` package."""
     if not has_cryptography:
-        raise ConfigurationError(f"{option} needs the cryptography package: pip install 'socketspec[crypto]'")
+        raise ConfigurationError(f"{option} needs the cryptography package: {install('crypto')}")
 
 
 def load_secret(secret: str | bytes) -> bytes:

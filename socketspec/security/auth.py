@@ -16,6 +16,7 @@ from socketspec.protocol.handshake import Handshake
 from socketspec.security._apikeys import APIKeyAuth
 from socketspec.security._claims import ClaimMap, IdentityFactory
 from socketspec.security._jwks import KeySet
+from socketspec.security._jwks_fetch import fetcher
 from socketspec.security._jwt import ClaimRules, OneKey, TokenVerifier
 from socketspec.security._keys import (
     PUBLIC_KEY_ALGORITHMS,
@@ -26,6 +27,7 @@ from socketspec.security._keys import (
     load_secret,
     require_cryptography,
 )
+from socketspec.security._providing import provided
 from socketspec.security._refusal import logger, unavailable
 
 __all__ = ("APIKeyAuth", "AuthBackend", "JWTAuth", "NoCredentials", "authenticate")
@@ -44,6 +46,10 @@ class AuthBackend(Protocol):
         ...
 
 
+Auth = AuthBackend | Callable[..., Any]
+"""An auth backend, or a function that is its `authenticate`. Either may ask for dependencies behind the handshake."""
+
+
 async def authenticate(backends: Sequence[AuthBackend], handshake: Handshake) -> Identity:
     """The identity from the first backend that finds credentials of its kind.
 
@@ -55,7 +61,8 @@ async def authenticate(backends: Sequence[AuthBackend], handshake: Handshake) ->
     first: AuthError | None = None
     for backend in backends:
         try:
-            found = cast("object", await backend.authenticate(handshake))
+            authenticate_by = provided(backend, backend.authenticate)
+            found = cast("object", await authenticate_by(handshake))
             if not isinstance(found, Identity | None):
                 raise TypeError("authenticate must return an Identity or None")
         except AuthError as error:
@@ -94,19 +101,21 @@ class JWTAuth:
       curve's own for EC keys, EdDSA for Ed25519 and Ed448;
     - `jwks_url`: where the issuer publishes its keys. RS256 unless you say otherwise. Keys are kept for `jwks_ttl`
       seconds; a new key id is looked for at most every 30 seconds; while the URL does not answer, the keys serve for
-      another `jwks_grace` seconds, then every token is refused.
+      another `jwks_grace` seconds, then every token is refused. Requests have the User-Agent ``socketspec/VERSION``,
+      and the `headers` that you give; one of the same name replaces ours.
 
     `algorithm` names one algorithm, `algorithms` several. The latter two need ``socketspec[crypto]``.
 
     Claims: ``exp`` must be there (`require_exp=False` accepts tokens that never expire), ``nbf`` and ``iat`` may be;
-    clocks may differ by `leeway` seconds, 60 at most. ``iss`` must equal `issuer`. ``aud`` must name `audience`, or
-    one of them; without `audience`, a token that has one is refused (RFC 7519 section 4.1.3).
+    clocks may differ by `leeway` seconds, 60 at most, and ``iat`` may always be 10 seconds ahead. ``iss`` must equal
+    `issuer`. ``aud`` must name `audience`, or one of them; without `audience`, a token that has one is refused
+    (RFC 7519 section 4.1.3).
 
     The identity: `user_id` from `user_claim`, `role` from `role_claim` (text or whole numbers, the first one
     required), `scopes` from the first of `scopes_claim` (text with spaces, or a list of texts), `claims` all claims,
     read-only, and `token_expires_at` from ``exp`` and `leeway`. Or pass `identity`, a callable, sync or async, that
-    makes it from the claims; it returns None or raises `AuthError` to refuse. Where it sets no `token_expires_at` or
-    `claims`, the token's are filled in.
+    makes it from the claims; it returns None or raises `AuthError` to refuse, and may ask for dependencies. Where it
+    sets no `token_expires_at` or `claims`, the token's are filled in.
 
     `first_message` lets a client that brought no credentials send ``__refresh_auth__ {"token": …}`` first.
 
@@ -133,6 +142,7 @@ class JWTAuth:
         jwks_ttl: float = 300.0,
         jwks_grace: float = 3600.0,
         allow_http_jwks: bool = False,
+        headers: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.first_message = first_message
@@ -154,9 +164,10 @@ class JWTAuth:
         else:
             require_cryptography("JWTAuth: jwks_url")
             self.algorithms = _check_algorithms(wanted or ("RS256",), PUBLIC_KEY_ALGORITHMS, "jwks_url=")
-            keys = KeySet(
-                str(jwks_url), algorithms=self.algorithms, ttl=jwks_ttl, grace=jwks_grace, allow_http=allow_http_jwks
-            )
+            fetch = fetcher(str(jwks_url), allow_http=allow_http_jwks, headers=headers)
+            keys = KeySet(str(jwks_url), algorithms=self.algorithms, ttl=jwks_ttl, grace=jwks_grace, fetch=fetch)
+        if headers is not None and jwks_url is None:
+            raise ConfigurationError("JWTAuth: headers= go with requests for jwks_url=, and there is none.")
         rules = ClaimRules(audience=audience, issuer=issuer, leeway=leeway, require_exp=require_exp)
         self._tokens = TokenVerifier(keys, algorithms=self.algorithms, rules=rules, clock=clock)
         self._claims = ClaimMap(user=user_claim, role=role_claim, scopes=scopes_claim, factory=identity, leeway=leeway)
@@ -168,6 +179,11 @@ class JWTAuth:
     def accepts(self) -> str:
         """What to send, for people."""
         return "a token as Authorization: Bearer <token>, ?token=<token> or the subprotocol socketspec.bearer.<token>"
+
+    @property
+    def factory(self) -> IdentityFactory | None:
+        """What `identity` was given: called with the claims. What else it asks for is provided, as to a hook."""
+        return self._claims.factory
 
     def presented(self, handshake: Handshake) -> str | None:
         """The token that is looked at; None where the handshake has none."""

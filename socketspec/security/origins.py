@@ -23,6 +23,8 @@ _ORIGIN = re.compile(
     r"(?P<host>[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)*|\[[0-9a-f:.]+\])"
     r"(?::(?P<port>[1-9][0-9]{0,4}))?"
 )
+_APP_ORIGIN = re.compile(r"(?!(?:https?|wss?):)[a-z][a-z0-9+.-]*://[a-z0-9_.~-]*")
+"""What apps that show pages of their own send: ``file://``, ``capacitor://localhost``, ``app://.``."""
 
 
 class OriginPolicy:
@@ -35,6 +37,9 @@ class OriginPolicy:
     A handshake without ``Origin`` is allowed. Browsers always send one (RFC 6455 section 4.1), so without it there is
     no page that abuses its visitor; it is a service, a script or a mobile app, which could send any origin it liked.
     Refusing it would keep out these and no attacker.
+
+    Apps that show pages of their own have origins such as ``capacitor://localhost``, ``app://.``, ``content://`` or
+    ``file://``; list them as they are sent. Every such app, and every file, may send the same.
 
     Raises `ConfigurationError` for lists that cannot match what browsers send.
     """
@@ -71,7 +76,7 @@ def _normalised(origin: str) -> str | None:
         return None
     match = _ORIGIN.fullmatch(origin.lower())
     if match is None:
-        return None
+        return origin.lower() if _APP_ORIGIN.fullmatch(origin.lower()) else None
     scheme, host = match["scheme"], match["host"]
     if host.startswith("["):
         try:

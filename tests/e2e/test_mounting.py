@@ -247,6 +247,6 @@ async def test_a_shared_health_path_is_ready_when_all_its_apps_are() -> None:
     mount(second, app, path="/b")
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http, first.lifespan():
-        assert (await http.get("/socket-health")).status_code == 503
         async with second.lifespan():
             assert (await http.get("/socket-health")).status_code == 200
+        assert (await http.get("/socket-health")).status_code == 503, "one of them has stopped"

@@ -15,6 +15,7 @@ TOP_LEVEL = {
     "Connection",
     "Depends",
     "Emits",
+    "Event",
     "History",
     "Identity",
     "Room",

@@ -56,7 +56,7 @@ async def test_a_call_from_beside_the_event_loop_that_runs_the_app_says_how_to_c
     app = listening()
     async with app.lifespan() as engine:
         call = CALLS[name]
-        with pytest.raises(RuntimeError, match="run_coroutine_threadsafe"):
+        with pytest.raises(RuntimeError, match=r"socket\.sync.*Publisher.*run_coroutine_threadsafe"):
             await asyncio.to_thread(asyncio.run, call(app))
         assert app.engine is engine
         assert not engine.stopping

@@ -11,6 +11,7 @@ import pytest
 from socketspec.cli.main import main
 from socketspec.cluster import RedisOptions
 from socketspec.errors import ConfigurationError
+from socketspec.extras import install
 from tests.servers import free_port
 
 NOBODY = ["--backend", "redis://127.0.0.1:1", "--timeout", "0.2"]
@@ -95,7 +96,7 @@ def test_without_the_extra_it_says_what_to_install(
 
     monkeypatch.setattr("socketspec.cli.publish_command.find_spec", find)
     assert main(["publish", "room", "event"]) == 1
-    assert capsys.readouterr().err == "socketspec: publish needs redis and hiredis: pip install 'socketspec[redis]'\n"
+    assert capsys.readouterr().err == f"socketspec: publish needs redis and hiredis: {install('redis')}\n"
 
 
 @pytest.mark.parametrize(("seconds", "is_fine"), [("0.05", True), ("60", True), ("0.049", False), ("60.1", False)])

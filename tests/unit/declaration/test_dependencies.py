@@ -38,15 +38,20 @@ def test_depends_on_a_result_instead_of_a_function_says_what_to_write() -> None:
 
 
 @pytest.mark.parametrize(
-    "marker",
+    ("marker", "meant"),
     [
-        fastapi.Depends(get_db, use_cache=False),
-        fastapi.Security(get_db, scopes=["admin"], use_cache=False),
-        fastapi.Depends(get_db, use_cache=False, scope="request"),
+        (fastapi.Depends(get_db, use_cache=False), Dependency(get_db, use_cache=False)),
+        (fastapi.Security(get_db, scopes=["admin"]), Dependency(get_db, security_scopes=("admin",))),
+        (fastapi.Depends(get_db, scope="request"), Dependency(get_db, scope="request")),
     ],
 )
-def test_fastapis_markers_are_understood(marker: object) -> None:
-    assert Dependency.read(marker) == Dependency(get_db, use_cache=False)
+def test_fastapis_markers_are_understood(marker: object, meant: Dependency) -> None:
+    assert Dependency.read(marker) == meant
+
+
+def test_a_scope_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match='must be "connection"'):
+        Depends(get_db, scope="session")  # type: ignore[arg-type] # what untyped code passes
 
 
 def test_a_fastapi_marker_without_a_callable_is_understood() -> None:

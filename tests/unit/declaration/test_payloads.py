@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, field_validator
 from typing_extensions import TypedDict
 
 from socketspec.declaration.payloads import MAX_DEPTH, MAX_ERRORS, PayloadType
-from socketspec.errors import ConfigurationError, ContractError, ErrorCode, ValidationFailed
+from socketspec.errors import ConfigurationError, ErrorCode, ValidationFailed
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -342,52 +342,3 @@ def test_a_type_without_a_json_schema_says_so() -> None:
 
     with pytest.raises(ConfigurationError, match="'Callback' has no JSON Schema"):
         PayloadType(Callback).json_schema()
-
-
-@pytest.mark.parametrize(
-    ("annotation", "value"),
-    [
-        (Message, Message(room="a")),
-        (Message, {"room": "a"}),
-        (Sent, {"at": datetime(2024, 1, 1)}),  # any datetime
-        (Point, Point(1)),
-        (Point, {"x": 1}),
-        (Typed, {"x": 1}),
-        (Typed, Point(1)),
-        (dict, {"x": 1}),
-        (dict, Message(room="a")),
-    ],
-)
-def test_what_fits_on_the_wire_passes_the_check(annotation: Any, value: object) -> None:
-    PayloadType(annotation).check(value)
-
-
-def test_a_model_of_another_class_with_the_same_fields_passes_the_check() -> None:
-    class Twin(BaseModel):
-        room: str
-
-    PayloadType(Message).check(Twin(room="a"))
-
-
-@pytest.mark.parametrize(
-    ("annotation", "value", "message"),
-    [
-        (Message, {"room": 1}, r"'dict' does not fit 'Message': room: Input should be a valid string"),
-        (Message, Point(1), r"'Point' does not fit 'Message': room: Field required"),
-        (Message, "text", r"'str' does not fit 'Message': the payload: "),
-        (dict, [1], r"'list' does not fit 'dict': the payload: "),
-        (Message, None, r"'NoneType' does not fit"),
-    ],
-)
-def test_what_differs_from_the_contract_is_told(annotation: Any, value: object, message: str) -> None:
-    with pytest.raises(ContractError, match=message):
-        PayloadType(annotation).check(value)
-
-
-def test_what_cannot_be_sent_differs_from_every_contract() -> None:
-    @dataclass
-    class Holder:
-        it: object
-
-    with pytest.raises(ContractError, match="cannot be sent"):
-        PayloadType(Message).check(Holder(Opaque()))

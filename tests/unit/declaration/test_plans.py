@@ -14,7 +14,7 @@ import pytest
 from pydantic import BaseModel
 
 from socketspec.declaration.dependencies import Depends
-from socketspec.declaration.plans import HandlerPlan, check_hook, compile_handler
+from socketspec.declaration.plans import HandlerPlan, Shape, compile_handler, compile_hook
 from socketspec.declaration.signatures import enclosing_locals
 from socketspec.errors import ConfigurationError
 
@@ -43,7 +43,13 @@ Overrides = dict[Callable[..., Any], Callable[..., Any]]
 
 
 def compiled(func: Any, overrides: Overrides | None = None) -> HandlerPlan:
-    return compile_handler(func, connection_type=Conn, caller_locals=enclosing_locals(func), overrides=overrides or {})
+    return compile_handler(
+        func,
+        connection_type=Conn,
+        caller_locals=enclosing_locals(func),
+        overrides=overrides or {},
+        response_model=None,  # replies of all kinds are looked at here, not sent
+    )
 
 
 def refused(func: Any, match: str) -> None:
@@ -247,23 +253,23 @@ def test_types_known_only_to_type_checkers_are_refused_by_name() -> None:
 
 def test_a_parameter_that_nothing_provides_is_refused() -> None:
     async def handler(conn: Conn, payload: Message, extra: int) -> None: ...
-    def needy(name: str) -> None: ...
+    def needy(db: Db) -> None: ...
     async def nested(conn: Conn, payload: Message, x: None = Depends(needy)) -> None: ...
 
     refused(handler, r"handler: nothing provides parameter 'extra'\. Give it a default or Depends")
-    refused(nested, "needy: nothing provides parameter 'name'")
+    refused(nested, "needy: nothing provides parameter 'db'")
 
 
 def test_fastapi_parameters_are_refused_wherever_they_are() -> None:
-    def from_header(x_token: Annotated[str, fastapi.Header()]) -> str:
-        return x_token
+    def from_request(request: fastapi.Request) -> str:
+        return request.method
 
     async def first(ws: fastapi.WebSocket) -> None: ...
     async def second(conn: Conn, request: fastapi.Request) -> None: ...
-    async def nested(conn: Conn, token: str = Depends(from_header)) -> None: ...
+    async def nested(conn: Conn, method: str = Depends(from_request)) -> None: ...
 
     for handler in (first, second, nested):
-        refused(handler, "not available on a WebSocket event; take `conn: Connection` and read conn.headers")
+        refused(handler, "not available on a WebSocket event; .*`conn: Connection`")
 
 
 # --- dependencies
@@ -377,17 +383,21 @@ async def test_dependencies_that_cannot_be_hashed_work() -> None:
 
 
 async def test_positional_only_and_defaulted_parameters_of_a_dependency_are_filled_rightly() -> None:
-    async def first(conn: Conn, /, size: int = 3, *, other: Conn) -> object:
-        return size, other is conn
+    db = Db()
+
+    async def first(conn: Conn, /, kept: Db = db, *, other: Conn) -> object:
+        return kept is db, other is conn
 
     async def handler(conn: Conn, got: object = Depends(first)) -> object:
         return got
 
-    assert await compiled(handler).call(Conn(), {}) == (3, True)
+    assert await compiled(handler).call(Conn(), {}) == (True, True)
 
 
 def test_a_positional_only_parameter_after_a_default_is_refused() -> None:
-    async def odd(size: int = 3, conn: Conn | None = None, /) -> None: ...
+    db = Db()
+
+    async def odd(db: Db = db, conn: Conn | None = None, /) -> None: ...
     async def handler(conn: Conn, got: None = Depends(odd)) -> None: ...
 
     refused(handler, "odd: positional-only parameter 'conn'")
@@ -537,14 +547,28 @@ def sync_hook(conn: Conn, *, section: str) -> str:
     return threading.current_thread().name
 
 
-async def test_an_async_hook_is_returned_as_it_is() -> None:
-    hook = check_hook(async_hook, what="a room guard", arguments=("conn",), keywords=("section",))
-    assert hook is async_hook
+GUARD = Shape(what="a room guard", positional=("conn",), keywords=("section",))
+
+
+def test_an_async_hook_that_gets_what_it_is_passed_is_called_directly() -> None:
+    passed = Shape(what="a hook", positional=("conn", "section"))
+    assert compile_hook(async_hook, passed, connection_type=Conn).call is async_hook
+
+
+async def test_what_is_passed_by_name_reaches_a_hook_whichever_way_it_takes_it() -> None:
+    async def variadic(conn: Conn, **variables: str) -> str:
+        return variables["section"]
+
+    async def with_default(conn: Conn, flag: int = 0, section: str = "") -> str:
+        return section
+
+    for hook in (async_hook, variadic, with_default):
+        assert await compile_hook(hook, GUARD, connection_type=Conn).call(Conn(), "x") == "x"
 
 
 async def test_a_sync_hook_runs_in_a_thread() -> None:
-    hook = check_hook(sync_hook, what="a room guard", arguments=("conn",), keywords=("section",))
-    assert await hook(Conn(), section="x") != threading.current_thread().name
+    plan = compile_hook(sync_hook, GUARD, connection_type=Conn)
+    assert await plan.call(Conn(), "x") != threading.current_thread().name
 
 
 def hook_without_section(conn: Conn) -> None: ...
@@ -556,4 +580,4 @@ def hook_that_wants_more(conn: Conn, section: str, more: int) -> None: ...
 )
 def test_a_hook_that_cannot_be_called_so_is_refused_with_the_right_signature(hook: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"cannot be a room guard.*async def \w+\(conn, \*, section\)"):
-        check_hook(hook, what="a room guard", arguments=("conn",), keywords=("section",))
+        compile_hook(hook, GUARD, connection_type=Conn)

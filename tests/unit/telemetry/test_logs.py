@@ -229,7 +229,14 @@ async def test_a_handlers_lines_have_the_id_that_the_client_gets(lines: list[dic
         for event, said in (
             ("fail", ["about to fail", "Handling 'fail' failed", "is told"]),
             ("refuse", ["about to refuse", "Answered 'refuse' with PERMISSION_ERROR: 'Not you.\\nNever.'"]),
-            ("unclear", ["about to be unclear", "Handling 'unclear' failed"]),
+            (
+                "unclear",
+                [
+                    "about to be unclear",
+                    "The details or the message of a PermissionDenied cannot be sent",
+                    "Answered 'unclear' with PERMISSION_ERROR: 'x'",
+                ],
+            ),
         ):
             lines.clear()
             await conn.send(event, id=1)

@@ -1,0 +1,76 @@
+"""Every row of the page "Coming from FastAPI" is a test: here is which."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[3] / "docs/how-to/coming-from-fastapi.md"
+
+EVERYWHERE = "tests.unit.declaration.test_everywhere"
+SHARED = "tests.unit.declaration.test_shared_dependencies"
+REFUSALS = "tests.unit.declaration.test_refusals"
+KEPT = "tests.unit.declaration.test_connection_scope"
+GUARDS = "tests.unit.adapters.test_fastapi_guards"
+AUTH = "tests.unit.security.test_provided_auth"
+PLANS = "tests.unit.declaration.test_plans"
+
+TESTS = {
+    '`@app.get("/items")`': (PLANS, "test_an_async_handler_without_dependencies_is_called_directly"),
+    "`Depends(get_db)`, `Annotated`, nested, cached, `yield`, sync or async": (
+        PLANS,
+        "test_dependencies_of_every_form_are_provided",
+    ),
+    "`dependencies=[Depends(…)]` on a route": (
+        EVERYWHERE,
+        "test_overrides_reach_guards_hooks_middleware_events_and_the_handshake",
+    ),
+    "`dependencies=[Depends(…)]` on the app": (
+        KEPT,
+        "test_a_dependency_of_the_handshake_refuses_before_the_accept_and_cleans_up",
+    ),
+    "`dependencies` of `FastAPI`, `APIRouter`, `include_router`": (
+        GUARDS,
+        "test_a_guard_refuses_the_socket_exactly_as_it_refuses_fastapis_own",
+    ),
+    "`Query()`, `Header()`, `Cookie()`, `Path()`, plain parameters": (
+        SHARED,
+        "test_a_shared_dependency_gets_what_the_handshake_has_as_fastapi_gives_it",
+    ),
+    "`Request`, a body, `Form`, `File`": (SHARED, "test_what_a_handshake_has_not_is_refused_at_registration"),
+    "`WebSocket`, `HTTPConnection`": (
+        SHARED,
+        "test_a_view_of_the_handshake_can_neither_accept_nor_send_nor_receive_nor_close",
+    ),
+    "`raise HTTPException(403)`": (REFUSALS, "test_fastapis_refusals_are_answers_and_the_connection_stays"),
+    "`raise WebSocketException(1008)`": (
+        GUARDS,
+        "test_a_guard_refuses_the_socket_exactly_as_it_refuses_fastapis_own",
+    ),
+    "`{tenant}` in a path": (GUARDS, "test_variables_of_the_path_reach_handlers_guards_and_dependencies"),
+    "`Security(…, scopes=[…])`, `SecurityScopes`": (SHARED, "test_security_scopes_are_collected_on_the_way"),
+    "a user dependency": (AUTH, "test_the_identity_is_a_dependency_of_http_routes_and_of_events"),
+    "`app.dependency_overrides`": (
+        GUARDS,
+        "test_overrides_of_the_application_reach_its_guards_and_the_sockets_dependencies",
+    ),
+    "an exception handler": (GUARDS, "test_a_guard_refuses_the_socket_exactly_as_it_refuses_fastapis_own"),
+    "a sub-application": (
+        GUARDS,
+        "test_a_sub_application_is_ready_before_its_first_client_and_stays_stopped_when_it_was_stopped",
+    ),
+}
+
+
+def test_every_row_has_a_test_and_every_test_a_row() -> None:
+    rows = re.findall(r"^\| (.+?) \| ", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert rows[0] == "in FastAPI"
+    assert rows[2:] == list(TESTS)
+
+
+@pytest.mark.parametrize(("module", "name"), sorted(set(TESTS.values())))
+def test_the_test_of_a_row_exists(module: str, name: str) -> None:
+    assert callable(getattr(importlib.import_module(module), name))
