@@ -47,6 +47,7 @@ class ASGIApp:
         """`dependencies` run at the handshake, before those of `socket`. Raises `ConfigurationError`."""
         self.socket: SocketApp = socket
         self._dependencies = socket.registry.at_handshake("ASGIApp", listed("ASGIApp", dependencies))
+        socket.callers.served = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ASGI scope."""

@@ -26,7 +26,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import IntEnum, StrEnum
 from types import FrameType
 from typing import Any, ClassVar, Final, NamedTuple
@@ -254,6 +254,13 @@ class EventError(SocketSpecError):
             self.details = details
         if code is not None:
             self.code = code if isinstance(code, ErrorCode) else _well_formed(code)
+        self.hint: Callable[[], str] | None = None
+        """A sentence for developers, such as "Did you mean 'orders:{id}'?". `str` shows it; clients get it only where
+        they may know the names in it anyway."""
+
+    def __str__(self) -> str:
+        hint = "" if self.hint is None else self.hint()
+        return f"{self.message} {hint}" if hint else str(self.message)
 
     def sent_details(self) -> dict[str, Any]:
         """The details as they are sent. Raises whatever the serializing of them does; `TypeError` for no object."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from itertools import islice
 from typing import Final
 
-__all__ = ("OneLine", "close_reason", "cut", "get_logger", "one_line", "traceback_text")
+__all__ = ("OneLine", "close_reason", "cut", "did_you_mean", "get_logger", "one_line", "traceback_text")
 
 MAX_LINE: Final = 8192
 """Characters of one line of a log; the rest is cut off."""
@@ -18,6 +20,10 @@ MAX_DEPTH: Final = 3
 """Groups within groups that are shown."""
 MAX_REASON: Final = 123
 """Bytes of a close frame's reason (RFC 6455 section 5.5)."""
+MAX_NAME: Final = 80
+"""Characters of a name for which a similar one is looked for."""
+MAX_KNOWN: Final = 500
+"""Names that are compared with it."""
 
 
 def cut(text: str, limit: int) -> str:
@@ -177,3 +183,15 @@ def get_logger(name: str) -> logging.Logger:
     if not any(isinstance(each, OneLine) for each in logger.filters):
         logger.addFilter(OneLine())
     return logger
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence that names the one of `known` that `name` is a slip of; empty where none is close.
+
+    Bounded: of the names only so many are looked at, and none that is long.
+    """
+    if len(name) > MAX_NAME:
+        return ""
+    looked_at = [each for each in islice(known, MAX_KNOWN) if len(each) <= MAX_NAME]
+    close = get_close_matches(name, looked_at, n=1, cutoff=0.7)
+    return f"Did you mean {close[0]!r}?" if close else ""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import inspect
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from socketspec.app.declarations import Declarations
 from socketspec.app.events import AppEvents
+from socketspec.app.misuse import Callers, Misuse
 from socketspec.app.rooms import Rooms
 from socketspec.app.sessions import Sessions
 from socketspec.app.sync import Sync
@@ -25,6 +25,7 @@ from socketspec.declaration.events import Event
 from socketspec.declaration.registry import Registry
 from socketspec.declaration.rooms import DeclaredRooms, Room
 from socketspec.declaration.signatures import listed
+from socketspec.declaration.whole import check_whole
 from socketspec.errors import BackendError, ConfigurationError
 from socketspec.pages.pages import HealthReport, Pages
 from socketspec.pages.schema import build_schema
@@ -42,7 +43,7 @@ from socketspec.text import get_logger
 __all__ = ("SocketApp",)
 
 
-class SocketApp(Declarations):
+class SocketApp(Misuse, Declarations):
     """A WebSocket application. Declare events on it with decorators, then mount it.
 
     Args:
@@ -86,19 +87,6 @@ class SocketApp(Declarations):
 
     Raises `ConfigurationError` for options that cannot work, saying what to change.
     """
-
-    if not TYPE_CHECKING:  # the signature is __init__'s; this only makes a mistyped option easy to find
-
-        def __new__(cls, *args: Any, **options: Any) -> SocketApp:
-            if cls.__init__ is not SocketApp.__init__:
-                return super().__new__(cls)  # a subclass has options of its own
-            known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
-            for name in options:
-                if name not in known:
-                    close = difflib.get_close_matches(name, known, n=1)
-                    hint = f"Did you mean {close[0]!r}?" if close else f"The options are {', '.join(known)}."
-                    raise ConfigurationError(f"SocketApp has no option {name!r}. {hint}")
-            return super().__new__(cls)
 
     def __init__(
         self,
@@ -158,6 +146,7 @@ class SocketApp(Declarations):
             drain_grace=drain_seconds("drain_grace", drain_grace),
             strict=debug if strict is None else strict,
             debug=debug,
+            public_schema=docs and docs_access_token is None,
         )
         self._engine: Engine | None = None
         super().__init__(Registry(Connection))
@@ -165,12 +154,13 @@ class SocketApp(Declarations):
         self.registry.add_auth(self.settings.auth)
         self.registry.at_handshake("SocketApp")  # whatever could not work later is refused now
         self._declared = DeclaredRooms.of("SocketApp", rooms)
-        self.rooms: Rooms = Rooms(self._declared, self.ensure_started)
-        self.users: Users = Users(self.ensure_started)
+        self.callers: Callers = Callers(self.ensure_started, lambda: self._engine)
+        self.rooms: Rooms = Rooms(self._declared, self.callers.engine)
+        self.users: Users = Users(self.callers.engine)
         self.event: AppEvents = AppEvents(
             self.registry, self._declared, self.rooms, self.users, lambda: self._engine is not None, events
         )
-        self.sessions: Sessions = Sessions(self.ensure_started)
+        self.sessions: Sessions = Sessions(self.callers.engine)
         self.sync: Sync = Sync(self.rooms, self.users, self.sessions, lambda: self._engine)
         self.pages: Pages = Pages(
             schema=self.schema,
@@ -218,6 +208,7 @@ class SocketApp(Declarations):
         async with self._starting[1]:
             engine = self._engine_here()
             if engine is None:
+                check_whole(self.registry, self._declared)
                 engine = Engine(self.settings, self.registry, self._declared, self._backend)
                 await engine.start()
                 self._engine = engine

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar, overload
 from socketspec.connection.connection import Connection
 from socketspec.declaration.contracts import Broadcasts, Emits
 from socketspec.declaration.events import Event
+from socketspec.declaration.habits import Once, refuse_bare, refuse_habit
 from socketspec.declaration.patterns import RoomPattern
 from socketspec.declaration.plans import HookPlan, Shape
 from socketspec.declaration.registry import Guard, Hook, Registry
@@ -33,6 +34,7 @@ class Declarations:
 
     def __init__(self, registry: Registry) -> None:
         self.registry: Registry = registry
+        self._once = Once()
 
     def on(
         self,
@@ -60,6 +62,7 @@ class Declarations:
 
         Raises `ConfigurationError` for a name that is taken or reserved, and for a signature that cannot work.
         """
+        refuse_habit(event)
         options = EventOptions(
             event,
             connection_type=Connection,
@@ -125,6 +128,7 @@ class Declarations:
         return self._room_hook(self.registry.on_room_leave, function, "an on_room_leave hook")
 
     def _hook(self, hooks: list[Hook], function: F, shape: Shape) -> F:
+        self._once.add(function, shape.what)
         hooks.append(self.registry.compiled(function, shape, enclosing_locals(function))[0])
         return function
 
@@ -136,6 +140,7 @@ class Declarations:
         shape = Shape(what=what, positional=("conn",), keywords=(*pattern.variables, *room), optional=room)
 
         def register(function: F) -> F:
+            self._once.add(function, f"{what} of {given!r}")
             hook, plan = self.registry.compiled(function, shape, enclosing_locals(function))
             variables = _variables(pattern, plan, function)
 
@@ -157,10 +162,12 @@ class Declarations:
         ``id: int`` is no integer, there is no such room. Every matching guard must return True. Further parameters are
         provided: dependencies, the `Identity` of the client.
         """
+        refuse_bare(pattern, "room_guard", "@socket.room_guard('its:{room}')")
         parsed = RoomPattern(pattern)
         shape = Shape(what="a room guard", positional=("conn",), keywords=parsed.variables)
 
         def register(function: F) -> F:
+            self._once.add(function, f"a guard of {pattern!r}")
             guard, plan = self.registry.compiled(function, shape, enclosing_locals(function))
             self.registry.guards.append(Guard(parsed, guard, _variables(parsed, plan, function)))
             return function
@@ -177,6 +184,7 @@ class Declarations:
                 f"Middleware {getattr(function, '__qualname__', function)!r} must be "
                 "async def m(conn, event, payload, next_handler), to await next_handler."
             )
+        self._once.add(function, "middleware")
         self.registry.add_middleware(self.registry.compiled(function, _MIDDLEWARE, enclosing_locals(function))[0])
         return function
 

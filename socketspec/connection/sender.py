@@ -22,6 +22,8 @@ logger: logging.Logger = get_logger("socketspec.events")
 
 MAX_MESSAGE: Final = 1000
 """Characters of an error's message that are sent."""
+HINT_EVERY: Final = 0.1
+"""Seconds between two errors that say what the client may have meant."""
 MAX_ERROR: Final = 8192
 """Bytes of an error beyond which most of its details are left out."""
 MAX_DETAIL: Final = 200
@@ -33,7 +35,18 @@ MAX_DETAILS: Final = 10
 class Sender:
     """Sends to single connections of one app."""
 
-    __slots__ = ("_contracts", "_feed", "_hub", "_requests", "max_buffer", "namespace", "now", "thread")
+    __slots__ = (
+        "_contracts",
+        "_feed",
+        "_hinted_at",
+        "_hints",
+        "_hub",
+        "_requests",
+        "max_buffer",
+        "namespace",
+        "now",
+        "thread",
+    )
 
     def __init__(
         self,
@@ -45,6 +58,7 @@ class Sender:
         *,
         max_buffer: int,
         now: Callable[[], float],
+        hints: bool = False,
     ) -> None:
         self.namespace: str = namespace
         self.max_buffer: int = max_buffer
@@ -57,6 +71,9 @@ class Sender:
         self._contracts = contracts
         self._requests = requests
         self._feed = feed
+        self._hints = hints
+        """Whether clients may know every name there is, and so which one they nearly had."""
+        self._hinted_at = float("-inf")
 
     def event(self, event: str, payload: object) -> Message:
         """An event that a handler emits, as a message. Raises `TypeError`, `ValueError` and `ContractError`."""
@@ -71,7 +88,8 @@ class Sender:
         number = number or next(requests.numbers)
         request = requests.id(number)
         try:
-            encoded = _payload(error, event, request)
+            text = self._hinted(error) if self._hints and error.hint is not None else str(error.message)
+            encoded = _payload(error, event, request, text)
         except Exception as cause:  # whatever the user's own objects raise: it is an answer all the same
             with log_context(connection, requests, event, number):
                 what = f"The details or the message of a {type(error).__name__} cannot be sent"
@@ -90,6 +108,14 @@ class Sender:
                 )
         return message
 
+    def _hinted(self, error: EventError) -> str:
+        """The error with its hint. To find one costs more than any other answer, so there are not many a second."""
+        now = self.now()
+        if now - self._hinted_at < HINT_EVERY:
+            return str(error.message)
+        self._hinted_at = now
+        return str(error)
+
     def send(self, connection: str, session: str, write: Write, message: Message) -> None:
         """Write to one connection, after what was published to it before. The debug feed does not show `session`."""
         if self._feed is not None:
@@ -101,9 +127,9 @@ class Sender:
         self._hub.finish(connection)
 
 
-def _payload(error: EventError, event: str | None, request: str) -> bytes:
+def _payload(error: EventError, event: str | None, request: str, text: str) -> bytes:
     """An error as it is sent: bounded as a whole, as clients have a say in what is in it. Raises whatever is raised."""
-    details, text = error.sent_details(), _text(str(error.message))
+    details, text = error.sent_details(), _text(text)
     encoded = encode_payload(_answer(error, event, request, text, details))
     if len(encoded) > MAX_ERROR:
         encoded = encode_payload(_answer(error, event, request, text, _shortened(details)))

@@ -192,12 +192,8 @@ class Registry:
                 f"Event {event.name!r} is declared twice; use what the first declaration returned."
             )
         pattern = event.declared.room
-        if pattern is not None and not rooms.may_have(pattern):
-            names = ", ".join(repr(room.name) for room in rooms.rooms)
-            raise ConfigurationError(
-                f"Event {event.name!r}: room={pattern.source!r} names none of the declared rooms ({names}). Declare "
-                f"Room({pattern.source!r}) in SocketApp(rooms=[…]), or write the pattern of one of them."
-            )
+        if pattern is not None:
+            rooms.check_pattern(f"Event {event.name!r}: room={pattern.source!r}", pattern)
         self.typed_events[event.name] = event
         self.sends.add([event.declared])
 

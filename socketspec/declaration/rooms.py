@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 from socketspec.declaration.patterns import RoomPattern
 from socketspec.errors import ConfigurationError, RoomNotFound, ValidationFailed
 from socketspec.protocol.names import check_room_name
 from socketspec.protocol.publications import History
+from socketspec.text import cut, did_you_mean
 
 __all__ = ("DeclaredRooms", "Room", "no_history")
 
@@ -72,10 +74,6 @@ class DeclaredRooms:
         """The declaration that applies to `room`, the most specific one; None where none matches."""
         return next((declared for pattern, declared in self._declared if pattern.match(room) is not None), None)
 
-    def may_have(self, pattern: RoomPattern) -> bool:
-        """Whether there may be a room of this pattern: where none is declared, any may be."""
-        return not self._declared or any(pattern.overlaps(declared.pattern) for declared in self._declared)
-
     def declaration(self, room: str) -> Room | None:
         """The declaration that applies to `room`; None where the app declares no rooms.
 
@@ -83,8 +81,24 @@ class DeclaredRooms:
         """
         declared = self.find(room)
         if declared is None and self._declared:
-            raise RoomNotFound(f"There is no room {room!r}.", details={"room": room})
+            error = RoomNotFound(f"There is no room {room!r}.", details={"room": room})
+            error.hint = partial(self.similar, room)
+            raise error
         return declared
+
+    def similar(self, name: str) -> str:
+        """A sentence that names the declaration which `name`, a room's or a pattern, is a slip of; empty if none is."""
+        parts = name.split(":")
+        declared = {_filled(room.name, parts): room.name for room in self.rooms}
+        found = did_you_mean(name, declared)
+        return next((f"Did you mean {source!r}?" for filled, source in declared.items() if repr(filled) in found), "")
+
+    def check_pattern(self, what: str, pattern: RoomPattern) -> None:
+        """Raise `ConfigurationError` if rooms are declared and none of them can match `pattern`, which `what` names."""
+        if not self._declared or any(pattern.overlaps(declared) for declared, _ in self._declared):
+            return
+        hint = self.similar(pattern.source) or f"Declared are {cut(', '.join(room.name for room in self.rooms), 200)}."
+        raise ConfigurationError(f"{what} fits none of the rooms that the app declares. {hint}")
 
     def check(self, room: str) -> Room | None:
         """As `declaration`. Raises `ValidationFailed` for what cannot be a room's name."""
@@ -93,3 +107,11 @@ class DeclaredRooms:
         except ValueError as error:
             raise ValidationFailed(str(error), details={"reason": "room_name"}) from None
         return self.declaration(room)
+
+
+def _filled(pattern: str, parts: Sequence[str]) -> str:
+    """`pattern` with the parts of a room's name where it has variables, if it has as many parts."""
+    own = pattern.split(":")
+    if len(own) != len(parts):
+        return pattern
+    return ":".join(part if "{" in each else each for each, part in zip(own, parts, strict=True))

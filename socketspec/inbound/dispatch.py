@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Protocol
 
 from socketspec.concurrency.cancellation import unless_cancelled
@@ -43,8 +44,9 @@ from socketspec.protocol.names import CLIENT_EVENTS, is_reserved
 from socketspec.telemetry.context import Requests, current_request, log_context
 from socketspec.telemetry.counters import Counters
 from socketspec.telemetry.debug_feed import DebugFeed
+from socketspec.telemetry.log_pace import OnceAMinute
 from socketspec.telemetry.tracing import Tracing, installed
-from socketspec.text import get_logger
+from socketspec.text import did_you_mean, get_logger, one_line
 
 __all__ = ("Dispatcher", "InboundLimits", "Receive")
 
@@ -105,6 +107,7 @@ class Dispatcher:
         self._feed = feed
         self._limits = limits
         self._now = now
+        self._unknown_line = OnceAMinute(now)
 
     def receive(self, conn: Connection, data: str | bytes, *, binary: bool) -> Pending | None:
         """Take one message. Where this returns a coroutine, await it before reading the next message.
@@ -247,8 +250,14 @@ class Dispatcher:
             )
         else:
             error = UnknownEvent(f"There is no event {envelope.event[:80]!r}.")
+            error.hint = partial(did_you_mean, envelope.event, self._registry.events)
+            self._say_unknown(error)
         conn.send_error(error, event=envelope.event[:200], id=envelope.id)
         return None
+
+    def _say_unknown(self, error: UnknownEvent) -> None:
+        if self._unknown_line.is_due() and error.hint is not None and error.hint():
+            logger.warning("A client sent an event that nobody handles: %s", one_line(error))
 
     async def _guarded(self, conn: Connection, envelope: Envelope, pending: Pending, number: int) -> None:
         # Room guards and hooks of the user's run in there; their failure must not end the reading of this connection.

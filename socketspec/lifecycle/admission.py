@@ -23,7 +23,8 @@ from socketspec.security.origins import OriginPolicy
 from socketspec.session.config import Session
 from socketspec.session.lookup import SessionLookup
 from socketspec.session.revocation import Revoked
-from socketspec.text import get_logger
+from socketspec.telemetry.log_pace import OnceAMinute
+from socketspec.text import cut, get_logger, one_line
 
 __all__ = ("Admission", "Admissions", "refusal_code")
 
@@ -93,6 +94,7 @@ class Admissions:
         self._lookup = lookup
         self._drain = drain
         self._now = now
+        self._origin_line = OnceAMinute(now)
 
     @property
     def wants_tokens(self) -> bool:
@@ -110,6 +112,7 @@ class Admissions:
         if self._drain.stopping:
             return Admission(connection=connection, refusal=(503, "This node is stopping; connect again."))
         if not self._origins.allows(handshake.headers):
+            self._say_origin(handshake)
             return Admission(connection=connection, refusal=(403, "This origin is not allowed."))
         if dependencies is not None:
             return await self._guarded(handshake, connection, dependencies)
@@ -187,6 +190,15 @@ class Admissions:
         identity = await self._identity(handshake)
         await self._lookup.check(identity, None)
         return identity
+
+    def _say_origin(self, handshake: Handshake) -> None:
+        if self._origin_line.is_due():
+            logger.warning(
+                "Refused a page of the origin %s with HTTP 403: allowed_origins has %s. If the page is yours, add its "
+                "origin there. This line comes once a minute at most.",
+                one_line(", ".join(map(repr, handshake.headers.getlist("origin"))), 200),
+                cut(", ".join(map(repr, sorted(self._origins.origins))), 500),
+            )
 
     async def authenticate(self, handshake: Handshake) -> Identity:
         """Who the client is. Raises `AuthError`."""

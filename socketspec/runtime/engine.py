@@ -83,7 +83,7 @@ class Engine:
         self.broadcaster: Broadcaster = Broadcaster(backend.broker, self.hub, self.contracts, self.counters, self.feed)
         sender = Sender(
             namespace, self.hub, self.contracts, self.requests, self.feed,
-            max_buffer=settings.backpressure.max_buffer, now=now,
+            max_buffer=settings.backpressure.max_buffer, now=now, hints=settings.debug or settings.public_schema,
         )  # fmt: skip
         hooks = Hooks(self.contracts, self.requests)
         self.directory: Directory = Directory()

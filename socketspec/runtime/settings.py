@@ -47,6 +47,8 @@ class Settings:
     drain_grace: float
     strict: bool
     debug: bool
+    public_schema: bool = False
+    """Whether everybody may read which events and rooms there are."""
 
     def __post_init__(self) -> None:
         checked(check_namespace, self.namespace)

@@ -9,6 +9,7 @@ from types import UnionType
 from typing import Any, Literal, TypeAlias, get_args
 
 from socketspec.errors import ConfigurationError
+from socketspec.text import did_you_mean
 
 __all__ = ("RateLimit", "ScopeName")
 
@@ -69,7 +70,8 @@ def _check_scope(scope: object) -> None:
     if not callable(scope):
         raise ConfigurationError(
             f"RateLimit(scope={scope!r}): scope must be one of {', '.join(map(repr, names))}, a function that takes "
-            "the connection and returns the bucket's key as a str, or None to have it chosen."
+            "the connection and returns the bucket's key as a str, or None to have it chosen. "
+            f"{did_you_mean(str(scope), names)}".rstrip()
         )
     if inspect.iscoroutinefunction(scope):
         raise ConfigurationError(

@@ -21,7 +21,7 @@ from socketspec.errors import ConfigurationError
         ({"namespace": 5}, "namespace"),
         ({"allowed_origins": ["myapp.com"]}, "https://myapp.com"),
         ({"allowed_origins": "https://myapp.com"}, r"\["),
-        ({"backend": "redis2://host"}, "No backend is installed for 'redis2'.*socketspec\\[redis\\]"),
+        ({"backend": "redis2://host"}, r"No backend is installed for 'redis2'.*pip install 'redis>="),
         ({"backend": "nonsense"}, "check the URL"),
         ({"backend": 42}, 'must be "memory", a URL or a Backend'),
         ({"rate_limit": 10}, "RateLimit\\(rate=10, capacity=20\\)"),

@@ -1,0 +1,58 @@
+"""What people write who come from elsewhere, or in haste: refused with the line to write instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from socketspec.errors import ConfigurationError
+
+__all__ = ("Once", "refuse_bare", "refuse_habit")
+
+_HABITS: Final[Mapping[str, str]] = {
+    "connect": "@socket.on_connect",
+    "connection": "@socket.on_connect",
+    "disconnect": "@socket.on_disconnect",
+    "disconnecting": "@socket.on_disconnect",
+    "connect_error": "@socket.on_error",
+}
+"""Events of Socket.IO that are hooks here."""
+
+
+def refuse_bare(given: object, decorator: str, example: str) -> None:
+    """Raise `ConfigurationError` where ``@socket.on`` stands without parentheses, so that it gets the function."""
+    if callable(given):
+        name = getattr(given, "__name__", example)
+        raise ConfigurationError(f"@socket.{decorator} stands without parentheses over {name}(). Write {example}.")
+
+
+def refuse_habit(event: str) -> None:
+    """Raise `ConfigurationError` for an event that other libraries send by themselves, and this one never would; and
+    for a function in the place of an event.
+    """
+    refuse_bare(event, "on", "@socket.on('its_event')")
+    if event in _HABITS:
+        raise ConfigurationError(
+            f"No client sends an event {event!r} by itself: @socket.on({event!r}) would never be called. "
+            f"Write {_HABITS[event]}, without parentheses."
+        )
+    if event == "*":
+        raise ConfigurationError(
+            "@socket.on('*') is no handler of all events. See every event in a @socket.middleware, and register a "
+            "handler for each one that there is."
+        )
+
+
+class Once:
+    """Remembers what was registered as what."""
+
+    def __init__(self) -> None:
+        self._registered: dict[str, list[object]] = {}
+
+    def add(self, function: Callable[..., Any], what: str) -> None:
+        """Raise `ConfigurationError` where `function` is `what` already: it would run twice each time."""
+        same = self._registered.setdefault(what, [])
+        if function in same:
+            name = getattr(function, "__qualname__", repr(function))
+            raise ConfigurationError(f"{name} is {what} already and would run twice each time; register it once.")
+        same.append(function)
