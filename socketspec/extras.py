@@ -1,7 +1,7 @@
 """What the optional parts need, and how to get it.
 
-Named package by package: `pip install socketspec[…]` would replace a copy that was installed from a checkout or a wheel
-by whatever the package index has under that name.
+Named package by package: installing ours with an extra would replace a copy that came from a checkout or a wheel by
+whatever the package index has under our name.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ class Declarations:
         With a pattern, ``@socket.on_room_join("orders:{id}")``, a hook ``(conn, id)`` for rooms that match it, with its
         variables by name; annotated ``id: int``, a room whose variable is none is not meant. It may take `room`, too.
         """
-        return self._room_hook(self.registry.on_room_join, function, "an on_room_join hook")
+        return self._room_hook(self.registry.on_room_join, function, "on_room_join")
 
     @overload
     def on_room_leave(self, function: F) -> F: ...
@@ -125,14 +125,15 @@ class Declarations:
         When a node dies, another one runs the hook for each connection that the dead node had in a room. The hook then
         gets a closed connection with that one's id and user; of its handshake nothing is known.
         """
-        return self._room_hook(self.registry.on_room_leave, function, "an on_room_leave hook")
+        return self._room_hook(self.registry.on_room_leave, function, "on_room_leave")
 
     def _hook(self, hooks: list[Hook], function: F, shape: Shape) -> F:
         self._once.add(function, shape.what)
         hooks.append(self.registry.compiled(function, shape, enclosing_locals(function))[0])
         return function
 
-    def _room_hook(self, hooks: list[Hook], given: Any, what: str) -> Any:
+    def _room_hook(self, hooks: list[Hook], given: Any, decorator: str) -> Any:
+        what = f"an {decorator} hook"
         if not isinstance(given, str):
             return self._hook(hooks, given, Shape(what=what, positional=("conn", "room")))
         pattern = RoomPattern(given)
@@ -151,6 +152,7 @@ class Declarations:
                     await hook(conn, *values, *((name,) if room else ()))
 
             hooks.append(when_it_matches)
+            self.registry.hook_patterns.append((f"@socket.{decorator}({given!r})", pattern))
             return function
 
         return register
@@ -184,7 +186,6 @@ class Declarations:
                 f"Middleware {getattr(function, '__qualname__', function)!r} must be "
                 "async def m(conn, event, payload, next_handler), to await next_handler."
             )
-        self._once.add(function, "middleware")
         self.registry.add_middleware(self.registry.compiled(function, _MIDDLEWARE, enclosing_locals(function))[0])
         return function
 

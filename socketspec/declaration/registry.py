@@ -94,6 +94,8 @@ class Registry:
         self.on_error: list[Hook] = []
         self.on_room_join: list[Hook] = []
         self.on_room_leave: list[Hook] = []
+        self.hook_patterns: list[tuple[str, RoomPattern]] = []
+        """Of hooks for some rooms only: how each is declared, and its pattern."""
         self.overrides: Overrides = Overrides()
         self.dependencies: tuple[Scoped, ...] = ()
         """What runs at every handshake."""

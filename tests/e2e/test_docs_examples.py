@@ -253,6 +253,13 @@ def test_extras_in_the_documentation_exist() -> None:
     assert not [item for item in named if item[0] not in project["optional-dependencies"]]
 
 
+def test_nobody_is_told_to_install_another_projects_release() -> None:
+    texts = [*PAGES, *ROOT.glob("socketspec/**/*.py"), *ROOT.glob("adapters/**/*.py"), *ROOT.glob("cluster/**/*.py")]
+    named = re.compile(r"pip install (?:-\S+ )*['\"]?socketspec\b[^`\n]*")
+    said = {found for text in texts for found in named.findall(text.read_text(encoding="utf-8"))}
+    assert said == {"pip install socketspec"}  # in the sentence that warns of it
+
+
 @pytest.mark.parametrize("command", SHELL_COMMANDS_RUN)
 def test_a_listed_shell_command_of_the_documentation_works(command: str) -> None:
     assert any(line.partition("#")[0].strip() == command for line, _ in shell_lines()), "no page shows it any more"
