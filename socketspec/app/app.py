@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal
@@ -26,7 +25,7 @@ from socketspec.declaration.registry import Registry
 from socketspec.declaration.rooms import DeclaredRooms, Room
 from socketspec.declaration.signatures import listed
 from socketspec.declaration.whole import check_whole
-from socketspec.errors import BackendError, ConfigurationError
+from socketspec.errors import BackendError
 from socketspec.pages.pages import HealthReport, Pages
 from socketspec.pages.schema import build_schema
 from socketspec.protocol.decoding import MAX_ITEMS

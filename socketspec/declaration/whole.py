@@ -19,5 +19,7 @@ def check_whole(registry: Registry, declared: DeclaredRooms) -> None:
     for spec in registry.events.values():
         for item in spec.contract.broadcasts or ():
             if item.room is not None:
-                what = f"on({spec.name!r}, broadcasts=[Broadcasts({item.event!r}, room={item.room.source!r})]): the room"
+                what = (
+                    f"on({spec.name!r}, broadcasts=[Broadcasts({item.event!r}, room={item.room.source!r})]): the room"
+                )
                 declared.check_pattern(what, item.room)
