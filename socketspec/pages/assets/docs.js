@@ -233,7 +233,20 @@ function eventCard(event) {
   for (const sent of event.broadcasts) {
     card.append(...outgoing("Broadcasts", sent, sent.room ? `to room ${sent.room}` : "to everybody"));
   }
+  for (const error of event.errors) {
+    card.append(element("h4", "", "May be refused with ", element("code", "", error.code)), element("p", "quiet", prose(error.meaning)));
+    if (error.details) card.append(fields(error.details));
+  }
   card.append(rawSchema(event));
+  card.dataset.text = JSON.stringify(event).toLowerCase();
+  return card;
+}
+
+// What the app sends whatever happens: an event with a typed declaration of its own.
+function sentCard(event) {
+  const card = element("article", "card", element("div", "head", element("h3", "", event.event),
+    ...event.tags.map((tag) => element("span", "badge tag", tag))));
+  card.append(...outgoing("Sent as", event, event.room ? `to room ${event.room}` : ""));
   card.dataset.text = JSON.stringify(event).toLowerCase();
   return card;
 }
@@ -251,7 +264,7 @@ function rawSchema(event) {
   // Built when it is opened: most are never looked at.
   box.addEventListener("toggle", () => {
     if (box.childElementCount === 1) {
-      box.append(json({ payload: event.payload, ack: event.ack, emits: event.emits, broadcasts: event.broadcasts }));
+      box.append(json({ payload: event.payload, ack: event.ack, emits: event.emits, broadcasts: event.broadcasts, errors: event.errors }));
     }
   });
   return box;
@@ -298,6 +311,7 @@ function render(schema) {
   if (!schema.events.length) {
     content.push(element("p", "quiet", "This app has no events yet: declare one with @socket.on."));
   }
+  if (schema.sent_events.length) content.push(section("Sent by the app", ...schema.sent_events.map(sentCard)));
   const code = (text) => element("code", "", text);
   content.push(...tableSection("Rooms", ["Room", "About", "Members", "History"], schema.rooms, (room) => [
     code(room.name), prose(room.description), room.max_members === null ? "no limit" : `at most ${room.max_members}`,
