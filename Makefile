@@ -39,7 +39,8 @@ run: $(RUN) ## Set up, then run the demo chat on 127.0.0.1:8000 (PORT=9000 NODES
 	$(BIN)/socketspec demo $(DEMO_ARGS)
 
 test: $(DEV) $(if $(ARGS),,tools) ## Set up, get the tools, then run the tests on all cores (ARGS="-k rooms -x" for some)
-	$(BIN)/python -m pytest -q -n auto --durations=10 $(ARGS)
+	@rm -f .pytest_cache/v/cache/lastfailed
+	$(BIN)/python -m pytest -q -n auto --durations=10 $(ARGS) $(if $(ARGS),,|| scripts/again $$?)
 
 test-fast: $(DEV) ## Set up, then run the tests of a moment each: unit/ and contract/, a few minutes
 	$(BIN)/python -m pytest -q -n auto tests/unit tests/contract $(ARGS)

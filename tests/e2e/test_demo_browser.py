@@ -44,6 +44,7 @@ from fastapi import APIRouter, FastAPI
 from pydantic import BaseModel, Field
 from socketspec import Broadcasts, Connection, Room, SocketApp
 from socketspec.adapters.fastapi import mount
+from socketspec.errors import EventError
 
 class Order(BaseModel):
     item: str = Field(description="What to <b>order</b>", max_length=40)
@@ -53,7 +54,14 @@ socket = SocketApp(
     title="<i>Shop</i>", docs=True, docs_access_token="schlüssel", debug=True, rooms=[Room("shop:{id}")]
 )
 
-@socket.on("order", tags=["shop"], deprecated=True, broadcasts=[Broadcasts("ordered", room="shop:{id}", model=Order)])
+class SoldOut(EventError):
+    "Nothing is left of it."
+    code = "SOLD_OUT"
+    details: Order
+
+order_shipped = socket.event("order_shipped", Order, room="shop:{id}", description="It is on its way.")
+
+@socket.on("order", tags=["shop"], deprecated=True, errors=[SoldOut], broadcasts=[Broadcasts("ordered", room="shop:{id}", model=Order)])
 async def order(conn: Connection, payload: Order) -> Order:
     '''Order <script>alert(1)</script> something.'''
     return payload
@@ -282,6 +290,10 @@ async def test_the_schema_page_asks_for_the_token_and_keeps_it_out_of_the_addres
         await expect(card).to_contain_text("What to <b>order</b>")
         await expect(card).to_contain_text("length ≤ 40")
         await expect(card).to_contain_text("Broadcasts ordered to room shop:{id}")
+        await expect(card).to_contain_text("May be refused with SOLD_OUT")
+        await expect(card).to_contain_text("Nothing is left of it.")
+        await expect(page.locator(".card").last).to_contain_text("order_shipped")
+        await expect(page.locator(".card").last).to_contain_text("to room shop:{id}")
         await expect(card.locator(".badge")).to_have_text(["deprecated", "shop"])
         await expect(page.locator("#event-look .badge")).to_have_text(["ordered"])
         for text in ("shop:{id}", "HANDLER_ERROR", "4001"):
@@ -289,7 +301,7 @@ async def test_the_schema_page_asks_for_the_token_and_keeps_it_out_of_the_addres
         await page.get_by_label("Filter").fill("look AROUND")
         await expect(card).to_be_hidden()
         await expect(page.locator("#event-look")).to_be_visible()
-        await expect(page.locator("#shown")).to_have_text("1 of 2 events")
+        await expect(page.locator("#shown")).to_have_text("1 of 3 events")
 
 
 async def test_a_refused_token_is_asked_for_anew_in_the_page(shop: Server) -> None:
@@ -309,7 +321,7 @@ async def test_a_refused_token_is_asked_for_anew_in_the_page(shop: Server) -> No
         await expect(page.get_by_role("alert")).to_have_text("This token is not accepted.")
         await page.get_by_label("Access token").fill("schlüssel")
         await page.get_by_role("button", name="Show the events").click()
-        await expect(page.locator(".card")).to_have_count(2)
+        await expect(page.locator(".card")).to_have_count(3)
         await expect(page.get_by_label("Access token")).to_be_hidden()
         assert await page.evaluate("localStorage.length + sessionStorage.length + document.cookie.length") == 0
         # The browser itself logs each 401.
