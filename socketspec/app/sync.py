@@ -7,20 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from socketspec.app.bridge import Bridge
 from socketspec.app.rooms import Exclude, Rooms
 from socketspec.app.sessions import Sessions
 from socketspec.app.users import Users
 from socketspec.connection.connection import Connection
+from socketspec.declaration.events import Event, RoomValue
 from socketspec.errors import CloseCode
 from socketspec.protocol.publications import Member, Position, Receipt, RoomMessage
 from socketspec.runtime.engine import Engine
 from socketspec.session.revocation import REVOKED_FOR
 
-__all__ = ("TIMEOUT", "Sync", "SyncRooms", "SyncSessions", "SyncUsers")
+__all__ = ("TIMEOUT", "Sync", "SyncEvent", "SyncRooms", "SyncSessions", "SyncUsers")
 
+M = TypeVar("M")
 T = TypeVar("T")
 
 TIMEOUT: Final = 10.0
@@ -133,6 +135,37 @@ class SyncSessions:
         self._bridge.call("sessions.revoke", work, timeout)
 
 
+class SyncEvent(Generic[M]):
+    """A typed event, for code that cannot await: the methods of `Event`."""
+
+    def __init__(self, event: Event[M], bridge: Bridge, timeout: float) -> None:
+        self._event = event
+        self._bridge = bridge
+        self._timeout = timeout
+
+    def broadcast(
+        self, payload: M, /, *, exclude: Exclude = None, idempotency_key: str | None = None, **variables: RoomValue
+    ) -> Receipt:
+        """As `Event.broadcast`."""
+        work = partial(self._event.broadcast, payload, exclude=exclude, idempotency_key=idempotency_key, **variables)
+        return self._call("broadcast", work)
+
+    def broadcast_all(self, payload: M, /, *, exclude: Exclude = None) -> Receipt:
+        """As `Event.broadcast_all`."""
+        return self._call("broadcast_all", partial(self._event.broadcast_all, payload, exclude=exclude))
+
+    def send(self, user_id: str, payload: M, /) -> Receipt:
+        """As `Event.send`."""
+        return self._call("send", partial(self._event.send, user_id, payload))
+
+    def emit(self, conn: Connection, payload: M, /) -> None:
+        """As `Event.emit`."""
+        self._call("emit", partial(self._event.emit, conn, payload))
+
+    def _call(self, method: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        return self._bridge.call(f"event({self._event.name!r}).{method}", work, self._timeout, awaited=f"its {method}")
+
+
 class Sync:
     """`socket.sync`: for `def` routes, `def` handlers, threads and executors, while the app runs in this process.
 
@@ -148,6 +181,10 @@ class Sync:
         self.rooms: SyncRooms = SyncRooms(rooms, self._bridge)
         self.users: SyncUsers = SyncUsers(users, self._bridge)
         self.sessions: SyncSessions = SyncSessions(sessions, self._bridge)
+
+    def event(self, event: Event[M], *, timeout: float = TIMEOUT) -> SyncEvent[M]:
+        """What sends a typed event: ``socket.sync.event(order_changed).broadcast(order, id=42)``."""
+        return SyncEvent(event, self._bridge, timeout)
 
     def emit(self, conn: Connection, event: str, payload: object = None, *, timeout: float = TIMEOUT) -> None:
         """As `Connection.emit`."""

@@ -61,7 +61,9 @@ class SoldOut(EventError):
 
 order_shipped = socket.event("order_shipped", Order, room="shop:{id}", description="It is on its way.")
 
-@socket.on("order", tags=["shop"], deprecated=True, errors=[SoldOut], broadcasts=[Broadcasts("ordered", room="shop:{id}", model=Order)])
+ORDERED = Broadcasts("ordered", room="shop:{id}", model=Order)
+
+@socket.on("order", tags=["shop"], deprecated=True, errors=[SoldOut], broadcasts=[ORDERED])
 async def order(conn: Connection, payload: Order) -> Order:
     '''Order <script>alert(1)</script> something.'''
     return payload

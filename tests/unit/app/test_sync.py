@@ -13,15 +13,17 @@ from typing import Any
 
 import pytest
 
-from socketspec import Broadcasts, Connection, History, Room, SocketApp
+from socketspec import Broadcasts, Connection, Event, History, Room, SocketApp
 from socketspec.app.rooms import Rooms
 from socketspec.app.sessions import Sessions
 from socketspec.app.sync import Sync, SyncRooms, SyncSessions, SyncUsers
 from socketspec.app.users import Users
-from socketspec.errors import Disconnected, RoomNotFound
+from socketspec.errors import ContractError, Disconnected, RoomNotFound
 from socketspec.identity import Identity
 from socketspec.protocol.handshake import Handshake
 from socketspec.testing import TestClient, TestConnection
+
+TYPED = Event("e", dict[str, int], room="r")
 
 Call = Callable[[SocketApp, Connection], Any]
 CALLS: dict[str, Call] = {
@@ -40,6 +42,10 @@ CALLS: dict[str, Call] = {
     "emit": lambda app, conn: app.sync.emit(conn, "e"),
     "disconnect": lambda app, conn: app.sync.disconnect(conn),
     "run": lambda app, conn: app.sync.run(app.rooms.count, "r"),
+    r"event\('e'\)\.broadcast": lambda app, conn: app.sync.event(app.event(TYPED)).broadcast({"n": 1}),
+    r"event\('e'\)\.broadcast_all": lambda app, conn: app.sync.event(app.event(TYPED)).broadcast_all({"n": 1}),
+    r"event\('e'\)\.send": lambda app, conn: app.sync.event(app.event(TYPED)).send("ada", {"n": 1}),
+    r"event\('e'\)\.emit": lambda app, conn: app.sync.event(app.event(TYPED)).emit(conn, {"n": 1}),
 }
 
 
@@ -113,6 +119,35 @@ async def test_a_thread_gets_results_and_clients_get_messages() -> None:
         assert conn.connection.rooms == frozenset()
         assert await asyncio.to_thread(app.sync.users.disconnect, "ada", reason="enough") == 1
         await asyncio.to_thread(app.sync.sessions.revoke, user="ada")
+
+
+async def test_a_thread_sends_typed_events() -> None:
+    app = app_of_ada()
+    typed = app.event(TYPED)
+    in_a_kept_room = app.event("kept", dict[str, int], room="{room}")
+
+    def elsewhere(conn: Connection) -> list[int]:
+        app.sync.rooms.join(conn, "kept")
+        sender = app.sync.event(in_a_kept_room)
+        key = {"idempotency_key": "once"}
+        nodes = [sender.broadcast({"n": 1}, room="kept", **key).nodes for _ in range(2)]
+        nodes += [
+            app.sync.event(typed).broadcast_all({"n": 2}).nodes,
+            app.sync.event(typed).send("ada", {"n": 3}).nodes,
+        ]
+        app.sync.event(typed, timeout=5).broadcast_all({"n": -1}, exclude=conn)
+        app.sync.event(typed).emit(conn, {"n": 4})
+        with pytest.raises(ContractError):
+            app.sync.event(typed).broadcast_all({"n": "many"})  # type: ignore[dict-item] # that is the point
+        return nodes
+
+    async with TestClient(app) as client:
+        conn = await client.connect()
+        assert await asyncio.to_thread(elsewhere, conn.connection) == [1, 1, 1, 1]
+        got = [await conn.receive() for _ in range(4)]
+        assert [(message["event"], message["payload"]["n"]) for message in got] == [
+            ("kept", 1), ("e", 2), ("e", 3), ("e", 4)
+        ]  # fmt: skip
 
 
 async def test_an_executor_and_a_plain_thread_may_call() -> None:

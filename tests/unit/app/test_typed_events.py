@@ -173,7 +173,9 @@ def test_declaring_twice_and_rooms_that_are_not_there_are_refused() -> None:
     app.event("c", Order, room="orders:7")
     with pytest.raises(ConfigurationError, match="Event 'a' is declared twice"):
         app.event("a", Order)
-    with pytest.raises(ConfigurationError, match=r"'order:\{id\}' fits none of the rooms .* Did you mean 'orders:\{order_id\}'"):
+    with pytest.raises(
+        ConfigurationError, match=r"'order:\{id\}' fits none of the rooms .* Did you mean 'orders:\{order_id\}'"
+    ):
         app.event("d", Order, room="order:{id}")
     with pytest.raises(ConfigurationError, match="must be a list"):
         SocketApp(events="a")  # type: ignore[arg-type] # that is the point
