@@ -240,6 +240,24 @@ async def test_only_the_distrusted_topics_are_compared_each_once_however_often_i
         assert redis.asked.count("HKEYS") == len(many) - 10
 
 
+async def test_a_full_server_keeps_no_topic_from_being_compared_and_no_ghost_in() -> None:
+    redis = FakeRedis()
+    many = [Topic("/", "room", f"room{number}") for number in range(BATCH + 50)]
+    async with started(redis) as presence:
+        for topic in many:
+            await presence.enter(topic, member("a"))
+            redis.hashes[KEYS.members(topic, "n-0")][b"ghost"] = b"\x92\xc0\x01"
+        redis.refuse = named("SADD")  # as it needs memory, also for what is on the list already
+        presence.distrust()
+        await until(lambda: all(redis.inside(topic) == {"a"} for topic in many), "the ghosts are gone")
+        await settled()
+        redis.refuse = nothing
+        redis.sets.clear()
+        presence.distrust()
+        listed = KEYS.node_topics("/", "n-0")
+        await until(lambda: len(redis.sets.get(listed, ())) == len(many), "all of them are listed")
+
+
 OPERATIONS = st.lists(
     st.tuples(
         st.sampled_from(["enter", "leave", "flush", "lose lease", "compare", "wait"]),
