@@ -95,7 +95,10 @@ class Life:
         return await self.runner.run(Command("SPUBLISH", None, (channel,), (nonce,)))
 
     def _restored(self, channels: Sequence[bytes]) -> None:
-        """Catch up, and check members: the server whose link was lost may have lost data, and holds both."""
+        """Catch up, and check members: the server whose link was lost may have lost data, and holds both.
+
+        It may also hold what this node has left of late, and hears nothing of any more: then there are no `channels`.
+        """
         self.broker.restored(channels)
         self.presence.distrust(filter(None, map(self._keys.topic, channels)))
 

@@ -148,6 +148,7 @@ class RedisPresence(Presence):
     def distrust(self, topics: Iterable[Topic] | None = None) -> None:
         """Check `topics` against Redis soon, or all of this node's: it may have lost data.
 
+        What this node has left of late is checked in any case: it has no link of its own that would break.
         Further calls before a topic's turn has come add nothing, and `BATCH` topics are compared at a time.
         """
         wanted = None if topics is None else set(topics)

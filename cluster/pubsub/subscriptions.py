@@ -71,7 +71,8 @@ class Subscriptions:
 
     `receive` gets what one read brought, in order; while what it returns is pending, that connection is not read.
     `probe` publishes a nonce to a channel the normal way, `probe_channel` names that channel by its hash tag.
-    `restored` gets channels that stand again after they did not: what was published meanwhile was missed.
+    `restored` gets channels that stand again after they did not: what was published meanwhile was missed. It gets none
+    when a connection to a server comes to stand.
     """
 
     def __init__(
@@ -210,10 +211,17 @@ class Subscriptions:
             entry.stood = True
             entry.let_go()
         if restored:
-            try:
-                self._restored(restored)
-            except Exception:
-                logger.exception("Catching up with %d restored subscriptions failed", len(restored))
+            self._tell_restored(restored)
+
+    def linked(self) -> None:
+        """A subscriber hears itself: perhaps at a server that knows less than the one before, and no channel says so."""
+        self._tell_restored(())
+
+    def _tell_restored(self, channels: Sequence[bytes]) -> None:
+        try:
+            self._restored(channels)
+        except Exception:
+            logger.exception("Catching up with %d restored subscriptions failed", len(channels))
 
     def interrupted(self, subscriber: Subscriber, channels: Sequence[bytes]) -> None:
         """These stood on the subscriber's link, which broke."""

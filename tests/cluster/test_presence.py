@@ -591,6 +591,31 @@ async def test_in_a_cluster_members_are_back_soon_after_a_shard_lost_its_links_a
             assert [comparisons(server) for server in cluster.primaries if server is not shard] == [0, 0]
 
 
+@pytest.mark.slow
+async def test_in_a_cluster_who_left_last_is_no_ghost_on_a_shard_where_the_node_hears_nothing(
+    healthy_cluster: Cluster,
+) -> None:
+    async with backend(healthy_cluster.url) as one:
+        home = healthy_cluster.owner_of(KEYS.leases("/"))
+        rooms = (Topic("/", "room", f"far{number}") for number in range(100))
+        room = next(room for room in rooms if healthy_cluster.owner_of(KEYS.nodes(room)) is not home)
+        shard = healthy_cluster.owner_of(KEYS.nodes(room))
+        assert await one.presence.enter(room, member("a"))
+        keys = [key for key in keys_of(shard) if "far" in key]
+        for key in keys:
+            shard.ask("COPY", key, f"{key}:before")
+        await one.presence.leave(room, "a")
+        for key in keys:  # as a replica has it that takes over and never heard of the leave
+            shard.ask("RENAME", f"{key}:before", key)
+        assert await one.presence.count(room) == 1
+        assert shard.drop_clients("TYPE", "pubsub") > 0
+
+        async def is_empty() -> bool:
+            return await one.presence.count(room) == 0
+
+        await until(is_empty, "the ghost is gone", 10.0)
+
+
 def lose_all(server: Server) -> None:
     server.ask("FLUSHALL")
     assert server.drop_clients("TYPE", "pubsub") > 0
