@@ -13,6 +13,7 @@ from socketspec.cluster.commands.command import Command
 from socketspec.cluster.presence import space
 from socketspec.cluster.presence.commands import BATCH
 from socketspec.cluster.presence.members import RedisPresence
+from socketspec.cluster.presence.space import LEFT_OF_LATE
 from socketspec.errors import BackendError
 from socketspec.protocol.publications import Topic
 from tests.unit.cluster.presence.redis_in_memory import (
@@ -153,11 +154,12 @@ async def test_members_that_a_server_lost_are_put_back_when_another_takes_over()
         await until(lambda: redis.inside(ROOM) == {"a"}, "the member is back")
 
 
-@pytest.mark.usefixtures("left_long_ago")
-async def test_who_left_last_is_no_ghost_where_a_server_takes_over_that_does_not_know() -> None:
+@pytest.mark.parametrize("ago", [0.0, 2 * LEFT_OF_LATE])
+async def test_who_left_last_is_no_ghost_where_a_server_takes_over_that_does_not_know(ago: float) -> None:
     redis = FakeRedis()
     async with started(redis, lease=1.0) as presence:
         before = await left_last(redis, presence)
+        redis.now += ago
         redis.take_over(before)
         assert redis.counted(ROOM) == 1
         await until(lambda: redis.counted(ROOM) == 0, "the ghost is gone")
