@@ -92,6 +92,7 @@ class Repair:
             logger.info("Redis lacked %d members of this node and had %d too many", len(missing), len(strangers))
         await self._remove(space, strangers)
         if node == space.node and await self._list(space, node, topics):
+            await self._mark_told(space, node, topics)
             await self._put_back(space, node, missing)
             if node == space.node:
                 space.contested.difference_update(topics)
@@ -111,6 +112,17 @@ class Repair:
             space.unrepaired.update(inhabited)
             return False
         return True
+
+    async def _mark_told(self, space: Space, node: str, topics: Sequence[Topic]) -> None:
+        """Note in Redis who is told of, before they are put back: this node may die. Raises `BackendError`."""
+        marks = [
+            self._commands.mark_told(topic, node, told[start : start + 2 * BATCH])
+            for topic in topics
+            if (told := space.were_told(topic))
+            for start in range(0, len(told), 2 * BATCH)
+        ]
+        for start in range(0, len(marks), BATCH):
+            await self._runner.run_all(marks[start : start + BATCH])
 
     async def _ids(self, space: Space, topic: Topic, node: str, reply: Any) -> set[str]:
         """The ids in a reply. What can be none would count as a member of ours: it is removed."""
