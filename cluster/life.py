@@ -71,6 +71,7 @@ class Life:
             probe=self._probe,
             probe_channel=lambda tag: keys.probe(self.node, tag),
             restored=self._restored,
+            linked=self._linked,
             options=options,
         )
         self.broker.connect(self.subscriptions)
@@ -98,6 +99,10 @@ class Life:
         """Catch up, and check members: the server whose link was lost may have lost data, and holds both."""
         self.broker.restored(channels)
         self.presence.distrust(filter(None, map(self._keys.topic, channels)))
+
+    def _linked(self) -> None:
+        """Check what this node has left of late: a server on which it hears nothing any more may not know of it."""
+        self.presence.distrust(())
 
     async def start(self, namespace: str, deliver: Deliver, lost: Lost) -> None:
         """Begin an app's part in it; the first one connects. Raises `BackendError`."""

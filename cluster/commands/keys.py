@@ -82,6 +82,10 @@ class Keys:
         """The members that one node has in `topic`."""
         return self._start + _topic_tag(topic) + b":members:" + _encode(node)
 
+    def told(self, topic: Topic, node: str) -> bytes:
+        """Those of them whose leaving has been told. In the same slot as `members`."""
+        return self._start + _topic_tag(topic) + b":told:" + _encode(node)
+
     def leases(self, namespace: str) -> bytes:
         """Until when each node of `namespace` counts as alive. In the same slot as `node_topics`."""
         return self._start + b"{nodes:" + _encode(namespace) + b"}:leases"

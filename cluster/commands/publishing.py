@@ -35,8 +35,8 @@ def publish_command(
     """Send `publication` to the nodes and, with `history`, keep it in the same atomic step.
 
     `epoch` names the stream's life if a new one begins, `tag` this publication: random letters and digits. Raises
-    `BackendError` for a publication that is too large. Where the memory of Redis is full, orders between nodes are only
-    sent.
+    `BackendError` for a publication that is too large. Where Redis refuses to write (its memory is full, it cannot
+    save to its disk, or it lacks replicas), orders between nodes are only sent.
     """
     body = encode_body(publication)
     if history is None:

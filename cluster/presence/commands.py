@@ -14,7 +14,16 @@ from socketspec.cluster.commands.unreadable import Unreadable, ValueKind
 from socketspec.errors import BackendError
 from socketspec.protocol.publications import Member, Topic
 
-__all__ = ("BATCH", "PresenceCommands", "count_command", "pack_member", "parse_count", "parse_members", "parse_names")
+__all__ = (
+    "BATCH",
+    "PresenceCommands",
+    "count_command",
+    "pack_member",
+    "parse_count",
+    "parse_members",
+    "parse_names",
+    "without_told",
+)
 
 BATCH: Final = 256
 """Topics or members in one round trip."""
@@ -28,6 +37,7 @@ _COUNT: Final = Script("count_members")
 _CLEAR: Final = Script("clear")
 _RESIGN: Final = Script("resign")
 _UNINDEX: Final = Script("unindex")
+_MARK_TOLD: Final = Script("mark_told")
 
 _ALL: Final = 10_000_000
 """More than there can be: the documented user may not use ``SMEMBERS``, nor need it."""
@@ -87,6 +97,18 @@ class PresenceCommands:
     def forget(self, topic: Topic, node: str, ids: Sequence[str | bytes]) -> Command:
         """Delete what is kept of members that were reaped."""
         return Command("HDEL", None, (self._keys.members(topic, node),), tuple(ids))
+
+    def mark_told(self, topic: Topic, node: str, members: Sequence[str | bytes]) -> Command:
+        """Have nobody told of the leaving of these (connection id, packed member, and so on) by whoever reaps them."""
+        return _MARK_TOLD.command((self._keys.told(topic, node),), self._ttl, *members)
+
+    def told(self, topic: Topic, node: str) -> Command:
+        """Those, as `mark_told` got them."""
+        return Command("HGETALL", None, (self._keys.told(topic, node),))
+
+    def forget_told(self, topic: Topic, node: str) -> Command:
+        """Delete what `mark_told` noted."""
+        return Command("UNLINK", None, (self._keys.told(topic, node),))
 
     def uncount(self, topic: Topic, node: str) -> Command:
         """Have the members of `node` in `topic` not count any more. Whoever reaps them still finds them."""
@@ -211,6 +233,13 @@ def parse_members(reply: Any, where: bytes, unreadable: Unreadable) -> list[Memb
         else:
             found.append(member)
     return found
+
+
+def without_told(members: Sequence[Any], told: Any) -> list[Any]:
+    """Of a flat list of connection ids and packed members those that are not the same in the reply to `told`."""
+    marks = dict(zip(told[::2], told[1::2], strict=False)) if isinstance(told, list) else {}
+    pairs = zip(members[::2], members[1::2], strict=False)
+    return [part for id, packed in pairs if marks.get(id) != packed for part in (id, packed)]
 
 
 def _member(id: Any, packed: Any) -> Member | None:

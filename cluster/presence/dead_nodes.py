@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from socketspec.cluster.commands.command import Command, CommandRunner
 from socketspec.cluster.commands.keys import Keys
-from socketspec.cluster.presence.commands import BATCH, PresenceCommands, parse_members
-from socketspec.cluster.presence.space import Space
+from socketspec.cluster.presence.commands import BATCH, PresenceCommands, parse_members, without_told
+from socketspec.cluster.presence.space import Entry, Space
 from socketspec.concurrency.cancellation import unless_cancelled
 from socketspec.concurrency.tasks import Tasks
 from socketspec.errors import BackendError
@@ -124,10 +124,10 @@ class DeadNodes:
 
     async def _remove_from_topic(self, space: Space, claim: _Claim, channel: bytes, topic: Topic) -> None:
         reply = await self._insist(self._commands.reap(topic, claim.node))
-        # Where the node is a former name of ours, its members may still be here.
-        here = space.members.get(topic, {})
-        members = parse_members(reply, self._keys.members(topic, claim.node), self._commands.unreadable)
-        gone = [member for member in members if member.connection_id not in here]
+        told = await self._insist(self._commands.told(topic, claim.node))
+        where = self._keys.members(topic, claim.node)
+        members = parse_members(without_told(reply, told), where, self._commands.unreadable)
+        gone = [member for member in members if _is_to_be_told(space, (topic, member.connection_id))]
         if gone and not claim.is_silent:
             logger.info("%d members of %r are gone with node %s", len(gone), topic.name, claim.node)
             while len(gone) > BATCH:  # so that what is done with is not done again if we die in the midst of it
@@ -136,6 +136,8 @@ class DeadNodes:
                 await self._forget(topic, claim.node, [member.connection_id for member in told])
             await _tell(space, topic, gone)
         await self._forget(topic, claim.node, reply[::2])
+        if told:
+            await self._insist(self._commands.forget_told(topic, claim.node))
         claim.finished.append(channel)
 
     async def _forget(self, topic: Topic, node: str, ids: Sequence[str | bytes]) -> None:
@@ -151,6 +153,16 @@ class DeadNodes:
                 logger.debug("%s is tried again: %s", command.name, error)
                 await asyncio.sleep(RETRY)
         return await self._runner.run(command)
+
+
+def _is_to_be_told(space: Space, entry: Entry) -> bool:
+    """Whether the leaving of what a dead node had is to be told.
+
+    The node may be a former name of ours, and the member still here. Then it is told once it leaves, unless we have put
+    it back in the belief that another node does: that one has died before it did.
+    """
+    topic, id = entry
+    return id not in space.members.get(topic, ()) or entry in space.told
 
 
 async def _tell(space: Space, topic: Topic, members: Sequence[Member]) -> None:

@@ -143,11 +143,15 @@ class RedisPresence(Presence):
         clears = [self._commands.clear(topic, node) for topic in space.topics() for node in names]
         for start in range(0, len(clears), BATCH):
             await self._runner.run_all(clears[start : start + BATCH])
+        marks = [self._commands.forget_told(topic, space.node) for topic in {topic for topic, _ in space.told}]
+        for start in range(0, len(marks), BATCH):
+            await self._runner.run_all(marks[start : start + BATCH])
         await self._runner.run_all([self._commands.resign(space.name, node) for node in names])
 
     def distrust(self, topics: Iterable[Topic] | None = None) -> None:
         """Check `topics` against Redis soon, or all of this node's: it may have lost data.
 
+        What this node has left of late is checked in any case: it has no link of its own that would break.
         Further calls before a topic's turn has come add nothing, and `BATCH` topics are compared at a time.
         """
         wanted = None if topics is None else set(topics)
@@ -207,6 +211,9 @@ class RedisPresence(Presence):
             if topic not in space.indexed:
                 commands = [*self._commands.index(space.name, node, (topic,)), *commands]
             reply = (await self._runner.run_all(commands))[-1]
+            # After a freeze another node may have told that this member left. It begins anew then, so that a leave hook
+            # of its own follows its join hook.
+            await self._leases.wait_for(space)
             if node != space.node:
                 # This node began again under a new name meanwhile: the member must not count under the old one as well.
                 await self._runner.run(self._commands.leave(topic, node, (id,), until=space.lease.until()))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from socketspec.cluster.commands.command import CommandRunner
+from socketspec.cluster.commands.command import Command, CommandRunner
 from socketspec.cluster.presence.commands import BATCH, PresenceCommands, parse_names
 from socketspec.cluster.presence.space import Entry, Space
 from socketspec.concurrency.tasks import Tasks
@@ -73,9 +73,8 @@ class Repair:
 
     async def _repair_topics(self, space: Space, topics: Sequence[Topic]) -> None:
         node = space.node
-        inhabited = [topic for topic in topics if topic in space.members]
         until = space.lease.until()
-        commands = self._commands.index(space.name, node, inhabited) if inhabited else []
+        commands: list[Command] = []
         for topic in topics:
             commands += [self._commands.clear(topic, name) for name in space.former]
             commands += [self._commands.uncount(topic, name) for name in space.given_up]
@@ -92,9 +91,38 @@ class Repair:
         if missing or strangers:
             logger.info("Redis lacked %d members of this node and had %d too many", len(missing), len(strangers))
         await self._remove(space, strangers)
-        await self._put_back(space, node, missing)
-        if node == space.node:
-            space.contested.difference_update(topics)
+        if node == space.node and await self._list(space, node, topics):
+            await self._mark_told(space, node, topics)
+            await self._put_back(space, node, missing)
+            if node == space.node:
+                space.contested.difference_update(topics)
+
+    async def _list(self, space: Space, node: str, topics: Sequence[Topic]) -> bool:
+        """Put those of `topics` with members on the node's list; whether that is done.
+
+        It needs memory. A full server must keep no ghost in, and must not keep the next topics waiting.
+        """
+        inhabited = [topic for topic in topics if topic in space.members]
+        if not inhabited:
+            return True
+        try:
+            await self._runner.run_all(self._commands.index(space.name, node, inhabited))
+        except BackendError as error:
+            logger.debug("Listing %d topics is tried again: %s", len(inhabited), error)
+            space.unrepaired.update(inhabited)
+            return False
+        return True
+
+    async def _mark_told(self, space: Space, node: str, topics: Sequence[Topic]) -> None:
+        """Note in Redis who is told of, before they are put back: this node may die. Raises `BackendError`."""
+        marks = [
+            self._commands.mark_told(topic, node, told[start : start + 2 * BATCH])
+            for topic in topics
+            if (told := space.were_told(topic))
+            for start in range(0, len(told), 2 * BATCH)
+        ]
+        for start in range(0, len(marks), BATCH):
+            await self._runner.run_all(marks[start : start + BATCH])
 
     async def _ids(self, space: Space, topic: Topic, node: str, reply: Any) -> set[str]:
         """The ids in a reply. What can be none would count as a member of ours: it is removed."""

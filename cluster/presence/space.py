@@ -165,6 +165,13 @@ class Space:
             self.told.update(entry for entry in self.leaves if entry[0].kind == "room")
             self.contested.update(self.limits)
 
+    def were_told(self, topic: Topic) -> list[str | bytes]:
+        """Members of `topic` of whose leaving another node has told: connection id, packed member, and so on."""
+        if not self.told:
+            return []
+        members = self.members.get(topic, {}).items()
+        return [part for id, packed in members if (topic, id) in self.told for part in (id, packed)]
+
     def displace(self, topic: Topic, ids: Collection[str]) -> None:
         """Give up members for whom there is no place any more, and tell the apps."""
         gone = [id for id in ids if (topic, id) not in self.entering and self.drop((topic, id))]

@@ -33,6 +33,10 @@ class SubscriberEvents(Protocol):
         """The server has confirmed these: from now on what is published to them is heard."""
         ...
 
+    def linked(self) -> None:
+        """A link has come to stand, whether or not there is any channel to have on it."""
+        ...
+
     def interrupted(self, subscriber: Subscriber, channels: Sequence[bytes]) -> None:
         """These were confirmed, and the link broke. The subscriber asks for them again by itself."""
         ...
@@ -241,6 +245,7 @@ class Subscriber:
             waited = self._loop.time() - self._deaf_since
             self._deaf_since, self._failure = None, ""
             logger.info("Subscriptions at %s: connected and heard after %.1f s", self.address, waited)
+            self._events.linked()
         self._events.heard()
 
     def _link_ended(self, reason: str) -> None:

@@ -72,6 +72,7 @@ class Subscriptions:
     `receive` gets what one read brought, in order; while what it returns is pending, that connection is not read.
     `probe` publishes a nonce to a channel the normal way, `probe_channel` names that channel by its hash tag.
     `restored` gets channels that stand again after they did not: what was published meanwhile was missed.
+    `linked` is called whenever the connection to some server comes to stand. It must not raise.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Subscriptions:
         probe: Callable[[bytes, bytes], Awaitable[Any]],
         probe_channel: Callable[[str], bytes],
         restored: Callable[[Sequence[bytes]], None],
+        linked: Callable[[], None] = lambda: None,
         options: RedisOptions,
     ) -> None:
         self.losses: int = 0
@@ -94,6 +96,7 @@ class Subscriptions:
         self._receive = receive
         self._probing = Probing(probe, probe_channel, self.lag)
         self._restored = restored
+        self._linked = linked
         self._options = options
         self._own: set[asyncio.Task[Any]] = set()
         self._is_running = False
@@ -214,6 +217,10 @@ class Subscriptions:
                 self._restored(restored)
             except Exception:
                 logger.exception("Catching up with %d restored subscriptions failed", len(restored))
+
+    def linked(self) -> None:
+        """A subscriber hears itself, perhaps at another server than the one before."""
+        self._linked()
 
     def interrupted(self, subscriber: Subscriber, channels: Sequence[bytes]) -> None:
         """These stood on the subscriber's link, which broke."""

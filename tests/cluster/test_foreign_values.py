@@ -122,6 +122,7 @@ async def test_a_lease_of_no_node_does_not_keep_the_dead_from_being_removed(
         ask("SET", keys.node_topics("/", "typed"), "no set")
         ask("ZADD", keys.leases("/"), 1, "typed")
         ask("SET", keys.members(OTHER, "dead"), "no hash")
+        ask("SET", keys.told(ROOM, "dead"), "no hash")
         ask("HSET", keys.members(ROOM, "dead"), "gone", msgpack.packb(["u", 1.0]), "\xff", "?")
         ask("SADD", keys.node_topics("/", "dead"), keys.channel(OTHER), b"\xff", "text", keys.channel(ROOM))
         ask("ZADD", keys.leases("/"), 2, "dead")

@@ -107,6 +107,43 @@ async def test_where_there_is_room_the_members_of_a_frozen_node_are_back_and_lea
         assert set((await left(two)).values()) == {1}
 
 
+async def test_a_node_that_was_frozen_and_dies_later_has_nobody_told_twice_and_everybody_once(
+    server: Server, tmp_path: Path
+) -> None:
+    """Who was put back was told when the node was taken for dead; not so who came since, or left and came back."""
+    with nodes(tmp_path, [server.url] * 2, SHORT) as two:
+        async with (
+            two.client(0, "room") as c,
+            two.client(1, "room", "small") as stays,
+            two.client(1, "room") as returns,
+            two.client(1) as comes,
+        ):
+            await asyncio.sleep(2.5)
+            two[1].process.send_signal(signal.SIGSTOP)
+
+            async def told() -> int:
+                return len(await two.get(0, "/left"))
+
+            async def count() -> object:
+                return await ask(c, "count", {"room": "room"})
+
+            await eventually_async(told, 3, 8, "they are taken for dead")
+            two[1].process.send_signal(signal.SIGCONT)
+            await eventually_async(count, {"count": 3}, 8, "both are back")
+            await comes.call("join", {"room": "room"})
+            await returns.call("leave", {"room": "room"})
+            await returns.call("join", {"room": "room"})
+            assert await ask(stays, "count", {"room": "room"}) == {"count": 4}
+            assert await two.get(1, "/left") == []
+            two[1].kill()
+            await eventually_async(count, {"count": 1}, 8, "they are buried")
+            await eventually_async(told, 5, 8, "two more are told")
+            await asyncio.sleep(2.5)
+            by_room = Counter((connection, room) for connection, _, room, _ in await two.get(0, "/left"))
+            assert sorted(by_room.values()) == [1, 1, 1, 2]
+            assert [room for (_, room), times in by_room.items() if times == 2] == ["room"]
+
+
 async def test_a_join_that_comes_late_leaves_no_ghost_and_takes_no_place(flushed: Server) -> None:
     with Proxy(flushed.port) as proxy:
         async with node(flushed.url, "n0") as one, node(proxy.url, "n1", lease=8.0, command_timeout=0.5) as other:

@@ -83,13 +83,16 @@ async def test_a_revocation_whose_order_is_lost_is_found(server: Server, tmp_pat
             assert await ask(eve, "echo", {"n": 1}) == {"n": 1}
 
 
-async def test_an_order_is_carried_out_though_the_servers_memory_is_full(server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("setting", ["maxmemory", "min-replicas-to-write"])
+async def test_an_order_is_carried_out_though_the_server_refuses_to_write(
+    server: Server, tmp_path: Path, setting: str
+) -> None:
     with nodes(tmp_path, [server.url], {"auth": True}) as one, Publisher(server.url) as publisher:
         async with one.client(0, user="ada") as ada:
             await are_in(ada)
-            server.ask("CONFIG", "SET", "maxmemory", "1")
+            server.ask("CONFIG", "SET", setting, "1")
             try:
                 publisher.disconnect_user("ada", code=4100, reason="kicked")
                 assert (await ada.closed())[0] == 4100
             finally:
-                server.ask("CONFIG", "SET", "maxmemory", "0")
+                server.ask("CONFIG", "SET", setting, "0")

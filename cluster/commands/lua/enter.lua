@@ -3,7 +3,7 @@
 -- ARGV  the node; the most members there may be on all nodes, or -1; time to live of the keys in ms;
 --       until when it may be carried out, in ms of server time; then connection id and member, any number of times
 --       (none: only the keys are kept alive)
--- Gives 1 where all are in (who was in already stays as they were), 0 where at least one found the topic full. Where it
+-- Gives 1 where all are in (who was in already needs no place, and is as given now), 0 where at least one found the topic full. Where it
 -- came too late it changes nothing and gives the time in ms as a negative number: nobody waits for it any more, or the
 -- node's lease may have ended, which stands in another slot.
 local node, limit, ttl = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -40,13 +40,13 @@ if limit >= 0 then
   end
 end
 for i = 5, #ARGV, 2 do
-  if redis.call('HEXISTS', KEYS[2], ARGV[i]) == 0 then
-    if limit < 0 or others + own < limit then
-      redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
-      own = own + 1
-    else
-      all_in = 0
-    end
+  local is_in = redis.call('HEXISTS', KEYS[2], ARGV[i]) == 1
+  if is_in or limit < 0 or others + own < limit then
+    -- Who left and came back before the leave was carried out is another member: see mark_told.lua.
+    redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
+    own = own + (is_in and 0 or 1)
+  else
+    all_in = 0
   end
 end
 -- The count is set, not added to: whatever it was, it is right from here on.

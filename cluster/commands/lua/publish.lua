@@ -6,7 +6,7 @@
 --                   was only sent. It outlives the history: what counts is that it was published
 -- ARGV    size, ttl in ms, epoch (for a new life of the stream), tag, body, shortest ttl of the idempotency key in ms,
 --         the topic's sharded channel; size 0: keep it by the policy in meta, and where there is none only send it;
---         size -1: only send it; optional: 1 to send it unkept where the memory is full, as orders cannot wait
+--         size -1: only send it; optional: 1 to send it unkept where the server refuses to write, as orders cannot wait
 --
 -- Result  {nodes, offset, epoch, tag, 1 if new or 0 if the idempotency key was seen}, the offset 0 where that one was
 --         only sent; or where it is only sent now the number of nodes
@@ -69,8 +69,11 @@ if type(added) == 'table' and added.err and string.find(added.err, 'equal or sma
   added = append()
 end
 if type(added) == 'table' and added.err then
-  if ARGV[8] and string.find(added.err, 'OOM', 1, true) then
-    return redis.call('SPUBLISH', channel, '\1' .. body)
+  -- Its memory is full, it cannot save to its disk, or too few replicas are connected: none of them forbids to send.
+  for _, name in ipairs(ARGV[8] and {'OOM', 'MISCONF', 'NOREPLICAS'} or {}) do
+    if string.find(added.err, name, 1, true) then
+      return redis.call('SPUBLISH', channel, '\1' .. body)
+    end
   end
   return added
 end

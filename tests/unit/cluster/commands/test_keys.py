@@ -29,6 +29,7 @@ MAKERS: dict[str, Callable[[Keys, Topic, str], bytes]] = {
     "idempotency": lambda keys, topic, part: keys.idempotency(topic, part),
     "nodes": lambda keys, topic, _: keys.nodes(topic),
     "members": lambda keys, topic, part: keys.members(topic, part),
+    "told": lambda keys, topic, part: keys.told(topic, part),
     "leases": lambda keys, topic, _: keys.leases(topic.namespace),
     "node_topics": lambda keys, topic, part: keys.node_topics(topic.namespace, part),
     "bucket": lambda keys, _, part: keys.bucket(part),
@@ -36,8 +37,8 @@ MAKERS: dict[str, Callable[[Keys, Topic, str], bytes]] = {
     "revoked": lambda keys, _, part: keys.revoked(part),
     "probe": lambda keys, _, part: keys.probe(part, "tag"),
 }
-OF_A_TOPIC = ("channel", "stream", "meta", "idempotency", "nodes", "members")
-USES_PART = ("idempotency", "members", "node_topics", "bucket", "session", "revoked", "probe")
+OF_A_TOPIC = ("channel", "stream", "meta", "idempotency", "nodes", "members", "told")
+USES_PART = ("idempotency", "members", "told", "node_topics", "bucket", "session", "revoked", "probe")
 USES_NAMESPACE = ("leases", "node_topics")
 
 

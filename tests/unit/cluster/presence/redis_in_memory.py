@@ -128,7 +128,7 @@ class FakeRedis:
             if id not in ours and 0 <= int(limit) <= others + len(ours):
                 all_in = 0
             else:
-                ours.setdefault(id, packed)
+                ours[id] = packed
         self._count(keys, node)
         return all_in
 
@@ -191,6 +191,11 @@ class FakeRedis:
 
     def _unlink(self, keys: Sequence[bytes], _args: list[bytes]) -> None:
         self.sets.pop(keys[0], None)
+        self.hashes.pop(keys[0], None)
+
+    def _mark_told(self, keys: Sequence[bytes], args: list[bytes]) -> int:
+        self.hashes.setdefault(keys[0], {}).update(zip(args[1::2], args[2::2], strict=True))
+        return 1
 
     def _resign(self, keys: Sequence[bytes], args: list[bytes]) -> int:
         self.sets.pop(args[1], None)

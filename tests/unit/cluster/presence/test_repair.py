@@ -13,6 +13,7 @@ from socketspec.cluster.commands.command import Command
 from socketspec.cluster.presence import space
 from socketspec.cluster.presence.commands import BATCH
 from socketspec.cluster.presence.members import RedisPresence
+from socketspec.cluster.presence.space import LEFT_OF_LATE
 from socketspec.errors import BackendError
 from socketspec.protocol.publications import Topic
 from tests.unit.cluster.presence.redis_in_memory import (
@@ -153,11 +154,12 @@ async def test_members_that_a_server_lost_are_put_back_when_another_takes_over()
         await until(lambda: redis.inside(ROOM) == {"a"}, "the member is back")
 
 
-@pytest.mark.usefixtures("left_long_ago")
-async def test_who_left_last_is_no_ghost_where_a_server_takes_over_that_does_not_know() -> None:
+@pytest.mark.parametrize("ago", [0.0, 2 * LEFT_OF_LATE])
+async def test_who_left_last_is_no_ghost_where_a_server_takes_over_that_does_not_know(ago: float) -> None:
     redis = FakeRedis()
     async with started(redis, lease=1.0) as presence:
         before = await left_last(redis, presence)
+        redis.now += ago
         redis.take_over(before)
         assert redis.counted(ROOM) == 1
         await until(lambda: redis.counted(ROOM) == 0, "the ghost is gone")
@@ -238,6 +240,24 @@ async def test_only_the_distrusted_topics_are_compared_each_once_however_often_i
         await until(lambda: all(redis.inside(topic) for topic in many[10:]), "all of them are back")
         await settled()
         assert redis.asked.count("HKEYS") == len(many) - 10
+
+
+async def test_a_full_server_keeps_no_topic_from_being_compared_and_no_ghost_in() -> None:
+    redis = FakeRedis()
+    many = [Topic("/", "room", f"room{number}") for number in range(BATCH + 50)]
+    async with started(redis) as presence:
+        for topic in many:
+            await presence.enter(topic, member("a"))
+            redis.hashes[KEYS.members(topic, "n-0")][b"ghost"] = b"\x92\xc0\x01"
+        redis.refuse = named("SADD")  # as it needs memory, also for what is on the list already
+        presence.distrust()
+        await until(lambda: all(redis.inside(topic) == {"a"} for topic in many), "the ghosts are gone")
+        await settled()
+        redis.refuse = nothing
+        redis.sets.clear()
+        presence.distrust()
+        listed = KEYS.node_topics("/", "n-0")
+        await until(lambda: len(redis.sets.get(listed, ())) == len(many), "all of them are listed")
 
 
 OPERATIONS = st.lists(

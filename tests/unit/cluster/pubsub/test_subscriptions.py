@@ -18,11 +18,12 @@ from socketspec.cluster.servers.shard import LinkOptions, ReplicaError
 from socketspec.errors import BackendError
 from tests.watching import WatchedTasks
 
-QUICK = RedisOptions(
-    probe_interval=0.05, probe_timeout=0.4, connect_timeout=0.4, command_timeout=0.8, client_name="test"
-)
+QUICK = RedisOptions(probe_interval=0.05, probe_timeout=0.4, connect_timeout=10, command_timeout=20, client_name="test")
+"""Probes often. What is to succeed has time enough on a machine that is busy."""
 RARELY = replace(QUICK, probe_interval=30)
 """For servers that keep an answer back: a ping must not overtake it."""
+IMPATIENT = replace(QUICK, connect_timeout=0.4, command_timeout=0.8)
+"""To see that time which is over ends a start or a subscribe."""
 
 
 class FakeServer:
@@ -118,13 +119,13 @@ class FakeServer:
 class FakeTopology:
     """Which of some fake servers has a channel: decided by the test."""
 
-    def __init__(self, servers: Sequence[FakeServer]) -> None:
+    def __init__(self, servers: Sequence[FakeServer], options: RedisOptions) -> None:
         self.servers = list(servers)
         self.places: dict[bytes, FakeServer] = {}
         self.refreshes = 0
         self.on_refresh: Callable[[], Awaitable[None]] | None = None
         self.link = LinkOptions(
-            username="ann", password="secret", ssl=None, connect_timeout=QUICK.connect_timeout, client_name="test"
+            username="ann", password="secret", ssl=None, connect_timeout=options.connect_timeout, client_name="test"
         )
 
     async def start(self) -> None: ...
@@ -159,7 +160,7 @@ class Node:
 
     def __init__(self, *servers: FakeServer, options: RedisOptions = QUICK) -> None:
         self.servers = servers
-        self.topology = FakeTopology(servers)
+        self.topology = FakeTopology(servers, options)
         self.tasks = WatchedTasks()
         self.heard: list[tuple[bytes, bytes]] = []
         self.restored: list[bytes] = []
@@ -205,7 +206,7 @@ async def running(servers: int = 1, *, options: RedisOptions = QUICK) -> AsyncIt
     assert len(node.tasks) == 0
 
 
-async def until(check: Callable[[], object], within: float = 5.0) -> None:
+async def until(check: Callable[[], object], within: float = 10.0) -> None:
     deadline = time.monotonic() + within
     while not check():
         assert time.monotonic() < deadline, "it did not come true in time"
@@ -235,12 +236,12 @@ async def test_many_callers_share_one_subscription() -> None:
 
 
 async def test_a_subscribe_that_is_not_confirmed_raises_in_time_and_leaves_nothing_behind() -> None:
-    async with running(options=RARELY) as node:
+    async with running(options=replace(IMPATIENT, probe_interval=RARELY.probe_interval)) as node:
         node.servers[0].mute |= {b"SSUBSCRIBE", b"SUNSUBSCRIBE"}
         began = time.monotonic()
         with pytest.raises(BackendError, match=r"'room' was not confirmed within 0\.8 s"):
             await node.subscriptions.subscribe(b"room")
-        assert 0.75 <= time.monotonic() - began < 2
+        assert 0.75 <= time.monotonic() - began < 10
         assert node.subscriptions.health()[1].startswith("hears 0 channels")
 
 
@@ -276,7 +277,7 @@ async def test_a_refused_subscription_raises_at_once_with_the_servers_words() ->
         began = time.monotonic()
         with pytest.raises(BackendError, match="NOPERM No permissions"):
             await node.subscriptions.subscribe(b"room")
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < QUICK.command_timeout / 2
         await node.subscriptions.subscribe(b"other")
         assert len(node.servers[0].connections) == 1
         assert node.servers[0].accepted == 1
@@ -327,8 +328,7 @@ async def test_a_channel_that_comes_back_while_it_is_given_up_is_asked_for_again
 
 
 async def test_subscribes_of_one_turn_go_out_together_and_never_more_than_500_unanswered() -> None:
-    patient = replace(RARELY, command_timeout=30)  # so many take a busy machine longer than QUICK allows
-    async with running(options=patient) as node:
+    async with running(options=RARELY) as node:
         (server,) = node.servers
         server.mute.add(b"SSUBSCRIBE")
         channels = [b"room%d" % number for number in range(1200)]
@@ -382,7 +382,7 @@ async def test_a_channel_the_server_takes_back_is_looked_up_and_placed_anew() ->
 
         node.topology.on_refresh = learn
         first.take_back(b"room")
-        await until(lambda: node.restored == [b"room"], within=1)
+        await until(lambda: node.restored == [b"room"])
         assert any(b"room" in channels for channels in second.connections.values())
         assert (first.accepted, second.accepted) == (1, 1)
         assert node.is_healthy
@@ -442,7 +442,7 @@ async def test_a_probe_channel_whose_slot_moved_costs_no_connection() -> None:
 
 
 async def test_a_lookup_that_fails_or_hangs_stops_nothing() -> None:
-    async with running() as node:
+    async with running(options=replace(QUICK, command_timeout=3)) as node:  # so long a lookup may hang
         await node.subscriptions.subscribe(b"room")
 
         async def fail() -> None:
@@ -499,7 +499,7 @@ async def test_silence_on_a_link_that_answers_pings_is_found_and_the_link_replac
             """Published to a server that this link does not lead to."""
 
         node.publishing = astray
-        await until(lambda: node.servers[0].accepted >= 2, within=QUICK.probe_interval + QUICK.probe_timeout + 1)
+        await until(lambda: node.servers[0].accepted >= 2, within=10)
         assert not node.is_healthy
         node.publishing = node.publish
         await until(lambda: node.is_healthy)
@@ -547,7 +547,7 @@ async def test_a_publish_that_hangs_is_cancelled_and_a_dead_link_is_found_meanwh
 
         node.publishing = hang
         node.servers[0].mute.add(b"PING")
-        await until(lambda: cancelled and not node.is_healthy, within=2)
+        await until(lambda: cancelled and not node.is_healthy, within=10)
         await until(lambda: "did not answer" in node.subscriptions.health()[1])
 
 
@@ -646,7 +646,7 @@ async def test_a_start_that_cannot_hear_raises_and_leaves_nothing(greeting: byte
     server = FakeServer()
     server.greeting, server.mute = greeting, {mute}
     await server.start()
-    node = Node(server)
+    node = Node(server, options=IMPATIENT)
     try:
         with pytest.raises(BackendError, match=words) as raised:
             await node.subscriptions.start()
