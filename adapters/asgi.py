@@ -46,7 +46,11 @@ class ASGIApp:
     def __init__(self, socket: SocketApp, *, dependencies: Sequence[Any] = ()) -> None:
         """`dependencies` run at the handshake, before those of `socket`. Raises `ConfigurationError`."""
         self.socket: SocketApp = socket
-        self._dependencies = socket.registry.at_handshake("ASGIApp", listed("ASGIApp", dependencies))
+        own = listed("ASGIApp", dependencies)
+        self.dependencies: tuple[Callable[..., Any], ...] = tuple(
+            each.dependency for each, _ in own if each.dependency is not None
+        )
+        self._at_handshake = socket.registry.at_handshake("ASGIApp", own)
         socket.callers.served = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,7 +93,7 @@ class ASGIApp:
         except ValueError:
             await _refuse(scope, send, 403, "Too many query parameters.")
             return
-        admission = await engine.admit(handshake, self._dependencies)
+        admission = await engine.admit(handshake, self._at_handshake)
         try:
             with log_context(admission.connection, engine.requests):  # the server logs, within `send`, how it answers
                 if admission.refusal is not None:

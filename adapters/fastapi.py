@@ -20,6 +20,7 @@ except ImportError as _error:
 from socketspec.adapters.asgi import NOT_FOUND, Receive, Scope, answer, handshake_of, send_response
 from socketspec.adapters.asgi_transport import Event, Send
 from socketspec.adapters.fastapi_routes import add_websocket_route, mounted_on
+from socketspec.adapters.mounts import refuse_bare
 from socketspec.app.app import SocketApp
 from socketspec.errors import BackendError, ConfigurationError, EventError
 from socketspec.identity import Identity
@@ -129,6 +130,7 @@ def _wrap_lifespan(socket: SocketApp, router: Router) -> None:
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[Any]:
         mounted_on(socket, app)
+        refuse_bare(router)
         async with socket.lifespan(), inner(app) as state:
             yield state
 

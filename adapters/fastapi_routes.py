@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
@@ -15,12 +15,20 @@ from socketspec.app.app import SocketApp
 from socketspec.declaration.signatures import Kind, kind_of
 from socketspec.errors import ConfigurationError
 
-__all__ = ("add_websocket_route", "mounted_on")
+__all__ = ("Served", "add_websocket_route", "mounted_on")
+
+
+class Served(NamedTuple):
+    """What a route serves, as the attribute `served` of its endpoint says it."""
+
+    app: ASGIApp
+    path: str
+    """The path as `mount` was given it, without what routers put before it."""
 
 
 def add_websocket_route(socket: SocketApp, router: Any, path: str, dependencies: Sequence[Any]) -> None:
     """Put `socket` on `router` at `path`."""
-    app = ASGIApp(socket, dependencies=dependencies)
+    served = Served(ASGIApp(socket, dependencies=dependencies), path)
     name = f"socketspec {path}"
     routing: Any = sys.modules.get("fastapi.routing")  # not imported: Starlette alone has no dependencies
     is_fastapi = routing is not None and isinstance(router, routing.APIRouter)
@@ -29,11 +37,11 @@ def add_websocket_route(socket: SocketApp, router: Any, path: str, dependencies:
     if routing is None or not is_fastapi or (provider is not None and not router.dependencies):
         # Nothing guards it: the router is an application's own, so nobody includes it elsewhere with more dependencies.
         path = router.prefix + path if is_fastapi else path
-        router.routes.append(WebSocketRoute(path, _Endpoint(app), name=name))
+        router.routes.append(WebSocketRoute(path, _Endpoint(served), name=name))
         return
     route: Any = routing.APIWebSocketRoute(
         router.prefix + path,
-        _guarded_endpoint(app),
+        _guarded_endpoint(served),
         name=name,
         dependencies=router.dependencies,
         dependency_overrides_provider=provider,
@@ -50,8 +58,9 @@ def mounted_on(socket: SocketApp, app: Any) -> None:
 class _Endpoint:
     """As an object, not a function, it is called by Starlette as an ASGI app."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, served: Served) -> None:
+        self.served: Served = served
+        self._app = served.app
         self._mounted_on: Any = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,17 +71,20 @@ class _Endpoint:
         await self._app.websocket(scope, receive, send, raises=True)
 
 
-def _guarded_endpoint(app: ASGIApp) -> Any:
+def _guarded_endpoint(served: Served) -> Any:
     """What FastAPI calls when the dependencies of the route have let the client pass.
 
     A route that is included elsewhere is made anew around this, with the dependencies of all routers together.
     """
+
+    app = served.app
 
     async def socketspec(websocket: WebSocket) -> None:
         mounted_on(app.socket, websocket.scope.get("app"))
         stays = bool(app.socket.registry.overrides.current) or _may_open(websocket.scope.get("route"))
         await app.websocket(websocket.scope, websocket.receive, websocket.send, stays=stays, raises=True)
 
+    setattr(socketspec, "served", served)  # noqa: B010 # how a route's app is found; a function declares no attributes
     return socketspec
 
 

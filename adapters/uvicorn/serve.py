@@ -35,7 +35,17 @@ from socketspec.adapters.uvicorn.request_guard import GuardedH11Protocol
 from socketspec.runtime import engines
 from socketspec.text import OneLine
 
-__all__ = ("DrainingServer", "Serving", "listening_socket", "serve", "set_up_logging")
+__all__ = (
+    "BACKLOG",
+    "DrainingServer",
+    "Serving",
+    "WorkerServer",
+    "listening_socket",
+    "serve",
+    "set_up_logging",
+    "url_of",
+    "uvicorn_config",
+)
 
 logger: logging.Logger = logging.getLogger("uvicorn.error")
 
@@ -99,6 +109,9 @@ class DrainingServer(uvicorn.Server):
     Meanwhile the health page answers that the node is not ready. A second signal ends everything at once. A listening
     socket that it is given is accepted on by an `Acceptor`, with the limits of `config`.
     """
+
+    drain_within: tuple[float | None, float | None] = (None, None)
+    """Seconds of the drain's window, and of grace after it; None: as each app says."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -165,7 +178,7 @@ class DrainingServer(uvicorn.Server):
 
     async def _end(self, sockets: list[socket.socket] | None) -> None:
         try:
-            await engines.drain()
+            await engines.drain(*self.drain_within)
         except Exception:
             logger.exception("Draining failed")
         await super().shutdown(sockets)
@@ -202,7 +215,7 @@ def _exit_process_soon() -> None:
     watchdog.start()
 
 
-class _WorkerServer(DrainingServer):
+class WorkerServer(DrainingServer):
     """One of several processes. At Ctrl-C it gets a SIGINT directly, and then a SIGTERM from the supervisor."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -214,7 +227,7 @@ class _Worker(multiprocess.Process):
     @property
     def server(self) -> uvicorn.Server:
         if self._server is None:
-            self._server = _WorkerServer(self.config)
+            self._server = WorkerServer(self.config)
         return self._server
 
 
@@ -253,7 +266,7 @@ def set_up_logging(serving: Serving) -> None:
     To be called before the application is imported: what that logs is then formatted, too, and if it sets up logging
     by itself, its set-up comes later and so prevails.
     """
-    _config(serving).configure_logging()
+    uvicorn_config(serving).configure_logging()
 
 
 def serve(serving: Serving) -> bool:
@@ -264,9 +277,9 @@ def serve(serving: Serving) -> bool:
     raise_limit()  # workers inherit it
     listener = listening_socket(serving.host, serving.port, BACKLOG)
     try:
-        config = _config(serving)
+        config = uvicorn_config(serving)
         _wake_loggers()
-        logger.info("Serving %s on %s (Ctrl-C to drain and stop)", serving.app, _url(serving, listener))
+        logger.info("Serving %s on %s (Ctrl-C to drain and stop)", serving.app, url_of(serving, listener))
         if serving.proxy_headers and serving.max_connections_per_address is not None and _believes_all(serving):
             logger.warning(BELIEVES_ALL)
         if serving.workers > 1:
@@ -334,7 +347,8 @@ def _wake_loggers() -> None:
             found.disabled = False
 
 
-def _config(serving: Serving) -> uvicorn.Config:
+def uvicorn_config(serving: Serving) -> uvicorn.Config:
+    """uvicorn's configuration for `serving`."""
     protocol = "DeflateWebSocketProtocol" if serving.deflate else "WebSocketProtocol"
     config = _Config(
         serving.app,
@@ -380,7 +394,8 @@ def _believes_all(serving: Serving) -> bool:
     return "*" in (part.strip() for part in trusted.split(","))
 
 
-def _url(serving: Serving, listener: socket.socket) -> str:
+def url_of(serving: Serving, listener: socket.socket) -> str:
+    """The address that `listener` listens on, as a URL."""
     host, port = listener.getsockname()[:2]
     scheme = "https" if serving.ssl_certfile else "http"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

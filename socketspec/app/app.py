@@ -30,6 +30,7 @@ from socketspec.pages.pages import HealthReport, Pages
 from socketspec.pages.schema import build_schema
 from socketspec.protocol.decoding import MAX_ITEMS
 from socketspec.runtime import engines
+from socketspec.runtime.development import unless_given
 from socketspec.runtime.engine import Engine
 from socketspec.runtime.settings import Settings, auth_backends, drain_seconds, path
 from socketspec.security.auth import Auth
@@ -46,7 +47,7 @@ class SocketApp(Misuse, Declarations):
     """A WebSocket application. Declare events on it with decorators, then mount it.
 
     Args:
-        docs: serve the schema page at `docs_url` and its JSON at ``{docs_url}/schema``. Off by default.
+        docs: serve the schema page at `docs_url` and its JSON at ``{docs_url}/schema``. None: only in ``socketspec dev``.
         docs_url: path of the schema page.
         docs_access_token: if set, a request for the page has to bring it, as ``Authorization: Bearer`` or ``?token=``.
             Details of the health report are told to those who bring it, and to nobody else.
@@ -64,7 +65,8 @@ class SocketApp(Misuse, Declarations):
         dependencies: ``[Depends(…)]`` that run at every opening handshake, before it is accepted: what one raises
             refuses the client. What they open ends with the connection.
         namespace: begins with "/". Apps of different namespaces hear nothing of each other.
-        debug: show failures to clients and a live event feed at `debug_url`. Never in production.
+        debug: show failures to clients and a live event feed at `debug_url`. Never in production. None: only in
+            ``socketspec dev``.
         debug_url: path of the event feed.
         title, version, description: shown in the schema.
         backpressure: what happens to clients that read too slowly.
@@ -90,7 +92,7 @@ class SocketApp(Misuse, Declarations):
     def __init__(
         self,
         *,
-        docs: bool = False,
+        docs: bool | None = None,
         docs_url: str = "/socket-docs",
         docs_access_token: str | None = None,
         auth: Auth | Sequence[Auth] | None = None,
@@ -104,7 +106,7 @@ class SocketApp(Misuse, Declarations):
         events: Sequence[Event[Any]] = (),
         dependencies: Sequence[Any] = (),
         namespace: str = "/",
-        debug: bool = False,
+        debug: bool | None = None,
         debug_url: str = "/socket-debug",
         title: str = "SocketSpec",
         version: str = "0.1.0",
@@ -124,6 +126,7 @@ class SocketApp(Misuse, Declarations):
     ) -> None:
         check_secret("SocketApp(docs_access_token=…)", docs_access_token, without="None shows the pages to everybody.")
         check_secret("SocketApp(drain_token=…)", drain_token, without="Leave it out where there is no drain_url.")
+        docs, debug = unless_given(docs), unless_given(debug)
         self.title: str = title
         self.version: str = version
         self.description: str = description
@@ -184,6 +187,11 @@ class SocketApp(Misuse, Declarations):
     def engine(self) -> Engine | None:
         """The running engine; None while the app is not started."""
         return self._engine
+
+    @property
+    def backend(self) -> Backend:
+        """What connects the nodes, started or not."""
+        return self._backend
 
     @property
     def node(self) -> str:

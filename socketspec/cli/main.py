@@ -7,7 +7,15 @@ import sys
 from collections.abc import Callable, Sequence
 
 from socketspec import __version__
-from socketspec.cli import bench_command, demo_command, plan_command, publish_command, serve_command
+from socketspec.cli import (
+    bench_command,
+    check_command,
+    demo_command,
+    dev_command,
+    plan_command,
+    publish_command,
+    serve_command,
+)
 
 __all__ = ("main",)
 
@@ -35,7 +43,15 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     )
     parser.add_argument("--version", action="version", version=f"socketspec {__version__}")
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
-    for command in (serve_command, publish_command, bench_command, plan_command, demo_command):
+    for command in (
+        dev_command,
+        check_command,
+        serve_command,
+        publish_command,
+        bench_command,
+        plan_command,
+        demo_command,
+    ):
         command.add_to(commands)
     return parser, commands.choices
 

@@ -56,6 +56,8 @@ class Pages:
         self._drain_url = drain_url
         self._drain_secret = BearerSecret(drain_token or "")
         self.health_url: str | None = health_url
+        self.docs_url: str | None = docs_url
+        self.debug_url: str | None = debug_url
         self._secret = BearerSecret(token) if token is not None else None
         self._open: dict[str, Page] = {}
         self._guarded: dict[str, Page] = {}

@@ -1,0 +1,123 @@
+"""Finds the `SocketApp`s of an application: where they are served, what guards them there, and which are not served.
+
+Known by their shape, not by their type: applications and routers have `routes`, what wraps one has it as `app`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+from socketspec.adapters.asgi import ASGIApp
+from socketspec.app.app import SocketApp
+from socketspec.errors import ConfigurationError
+
+__all__ = ("Mounted", "bare", "mounted", "refuse_bare")
+
+_DEEPEST: Final = 32
+"""Applications within applications, and wrappers around one, that are looked into."""
+
+
+class Mounted(NamedTuple):
+    """One place where clients reach an app."""
+
+    socket: SocketApp
+    path: str
+    prefix: str
+    """What stands before the paths of the app's pages."""
+    dependencies: tuple[Callable[..., Any], ...]
+    """What runs at the handshake before the app's own: of the application, its routers, `include_router`, `mount`."""
+    passed_by: tuple[Callable[..., Any], ...]
+    """What outer applications declare for all that is theirs, and frameworks do not run for a sub-application."""
+    starts_with_it: bool
+    """Whether the application's lifespan starts the app, and stops it in order."""
+
+
+class _Place(NamedTuple):
+    path: str = ""
+    passed_by: tuple[Callable[..., Any], ...] = ()
+    depth: int = 0
+
+
+def mounted(application: Any) -> tuple[Mounted, ...]:
+    """Every place in `application`, in the order of its routes."""
+    return tuple(found for found in _found(application, _Place()) if isinstance(found, Mounted))
+
+
+def bare(application: Any) -> tuple[tuple[str, SocketApp], ...]:
+    """The apps that are mounted as they are, by ``app.mount("/ws", socket)``, each with its path: nobody serves them."""
+    return tuple(found for found in _found(application, _Place()) if not isinstance(found, Mounted))
+
+
+def refuse_bare(application: Any) -> None:
+    """Raise `ConfigurationError` where a `SocketApp` is mounted as it is."""
+    for path, _ in bare(application):
+        raise ConfigurationError(
+            f"app.mount({path!r}, socket) serves nothing: a SocketApp is no ASGI application. Write "
+            f"mount(socket, app, path={path!r}), with `from socketspec.adapters.fastapi import mount`."
+        )
+
+
+def _found(application: Any, place: _Place) -> Iterator[Mounted | tuple[str, SocketApp]]:
+    application = _unwrapped(application)
+    if isinstance(application, SocketApp):
+        yield place.path or "/", application
+    elif isinstance(application, ASGIApp):
+        own, path = application.dependencies, place.path
+        yield Mounted(application.socket, path or "/", path, own, place.passed_by, place.depth == 0)
+    elif place.depth < _DEEPEST:
+        inside = _Place(place.path, (*place.passed_by, *_calls(_of_router(application))), place.depth + 1)
+        for route in _routes(application):
+            yield from _of_route(route, place, inside)
+
+
+def _of_route(route: Any, place: _Place, inside: _Place) -> Iterator[Mounted | tuple[str, SocketApp]]:
+    path = place.path + (getattr(route, "path", None) or "")
+    endpoint = getattr(route, "endpoint", None)
+    served = getattr(endpoint, "served", None)
+    app = getattr(served, "app", None)
+    if isinstance(app, ASGIApp):
+        dependant = getattr(route, "dependant", None)
+        runs = tuple(each.call for each in getattr(dependant, "dependencies", ()))
+        prefix = path.removesuffix(getattr(served, "path", ""))
+        yield Mounted(app.socket, path, prefix, (*runs, *app.dependencies), place.passed_by, place.depth == 0)
+    elif isinstance(endpoint, SocketApp):
+        yield path, endpoint
+    elif endpoint is None and getattr(route, "app", None) is not None:
+        yield from _found(route.app, inside._replace(path=path))
+
+
+def _unwrapped(application: Any) -> Any:
+    """What middleware and the like are wrapped around."""
+    for _ in range(_DEEPEST):
+        inner = getattr(application, "app", None)
+        if isinstance(application, SocketApp | ASGIApp) or hasattr(application, "routes") or not callable(inner):
+            break
+        application = inner
+    return application
+
+
+def _routes(application: Any) -> Sequence[Any]:
+    """Its routes, those of included routers with what they have there."""
+    routes = getattr(application, "routes", None)
+    if not isinstance(routes, Sequence):
+        return ()
+    # From 0.13x on, FastAPI looks through included routers when it needs to; before, it copied their routes.
+    look_through: Callable[[Any], Iterator[Any]] | None = getattr(
+        sys.modules.get("fastapi.routing"), "iter_route_contexts", None
+    )
+    return routes if look_through is None else tuple(look_through(routes))
+
+
+def _of_router(application: Any) -> Sequence[Any]:
+    router = getattr(application, "router", application)
+    dependencies = getattr(router, "dependencies", ())
+    return dependencies if isinstance(dependencies, Sequence) else ()
+
+
+def _calls(dependencies: Sequence[Any]) -> Iterator[Callable[..., Any]]:
+    for each in dependencies:
+        call = getattr(each, "dependency", None)
+        if callable(call):
+            yield call
