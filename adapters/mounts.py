@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from socketspec.adapters.asgi import ASGIApp
 from socketspec.app.app import SocketApp
+from socketspec.app.misuse import NOT_ASGI
 from socketspec.errors import ConfigurationError
 
 __all__ = ("Mounted", "bare", "mounted", "refuse_bare")
@@ -46,12 +47,14 @@ def mounted(application: Any) -> tuple[Mounted, ...]:
 
 
 def bare(application: Any) -> tuple[tuple[str, SocketApp], ...]:
-    """The apps that are mounted as they are, by ``app.mount("/ws", socket)``, each with its path: nobody serves them."""
+    """The apps mounted as they are, by ``app.mount("/ws", socket)``, each with its path: nobody serves them."""
     return tuple(found for found in _found(application, _Place()) if not isinstance(found, Mounted))
 
 
 def refuse_bare(application: Any) -> None:
     """Raise `ConfigurationError` where a `SocketApp` is mounted as it is."""
+    if isinstance(application, SocketApp):
+        raise ConfigurationError(NOT_ASGI)
     for path, _ in bare(application):
         raise ConfigurationError(
             f"app.mount({path!r}, socket) serves nothing: a SocketApp is no ASGI application. Write "

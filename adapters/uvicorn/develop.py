@@ -1,7 +1,7 @@
 """Serves an application to whoever writes it: what ``socketspec dev`` does.
 
-A process watches the files, and another one serves, with everything that `serve` has; it ends at once and is started anew
-when a file has changed. Both share the listening socket, so that clients which come meanwhile wait.
+A process watches the files, and another one serves, with everything that `serve` has; it ends at once and is started
+anew when a file has changed. Both share the listening socket, so that clients which come meanwhile wait.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Developed:
     """What is served."""
 
     application: Any
-    greeting: Callable[[str], str]
-    """Given the server's URL, what to print when it serves."""
+    greet: Callable[[str], None]
+    """Called with the server's URL when it serves."""
 
 
 def develop(serving: Serving, load: Callable[[], Developed | None], folders: Sequence[Path]) -> None:
@@ -105,19 +105,19 @@ def _files(folders: Sequence[Path]) -> Iterator[tuple[Path, int]]:
 
 
 class _Server(WorkerServer):
-    """Prints where everything is when it serves, and ends at once."""
+    """Says where everything is when it serves, and ends at once."""
 
     drain_within = (0.0, GRACE)
 
-    def __init__(self, config: uvicorn.Config, greeting: str) -> None:
+    def __init__(self, config: uvicorn.Config, greet: Callable[[], None]) -> None:
         super().__init__(config)
-        self._greeting = greeting
+        self._greet = greet
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application, and say so."""
         await super().startup(sockets)
         if not self.should_exit:
-            print(self._greeting, flush=True)
+            self._greet()
 
 
 def _serve(serving: Serving, load: Callable[[], Developed | None], sockets: list[socket.socket]) -> None:
@@ -129,7 +129,7 @@ def _serve(serving: Serving, load: Callable[[], Developed | None], sockets: list
     config = uvicorn_config(serving)
     config.app = cast("Any", developed.application)
     config.timeout_graceful_shutdown = round(GRACE)
-    server = _Server(config, developed.greeting(url_of(serving, sockets[0])))
+    server = _Server(config, partial(developed.greet, url_of(serving, sockets[0])))
     try:
         server.run(sockets=sockets)
     except SystemExit:  # how uvicorn says that the application's start failed; the log has the reason

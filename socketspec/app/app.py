@@ -47,7 +47,8 @@ class SocketApp(Misuse, Declarations):
     """A WebSocket application. Declare events on it with decorators, then mount it.
 
     Args:
-        docs: serve the schema page at `docs_url` and its JSON at ``{docs_url}/schema``. None: only in ``socketspec dev``.
+        docs: serve the schema page at `docs_url` and its JSON at ``{docs_url}/schema``. None: in ``socketspec dev``
+            only.
         docs_url: path of the schema page.
         docs_access_token: if set, a request for the page has to bring it, as ``Authorization: Bearer`` or ``?token=``.
             Details of the health report are told to those who bring it, and to nobody else.

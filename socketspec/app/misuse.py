@@ -11,11 +11,11 @@ from socketspec.errors import ConfigurationError
 from socketspec.runtime.engine import Engine
 from socketspec.text import did_you_mean, get_logger
 
-__all__ = ("Callers", "Misuse")
+__all__ = ("NOT_ASGI", "Callers", "Misuse")
 
 logger: logging.Logger = get_logger("socketspec")
 
-_NOT_ASGI: Final = (
+NOT_ASGI: Final = (
     "A SocketApp is no ASGI application: app.mount('/ws', socket) cannot serve it. Write "
     "mount(socket, app, path='/ws'), with `from socketspec.adapters.fastapi import mount`; elsewhere "
     "ASGIApp(socket), with `from socketspec.adapters.asgi import ASGIApp`."
@@ -41,9 +41,9 @@ class Misuse:
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         """Refuse to be served as it is. A server that starts asks here first, and does not start."""
         if scope["type"] != "lifespan":
-            raise ConfigurationError(_NOT_ASGI)
+            raise ConfigurationError(NOT_ASGI)
         await receive()
-        await send({"type": "lifespan.startup.failed", "message": _NOT_ASGI})
+        await send({"type": "lifespan.startup.failed", "message": NOT_ASGI})
 
 
 class Callers:

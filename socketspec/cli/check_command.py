@@ -42,7 +42,9 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "app", metavar="MODULE:ATTRIBUTE", help="an application with SocketApps mounted, or a SocketApp, such as main:app"
+        "app",
+        metavar="MODULE:ATTRIBUTE",
+        help="an application with SocketApps mounted, or a SocketApp, such as main:app",
     )
     parser.add_argument("--factory", action="store_true", help="the attribute is a function that returns it")
     parser.add_argument("--app-dir", default="", metavar="FOLDER", help="where the module is (default: here)")

@@ -34,7 +34,9 @@ examples:
 docs= and debug= of every SocketApp that does not say are on. Ctrl-C ends it at once. A SocketApp that no application of
 its module has is served by itself, at /ws.
 
-exit status: 0 stopped, 1 could not start, 2 it cannot be loaded, or misused
+What cannot be loaded, or does not start, is waited for until a file changes.
+
+exit status: 0 stopped, 1 cannot listen, 2 misused
 """
 
 
@@ -71,7 +73,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if absent:
         return fail(f"--reload-dir {absent[0]}: there is no such folder", MISUSED)
     if ":" not in arguments.app:
-        return fail(f"{arguments.app!r} does not say which object of the module to serve; write {arguments.app}:app", MISUSED)
+        return fail(
+            f"{arguments.app!r} does not say which object of the module to serve; write {arguments.app}:app", MISUSED
+        )
 
     from socketspec.adapters.uvicorn.develop import develop
     from socketspec.adapters.uvicorn.serve import Serving, set_up_logging
@@ -106,7 +110,7 @@ def _load(target: str, app_dir: str, factory: bool) -> Developed | None:
         fail(f"{error}")
         print("Waiting for a change.", file=sys.stderr, flush=True)
         return None
-    return Developed(application, partial(_greeting, loaded, application))
+    return Developed(application, partial(_greet, loaded, application))
 
 
 def _served(loaded: Loaded) -> Any:
@@ -122,7 +126,7 @@ def _served(loaded: Loaded) -> Any:
     return application
 
 
-def _greeting(loaded: Loaded, application: Any, url: str) -> str:
+def _greet(loaded: Loaded, application: Any, url: str) -> None:
     url = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
     places = mounted(application)
     lines = [*_notes(loaded, places)]
@@ -132,7 +136,7 @@ def _greeting(loaded: Loaded, application: Any, url: str) -> str:
     openapi: str | None = getattr(application, "docs_url", None)
     if openapi:
         lines += ["", f"  {'HTTP docs':12} {url}{openapi}"]
-    return "\n".join([*lines, "", "Ctrl-C stops it."])
+    print("\n".join([*lines, "", "Ctrl-C stops it."]), flush=True)
 
 
 def _notes(loaded: Loaded, places: tuple[Mounted, ...]) -> Iterator[str]:

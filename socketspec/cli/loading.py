@@ -88,7 +88,7 @@ def unmounted_beside(folder: Path) -> list[SocketApp]:
 
 def _own_modules() -> Iterator[ModuleType]:
     for name, module in tuple(sys.modules.items()):
-        if isinstance(module, ModuleType) and name.partition(".")[0] not in _NOT_OWN and name == module.__name__:
+        if name.partition(".")[0] not in _NOT_OWN and getattr(module, "__name__", "") == name:  # anything may be there
             yield module
 
 
@@ -114,7 +114,7 @@ def _module(name: str, attribute: str, folder: Path) -> ModuleType:
         raise
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            traceback.print_exc()  # the module is there, but not something that it imports
+            _print(error)  # the module is there, but not something that it imports
             hint = ", or pip install it" if error.name else ""
             raise CannotLoad(
                 f"importing {name!r} failed: there is no module {error.name!r} in {folder} or the environment; "
@@ -122,8 +122,20 @@ def _module(name: str, attribute: str, folder: Path) -> ModuleType:
             ) from error
         raise CannotLoad(f"there is no module {name!r} in {folder}; {_elsewhere(name, attribute, folder)}") from error
     except (Exception, SystemExit) as error:
-        traceback.print_exc()
+        _print(error)
         raise CannotLoad(f"importing {name!r} failed with {type(error).__name__}; the reason is above") from error
+
+
+def _print(error: BaseException) -> None:
+    """The traceback, from the first line of the module on."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None and _is_machinery(trace.tb_frame.f_code.co_filename):
+        trace = trace.tb_next
+    traceback.print_exception(type(error), error, trace)
+
+
+def _is_machinery(filename: str) -> bool:
+    return filename == __file__ or filename.startswith("<frozen") or filename == importlib.__file__
 
 
 def _elsewhere(name: str, attribute: str, folder: Path) -> str:
@@ -192,7 +204,7 @@ def _made(found: Any, target: str) -> Any:
     except ConfigurationError:
         raise
     except (Exception, SystemExit) as error:
-        traceback.print_exc()
+        _print(error)
         raise CannotLoad(f"{target!r} failed with {type(error).__name__}; the reason is above") from error
     if inspect.iscoroutine(made):
         made.close()

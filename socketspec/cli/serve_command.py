@@ -9,8 +9,10 @@ import traceback
 from importlib.util import find_spec
 from pathlib import Path
 
+from socketspec.adapters.mounts import refuse_bare
 from socketspec.cli.arguments import drain_seconds, port, whole
 from socketspec.cli.output import FAILED, MISUSED, fail
+from socketspec.errors import ConfigurationError
 from socketspec.extras import install
 
 __all__ = ("add_to",)
@@ -136,4 +138,8 @@ def _problem(app: str) -> int | None:
         return fail(f"importing {app.partition(':')[0]!r} failed; the reason is above")
     if not callable(found):
         return fail(f"{app!r} is {type(found).__name__}, not an ASGI application")
+    try:
+        refuse_bare(found)
+    except ConfigurationError as error:
+        return fail(f"{app!r}: {error}")
     return None

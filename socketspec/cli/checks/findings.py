@@ -90,7 +90,10 @@ def _rooms(socket: SocketApp, places: Sequence[Mounted]) -> _Checks:
             some = ", ".join(repr(guard.pattern.source) for guard in guards)
             yield "partly_guarded", f"clients may join rooms of {room.name!r} that the guards of {some} miss. {write}"
         elif _is_open(socket, places):
-            yield "open_room", f"everybody may join {room.name!r}: clients may, and there is neither guard nor auth. {write}"
+            yield (
+                "open_room",
+                f"everybody may join {room.name!r}: clients may, and there is neither guard nor auth. {write}",
+            )
 
 
 def _exposure(socket: SocketApp) -> _Checks:

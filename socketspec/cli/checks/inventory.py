@@ -28,11 +28,7 @@ def inventory(name: str, socket: SocketApp, places: Sequence[Mounted]) -> dict[s
         "version": socket.version,
         "namespace": settings.namespace,
         "mounted": [_place(place) for place in places],
-        "pages": {
-            "docs": socket.pages.docs_url,
-            "debug": socket.pages.debug_url,
-            "health": socket.pages.health_url,
-        },
+        "pages": {name: _page(url, places) for name, url in _pages(socket)},
         "backend": type(socket.backend).__name__,
         "authentication": [_auth(backend) for backend in settings.auth],
         "origins": ["*"] if settings.origins.allows_all else sorted(settings.origins.origins),
@@ -58,6 +54,16 @@ def inventory(name: str, socket: SocketApp, places: Sequence[Mounted]) -> dict[s
         "errors": list(registry.errors.by_code),
         "limits": _limits(settings),
     }
+
+
+def _pages(socket: SocketApp) -> Iterable[tuple[str, str | None]]:
+    pages = socket.pages
+    return ("docs", pages.docs_url), ("debug", pages.debug_url), ("health", pages.health_url)
+
+
+def _page(url: str | None, places: Sequence[Mounted]) -> str | None:
+    """Where a page is: routers put their prefix before it."""
+    return url if url is None or not places else f"{places[0].prefix}{url}"
 
 
 def _place(place: Mounted) -> dict[str, Any]:
@@ -98,9 +104,7 @@ def _event(spec: EventSpec) -> dict[str, Any]:
         "reply": type_name(spec.plan.reply),
         "dependencies": [*listed, *(each for each in own if each not in listed)],
         "errors": [error.code for error in spec.errors],
-        "emits": [
-            {"event": item.event, "payload": type_name(item.model)} for item in spec.contract.emits or ()
-        ],
+        "emits": [{"event": item.event, "payload": type_name(item.model)} for item in spec.contract.emits or ()],
         "broadcasts": [
             {
                 "event": item.event,

@@ -96,7 +96,7 @@ _Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
 
 def _tables(app: Mapping[str, Any]) -> Iterator[_Table]:
     header = ("event", "payload", "reply", "dependencies", "errors", "sends", "tags", "handler")
-    events = [
+    events: list[tuple[str, ...]] = [
         (
             _event(each),
             each["payload"] or _NOTHING,
@@ -109,7 +109,7 @@ def _tables(app: Mapping[str, Any]) -> Iterator[_Table]:
         )
         for each in app["events"]
     ]
-    rooms = [
+    rooms: list[tuple[str, ...]] = [
         (
             each["room"],
             _several(each["variables"]),
@@ -119,15 +119,15 @@ def _tables(app: Mapping[str, Any]) -> Iterator[_Table]:
         )
         for each in app["rooms"]
     ]
-    sent = [
+    sent: list[tuple[str, ...]] = [
         (each["event"], each["payload"] or _NOTHING, each["room"] or _NOTHING, _several(each["tags"]))
         for each in app["sent_events"]
     ]
-    guards = [
+    guards: list[tuple[str, ...]] = [
         (each["pattern"], each["function"], _several(each["dependencies"]), _several(each["guards"], "any room"))
         for each in app["guards"]
     ]
-    hooks = [(each["hook"], each["function"], _several(each["dependencies"])) for each in app["hooks"]]
+    hooks: list[tuple[str, ...]] = [(each["hook"], each["function"], _several(each["dependencies"])) for each in app["hooks"]]
     tables: tuple[_Table, ...] = (
         ("Events", header, events),
         ("Sent by the app", ("event", "payload", "room", "tags"), sent),
