@@ -97,7 +97,8 @@ async def test_it_prints_addresses_that_work_with_docs_and_debug_on(tmp_path: Pa
         async with client(dev.url("WebSocket")) as conn:
             assert await conn.call("say") == {"text": "TEXT"}
         for page in ("docs", "debug", "health"):
-            assert httpx.get(dev.url(page)).status_code == 200
+            async with httpx.AsyncClient() as http:
+                assert (await http.get(dev.url(page))).status_code == 200
         assert dev.url("WebSocket").startswith("ws://127.0.0.1:")
         assert dev.url("WebSocket").endswith("/live")
 

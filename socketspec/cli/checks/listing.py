@@ -127,7 +127,9 @@ def _tables(app: Mapping[str, Any]) -> Iterator[_Table]:
         (each["pattern"], each["function"], _several(each["dependencies"]), _several(each["guards"], "any room"))
         for each in app["guards"]
     ]
-    hooks: list[tuple[str, ...]] = [(each["hook"], each["function"], _several(each["dependencies"])) for each in app["hooks"]]
+    hooks: list[tuple[str, ...]] = [
+        (each["hook"], each["function"], _several(each["dependencies"])) for each in app["hooks"]
+    ]
     tables: tuple[_Table, ...] = (
         ("Events", header, events),
         ("Sent by the app", ("event", "payload", "room", "tags"), sent),

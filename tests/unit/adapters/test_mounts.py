@@ -7,7 +7,6 @@ from fastapi import APIRouter, Depends, FastAPI
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Host, Mount
-from starlette.testclient import TestClient
 
 from socketspec import SocketApp
 from socketspec.adapters.asgi import ASGIApp
@@ -51,10 +50,11 @@ def test_an_app_that_contains_itself_is_looked_into_a_bounded_time() -> None:
     assert mounted(app) == ()
 
 
-def test_a_socket_mounted_as_it_is_ends_the_start_of_an_application_that_has_another_one_mounted() -> None:
+async def test_a_socket_mounted_as_it_is_ends_the_start_of_an_application_that_has_another_one_mounted() -> None:
     app, socket, other = FastAPI(), SocketApp(), SocketApp()
     mount(socket, app, "/right")
     app.mount("/wrong", other)
     assert bare(app) == (("/wrong", other),)
-    with pytest.raises(ConfigurationError, match=r"mount\(socket, app, path='/wrong'\)"), TestClient(app):
-        pass
+    with pytest.raises(ConfigurationError, match=r"mount\(socket, app, path='/wrong'\)"):
+        async with app.router.lifespan_context(app):
+            pass

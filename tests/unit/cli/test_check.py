@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,10 +38,10 @@ Check = Callable[..., Result]
 
 
 @pytest.fixture
-def check(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Check]:
+def check(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Check:
     """Check `target` of a module with this source, in which MODULE stands for its name."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", [*__import__("sys").path])
+    monkeypatch.setattr("sys.path", [*sys.path])
 
     def run(source: str, target: str = "app", *options: str) -> Result:
         name = f"checked_{next(_numbers)}"
@@ -49,7 +50,7 @@ def check(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         said = capsys.readouterr()
         return Result(status, said.out.replace(name, "MODULE"), said.err.replace(name, "MODULE"))
 
-    yield run
+    return run
 
 
 START = """
@@ -109,7 +110,16 @@ def test_it_prints_what_is_registered_and_0_says_that_nothing_is_wrong(check: Ch
     assert "/v1/api/ws/{tenant}, after MODULE.session" in result.out
     assert "health /v1/api/socket-health" in result.out
     rows = [line.split() for line in result.out.splitlines()]
-    assert ["place", "Order", "Placed", "MODULE.session,", "MODULE.signed_in", "SOLD_OUT", "shop", "MODULE.place"] in rows
+    assert [
+        "place",
+        "Order",
+        "Placed",
+        "MODULE.session,",
+        "MODULE.signed_in",
+        "SOLD_OUT",
+        "shop",
+        "MODULE.place",
+    ] in rows
     assert "clients and the app, if MODULE.may_join lets them" in result.out
     assert ["changed", "Order", "orders:{id}"] in rows
     assert ["on_room_join", "MODULE.joined"] in rows
@@ -233,7 +243,9 @@ def test_what_cannot_be_loaded_is_a_sentence_with_what_to_write(
 
 
 def test_a_factory_is_called_and_what_it_prints_is_not_in_the_json(check: Check) -> None:
-    source = START + "def create():\n    print('made')\n    socket = SocketApp()\n    mount(socket, app)\n    return app\n"
+    source = (
+        START + "def create():\n    print('made')\n    socket = SocketApp()\n    mount(socket, app)\n    return app\n"
+    )
     result = check(source, "create", "--factory", "--json")
     assert result.json["apps"][0]["mounted"][0]["path"] == "/ws"
     assert "made" in result.err
@@ -260,7 +272,7 @@ def test_a_module_that_is_not_there_is_looked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], target: str, said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", [*__import__("sys").path])
+    monkeypatch.setattr("sys.path", [*sys.path])
     (tmp_path / "shop.py").write_text("")
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "inside.py").write_text("")
