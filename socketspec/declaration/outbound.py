@@ -118,7 +118,7 @@ class OutboundType:
                 # What it becomes on the wire may fit: JSON's strings for dates, an object of another class.
                 return self._validator.validate_json(to_json(value), by_alias=True, by_name=True)
             except (ValidationError, *_CANNOT):
-                raise self._misfit(value, misfit(error)) from error
+                raise self._misfit(value, misfit(error)) from None  # the cause would show, in logs, what was to be sent
         except RecursionError as error:
             raise self._misfit(value, f"it cannot be sent at all ({error})") from error
 
@@ -138,7 +138,7 @@ class OutboundType:
             fresh = self._validator.validate_python(dumped, by_alias=True, by_name=True)
             return self._to_json(fresh, by_alias=True, warnings=False)
         except ValidationError as error:
-            raise self._misfit(value, misfit(error)) from error
+            raise self._misfit(value, misfit(error)) from None  # as above
         except _CANNOT as error:
             raise TypeError(f"Cannot send this payload: {error}") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import traceback
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -242,3 +243,15 @@ def test_whatever_is_given_what_is_sent_is_what_the_schema_allows(value: Any, an
         return
     jsonschema.validate(found, outbound.json_schema())
     assert "s3cret" not in json.dumps(found)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_what_does_not_fit_is_not_shown_with_its_values_by_a_traceback_either(stored: bool) -> None:
+    value = Secretive.model_construct(pin="not for logs") if stored else {"pin": "not for logs"}
+    with pytest.raises(ContractError) as raised:
+        OutboundType(Secretive, what="here").encode(value)
+    assert "not for logs" not in "".join(traceback.format_exception(raised.value))
+
+
+class Secretive(BaseModel):
+    pin: int
