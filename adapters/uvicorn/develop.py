@@ -13,7 +13,6 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
@@ -42,13 +41,8 @@ MOST_FILES: Final = 20_000
 _SKIPPED: Final = frozenset({"__pycache__", "node_modules", "site-packages"})
 
 
-@dataclass(frozen=True, slots=True)
-class Developed:
-    """What is served."""
-
-    application: Any
-    greet: Callable[[str], None]
-    """Called with the server's URL when it serves."""
+Developed = tuple[Any, Callable[[str], None]]
+"""The application that is served, and what is called with the server's URL when it serves."""
 
 
 def develop(serving: Serving, load: Callable[[], Developed | None], folders: Sequence[Path]) -> None:
@@ -126,10 +120,11 @@ def _serve(serving: Serving, load: Callable[[], Developed | None], sockets: list
     developed = load()
     if developed is None:
         return
+    application, greet = developed
     config = uvicorn_config(serving)
-    config.app = cast("Any", developed.application)
+    config.app = cast("Any", application)
     config.timeout_graceful_shutdown = round(GRACE)
-    server = _Server(config, partial(developed.greet, url_of(serving, sockets[0])))
+    server = _Server(config, partial(greet, url_of(serving, sockets[0])))
     try:
         server.run(sockets=sockets)
     except SystemExit:  # how uvicorn says that the application's start failed; the log has the reason

@@ -36,7 +36,6 @@ from socketspec.runtime import engines
 from socketspec.text import OneLine
 
 __all__ = (
-    "BACKLOG",
     "DrainingServer",
     "Serving",
     "WorkerServer",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from socketspec.adapters.mounts import Mounted, mounted, refuse_bare
 from socketspec.app.app import SocketApp
@@ -19,9 +19,6 @@ from socketspec.errors import ConfigurationError
 from socketspec.extras import install
 from socketspec.runtime import development
 from socketspec.text import get_logger
-
-if TYPE_CHECKING:  # needs uvicorn, which may not be there: the command says so
-    from socketspec.adapters.uvicorn.develop import Developed
 
 __all__ = ("add_to",)
 
@@ -97,10 +94,8 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _load(target: str, app_dir: str, factory: bool) -> Developed | None:
+def _load(target: str, app_dir: str, factory: bool) -> tuple[Any, Callable[[str], None]] | None:
     """In the serving process: the application, made for its developer; None where there is nothing to serve."""
-    from socketspec.adapters.uvicorn.develop import Developed
-
     development.begin()
     try:
         loaded = load(target, app_dir=app_dir, factory=factory)
@@ -110,7 +105,7 @@ def _load(target: str, app_dir: str, factory: bool) -> Developed | None:
         fail(f"{error}")
         print("Waiting for a change.", file=sys.stderr, flush=True)
         return None
-    return Developed(application, partial(_greet, loaded, application))
+    return application, partial(_greet, loaded, application)
 
 
 def _served(loaded: Loaded) -> Any:
