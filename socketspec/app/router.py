@@ -64,8 +64,8 @@ class Including(Declarations):
         )
         if (id(router), prefix) in self._paths:
             raise ConfigurationError(
-                f"{where}…): this router is included already{f' with the prefix {prefix!r}' if prefix else ''}. Include "
-                "it once, or again with another prefix=."
+                f"{where}…): this router is included already{f' with the prefix {prefix!r}' if prefix else ''}. "
+                "Include it once, or again with another prefix=."
             )
         router.send_to(self, () if options.is_empty else (options,))
         self._paths.add((id(router), prefix))

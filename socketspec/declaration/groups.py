@@ -7,7 +7,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from socketspec.declaration.declared_errors import DeclaredError
 from socketspec.declaration.plans import Scoped
@@ -45,7 +45,7 @@ class Limit(Protocol):
     def capacity(self) -> float: ...
 
     @property
-    def scope(self) -> str | Callable[[Any], str] | None: ...
+    def scope(self) -> Literal["connection", "user", "ip"] | Callable[[Any], str] | None: ...
 
     @property
     def max_violations(self) -> int: ...

@@ -20,7 +20,7 @@ _HABITS: Final[Mapping[str, str]] = {
 
 
 def refuse_bare(given: object, decorator: str, example: str) -> None:
-    """Raise `ConfigurationError` where `decorator`, such as ``"socket.on"``, stands without parentheses, so that it gets
+    """Raise `ConfigurationError` where `decorator`, such as ``"socket.on"``, stands without parentheses, and so gets
     the function.
     """
     if callable(given):
