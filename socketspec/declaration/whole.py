@@ -16,6 +16,10 @@ def check_whole(registry: Registry, declared: DeclaredRooms) -> None:
         declared.check_pattern(f"@socket.room_guard({source!r}) guards nothing: the pattern", guard.pattern)
     for what, pattern in registry.hook_patterns:
         declared.check_pattern(f"{what} is never called: the pattern", pattern)
+    for event in registry.typed_events.values():  # a router may have brought the first rooms after it was declared
+        if event.declared.room is not None:
+            what = f"Event {event.name!r}: room={event.declared.room.source!r}"
+            declared.check_pattern(what, event.declared.room)
     for spec in registry.events.values():
         for item in spec.contract.broadcasts or ():
             if item.room is not None:

@@ -21,9 +21,7 @@ class AnsweredTimeout(TimedOut):
     """A timeout that the client has been told of."""
 
 
-async def within(
-    handling: Coroutine[Any, Any, Any], error: TimedOut, seconds: float, answer: Callable[[], None]
-) -> Any:
+async def within(handling: Awaitable[Any], error: TimedOut, seconds: float, answer: Callable[[], None]) -> Any:
     """Await `handling`; after `seconds`, cancel it, and raise `error` when it has ended.
 
     Where that takes more than `GRACE`, `answer` is called meanwhile, and `AnsweredTimeout` is raised, whatever it ends
