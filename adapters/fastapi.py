@@ -94,8 +94,8 @@ def mount(socket: SocketApp, app: Starlette | Router, path: str = "/ws", *, depe
     """
     if not isinstance(socket, SocketApp):  # pyright: ignore[reportUnnecessaryIsInstance] - what untyped code passes
         raise ConfigurationError(
-            f"mount() serves a SocketApp, not {type(socket).__name__}: write mount(socket, app). An EventRouter is included "
-            "in one: socket.include_router(router)."
+            f"mount() serves a SocketApp, not {type(socket).__name__}: write mount(socket, app). An EventRouter is "
+            "included in one: socket.include_router(router)."
         )
     router = app.router if isinstance(app, Starlette) else app
     if not isinstance(router, Router):

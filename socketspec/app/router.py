@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any, Final, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, overload
 
 from socketspec.app.declarations import Declaration, Declarations
 from socketspec.connection.connection import Connection
@@ -33,6 +33,9 @@ _NO_ROUTER: Final = (
     "An EventRouter is no router of FastAPI's, and no application: write socket.include_router(router), and "
     "mount(socket, app), with `from socketspec.adapters.fastapi import mount`."
 )
+
+_OF_FASTAPIS: Final = ("routes", "_contains_router")
+"""What FastAPI's ``include_router`` asks of a router, by its version."""
 
 
 class Including(Declarations):
@@ -169,10 +172,12 @@ class EventRouter(Including):
     def _check_event(self, options: EventOptions, event: str) -> None:
         options.name((self._options,))
 
-    @property
-    def routes(self) -> NoReturn:
-        """What FastAPI's ``include_router`` asks for. Raises `ConfigurationError` that says what to write."""
-        raise ConfigurationError(_NO_ROUTER)
+    if not TYPE_CHECKING:  # it has no such attributes; this only tells those who include it in a FastAPI application
+
+        def __getattr__(self, name: str) -> NoReturn:
+            if name in _OF_FASTAPIS:
+                raise ConfigurationError(_NO_ROUTER)
+            raise AttributeError(f"'EventRouter' object has no attribute {name!r}")
 
     async def __call__(self, *scope: object) -> NoReturn:
         """What a server, or ``app.mount``, calls. Raises `ConfigurationError` that says what to write."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from fastapi import APIRouter, FastAPI
@@ -63,7 +63,7 @@ async def test_prefix_tags_dependencies_errors_and_middleware_go_from_the_outerm
     @inner.on(
         "place", tags=["place"], dependencies=[noting("event")], middleware=[around("event")], errors=[SoldOut, Closed]
     )
-    async def place(conn: Connection, order: Order, last: None = noting("handler")) -> Order:
+    async def place(conn: Connection, order: Order, last: Annotated[None, noting("handler")]) -> Order:
         seen.append("handler")
         return order
 
@@ -193,7 +193,7 @@ async def test_dependencies_of_a_router_in_another_place_see_the_names_around_th
         class Settings:
             name = "ada"
 
-        async def named(settings: Settings = Depends()) -> str:
+        async def named(settings: Annotated[Settings, Depends()]) -> str:
             return settings.name
 
         return EventRouter(dependencies=[Depends(named)])
