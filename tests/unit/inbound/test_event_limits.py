@@ -11,6 +11,7 @@ from socketspec.backend.memory import MemoryBackend
 from socketspec.security.ratelimit import RateLimit
 from socketspec.testing import ConnectionClosed, TestClient, TestConnection
 from tests.backends import SharedBackend
+from tests.engines import engine_of
 
 
 async def handler(conn: Connection) -> None: ...
@@ -61,8 +62,7 @@ async def test_a_refusal_names_the_event_its_id_and_when_to_try_again() -> None:
         await ask(conn, "x")
         answer = await ask(conn, "x")
         assert (await codes(await client.connect(), "x")) == ["ok"]
-        engine = await socket.ensure_started()
-        assert engine.counters.events["x", "rate_limited"] == engine.counters.rate_limited == 1
+        assert engine_of(socket).counters.events["x", "rate_limited"] == engine_of(socket).counters.rate_limited == 1
     payload = answer["payload"]
     assert (answer["event"], answer["id"], payload["event"]) == ("__error__", 1, "x")
     assert 1.0 < payload["details"]["retry_after"] <= 2.0

@@ -13,6 +13,7 @@ import pytest
 
 from socketspec import Connection, Depends, EventRouter, SocketApp
 from socketspec.testing import TestClient, TestConnection
+from tests.engines import engine_of
 
 
 async def ask(conn: TestConnection, event: str) -> dict[str, Any]:
@@ -52,9 +53,8 @@ async def test_the_handler_is_cancelled_its_dependencies_cleaned_up_and_the_clie
         with caplog.at_level(logging.WARNING):
             answer = await ask(conn, "slow")
         assert seen[:2] == ["cancelled", "closed"]
-        engine = await socket.ensure_started()
         assert (await ask(conn, "slow"))["payload"]["code"] == "TIMEOUT_ERROR"  # the order is not held for ever
-        assert engine.counters.events["slow", "timeout"] == 2
+        assert engine_of(socket).counters.events["slow", "timeout"] == 2
     assert (answer["event"], answer["id"], answer["payload"]["event"]) == ("__error__", 1, "slow")
     assert answer["payload"]["code"] == "TIMEOUT_ERROR"
     assert answer["payload"]["details"] == {"timeout": 0.05}
