@@ -34,9 +34,10 @@ async def within(handling: Awaitable[Any], error: TimedOut, seconds: float, answ
         answered = True
         answer()
 
+    deadline = asyncio.timeout(seconds)
     reminder = asyncio.get_running_loop().call_later(seconds + GRACE, late)
     try:
-        async with asyncio.timeout(seconds) as deadline:
+        async with deadline:
             result = await handling
     except TimeoutError as ended:
         if not deadline.expired():
