@@ -19,7 +19,7 @@ from socketspec.adapters.handover import EXTENSION, HandOver
 from socketspec.app.app import SocketApp
 from socketspec.connection.connection import Connection
 from socketspec.declaration.signatures import listed
-from socketspec.errors import BackendError, EventError
+from socketspec.errors import BackendError, ConfigurationError, EventError
 from socketspec.lifecycle.admission import Admission
 from socketspec.pages.responses import Response
 from socketspec.protocol.handshake import NO_VARIABLES, Handshake, Headers, QueryParams
@@ -45,6 +45,11 @@ class ASGIApp:
 
     def __init__(self, socket: SocketApp, *, dependencies: Sequence[Any] = ()) -> None:
         """`dependencies` run at the handshake, before those of `socket`. Raises `ConfigurationError`."""
+        if not isinstance(socket, SocketApp):  # pyright: ignore[reportUnnecessaryIsInstance] - what untyped code passes
+            raise ConfigurationError(
+                f"ASGIApp() needs a SocketApp, not {type(socket).__name__}. An EventRouter is included in one: "
+                "socket.include_router(router)."
+            )
         self.socket: SocketApp = socket
         own = listed("ASGIApp", dependencies)
         self.dependencies: tuple[Callable[..., Any], ...] = tuple(

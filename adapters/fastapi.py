@@ -93,6 +93,11 @@ def mount(socket: SocketApp, app: Starlette | Router, path: str = "/ws", *, depe
 
     Raises `ConfigurationError` for a path that is taken or does not begin with "/", or another kind of app.
     """
+    if not isinstance(socket, SocketApp):  # pyright: ignore[reportUnnecessaryIsInstance] - what untyped code passes
+        raise ConfigurationError(
+            f"mount() serves a SocketApp, not {type(socket).__name__}: write mount(socket, app). An EventRouter is "
+            "included in one: socket.include_router(router)."
+        )
     router = app.router if isinstance(app, Starlette) else app
     if not isinstance(router, Router):
         raise ConfigurationError(

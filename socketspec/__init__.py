@@ -1,6 +1,7 @@
 """FastAPI-style WebSocket pub/sub that scales horizontally."""
 
 from socketspec.app.app import SocketApp
+from socketspec.app.router import EventRouter
 from socketspec.connection.connection import Connection
 from socketspec.declaration.contracts import Broadcasts, Emits
 from socketspec.declaration.dependencies import Depends
@@ -17,6 +18,7 @@ __all__ = (
     "Depends",
     "Emits",
     "Event",
+    "EventRouter",
     "History",
     "Identity",
     "Room",

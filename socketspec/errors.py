@@ -13,6 +13,7 @@ The exceptions, by what is at fault::
         ├── PayloadTooLarge     PAYLOAD_TOO_LARGE
         ├── RateLimited         RATE_LIMIT_ERROR
         ├── RoomNotFound        ROOM_NOT_FOUND
+        ├── TimedOut            TIMEOUT_ERROR
         ├── UnknownEvent        UNKNOWN_EVENT
         └── ValidationFailed    VALIDATION_ERROR
 
@@ -51,6 +52,7 @@ __all__ = (
     "RateLimited",
     "RoomNotFound",
     "SocketSpecError",
+    "TimedOut",
     "UnknownEvent",
     "ValidationFailed",
     "check_close_code",
@@ -71,6 +73,7 @@ class ErrorCode(StrEnum):
     REFUSED = "REFUSED"
     ROOM_NOT_FOUND = "ROOM_NOT_FOUND"
     SESSION_EXPIRED = "SESSION_EXPIRED"
+    TIMEOUT_ERROR = "TIMEOUT_ERROR"
     UNKNOWN_EVENT = "UNKNOWN_EVENT"
     VALIDATION_ERROR = "VALIDATION_ERROR"
 
@@ -91,6 +94,8 @@ ERROR_CODES: Mapping[ErrorCode, str] = {
     "another 4xx `HTTPException`.",
     ErrorCode.ROOM_NOT_FOUND: "The app declares its rooms and this is none of them, or a guard takes other variables.",
     ErrorCode.SESSION_EXPIRED: "The session reached `max_duration`. Sent before close code 4002.",
+    ErrorCode.TIMEOUT_ERROR: "The event took longer than its `timeout`, `details.timeout` in seconds, and was ended. "
+    "Whether anything was done is not known.",
     ErrorCode.UNKNOWN_EVENT: "No handler has this name, or the name is reserved.",
     ErrorCode.VALIDATION_ERROR: "The message is not an envelope, or its payload does not fit the event's model; "
     "`details` lists what and where.",
@@ -351,6 +356,12 @@ class RoomNotFound(EventError):
     """The app declares its rooms, and none of the declarations matches this name."""
 
     code: str = ErrorCode.ROOM_NOT_FOUND
+
+
+class TimedOut(EventError):
+    """The event took longer than the `timeout` that is declared for it."""
+
+    code: str = ErrorCode.TIMEOUT_ERROR
 
 
 class UnknownEvent(EventError):

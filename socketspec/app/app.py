@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any, Literal
 
-from socketspec.app.declarations import Declarations
+from socketspec.app.declarations import Declaration
 from socketspec.app.events import AppEvents
 from socketspec.app.misuse import Callers, Misuse
 from socketspec.app.rooms import Rooms
+from socketspec.app.router import Including
 from socketspec.app.sessions import Sessions
 from socketspec.app.sync import Sync
 from socketspec.app.users import Users
@@ -21,9 +23,12 @@ from socketspec.concurrency.elsewhere import ELSEWHERE
 from socketspec.connection.connection import Connection
 from socketspec.connection.outbox import Backpressure
 from socketspec.declaration.events import Event
+from socketspec.declaration.groups import Path, given_timeout
+from socketspec.declaration.habits import refuse_habit
 from socketspec.declaration.registry import Registry
 from socketspec.declaration.rooms import DeclaredRooms, Room
 from socketspec.declaration.signatures import listed
+from socketspec.declaration.specs import EventOptions
 from socketspec.declaration.whole import check_whole
 from socketspec.errors import BackendError
 from socketspec.pages.pages import HealthReport, Pages
@@ -35,7 +40,7 @@ from socketspec.runtime.engine import Engine
 from socketspec.runtime.settings import Settings, auth_backends, drain_seconds, path
 from socketspec.security.auth import Auth
 from socketspec.security.origins import OriginPolicy
-from socketspec.security.ratelimit import RateLimit
+from socketspec.security.ratelimit import RateLimit, given_rate_limit
 from socketspec.security.secret_options import check_secret
 from socketspec.session.config import SessionConfig
 from socketspec.text import get_logger
@@ -43,7 +48,7 @@ from socketspec.text import get_logger
 __all__ = ("SocketApp",)
 
 
-class SocketApp(Misuse, Declarations):
+class SocketApp(Misuse, Including):
     """A WebSocket application. Declare events on it with decorators, then mount it.
 
     Args:
@@ -59,7 +64,8 @@ class SocketApp(Misuse, Declarations):
         allowed_origins: exact origins such as ``"https://myapp.com"``; ``["*"]`` allows all.
         max_payload_size: bytes a message may have.
         max_payload_items: values in arrays and objects, counted together, that a message may have.
-        rate_limit: a token bucket for inbound events. None: no limit.
+        rate_limit: a token bucket for inbound events, as a `RateLimit` or a text such as ``"10/s"``. None: no limit.
+        timeout: seconds that an event may take where neither it nor its router says otherwise. None: any number.
         session: how long connections last, idle and heartbeat limits.
         rooms: the app's rooms. If any are given, there are no others.
         events: what the app sends, see `socketspec.Event`; `event` declares more.
@@ -101,7 +107,8 @@ class SocketApp(Misuse, Declarations):
         allowed_origins: Sequence[str] = ("*",),
         max_payload_size: int = 65536,
         max_payload_items: int = MAX_ITEMS,
-        rate_limit: RateLimit | None = None,
+        rate_limit: RateLimit | str | None = None,
+        timeout: float | timedelta | None = None,
         session: SessionConfig | None = None,
         rooms: Sequence[Room | str] = (),
         events: Sequence[Event[Any]] = (),
@@ -137,7 +144,7 @@ class SocketApp(Misuse, Declarations):
             origins=OriginPolicy(allowed_origins),
             max_payload_size=max_payload_size,
             max_payload_items=max_payload_items,
-            rate_limit=rate_limit,
+            rate_limit=given_rate_limit("SocketApp(rate_limit", rate_limit),
             session=SessionConfig() if session is None else session,
             backpressure=Backpressure() if backpressure is None else backpressure,
             max_in_flight=max_in_flight,
@@ -152,16 +159,20 @@ class SocketApp(Misuse, Declarations):
             public_schema=docs and docs_access_token is None,
         )
         self._engine: Engine | None = None
-        super().__init__(Registry(Connection))
+        super().__init__("socket")
+        self._declared = DeclaredRooms.of("SocketApp", rooms)
+        self._taken: set[Declaration] = set()
+        self.registry: Registry = Registry(
+            Connection, self._declared, timeout=given_timeout("SocketApp(timeout", timeout)
+        )
         self.registry.dependencies = listed("SocketApp", dependencies)
         self.registry.add_auth(self.settings.auth)
         self.registry.at_handshake("SocketApp")  # whatever could not work later is refused now
-        self._declared = DeclaredRooms.of("SocketApp", rooms)
         self.callers: Callers = Callers(self.ensure_started, lambda: self._engine)
         self.rooms: Rooms = Rooms(self._declared, self.callers.engine)
         self.users: Users = Users(self.callers.engine)
         self.event: AppEvents = AppEvents(
-            self.registry, self._declared, self.rooms, self.users, lambda: self._engine is not None, events
+            self.registry, self.rooms, self.users, lambda: self._engine is not None, events
         )
         self.sessions: Sessions = Sessions(self.callers.engine)
         self.sync: Sync = Sync(self.rooms, self.users, self.sessions, lambda: self._engine)
@@ -183,6 +194,22 @@ class SocketApp(Misuse, Declarations):
 
     def __repr__(self) -> str:
         return f"SocketApp(namespace={self.settings.namespace!r}, events={sorted(self.registry.events)})"
+
+    def take(self, declaration: Declaration, path: Path = ()) -> None:
+        """Have what was declared here, or on a router that came by `path`. Raises `ConfigurationError`."""
+        if declaration not in self._taken:
+            declaration.apply(self.registry, path)
+            if declaration.is_app_wide:
+                self._taken.add(declaration)
+
+    def _check_event(self, options: EventOptions, event: str) -> None:
+        options.name(())
+        refuse_habit(event)
+
+    @property
+    def dependency_overrides(self) -> dict[Callable[..., Any], Callable[..., Any]]:
+        """For tests: what to call in the place of a dependency, as in FastAPI."""
+        return self.registry.overrides.own
 
     @property
     def engine(self) -> Engine | None:

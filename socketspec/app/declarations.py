@@ -2,39 +2,57 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from functools import wraps
 from typing import Any, Final, TypeVar, overload
 
 from socketspec.connection.connection import Connection
 from socketspec.declaration.contracts import Broadcasts, Emits
 from socketspec.declaration.events import Event
-from socketspec.declaration.habits import Once, refuse_bare, refuse_habit
+from socketspec.declaration.groups import Given, Path, check_middleware
+from socketspec.declaration.habits import refuse_bare
 from socketspec.declaration.patterns import RoomPattern
 from socketspec.declaration.plans import HookPlan, Shape
-from socketspec.declaration.registry import Guard, Hook, Registry
+from socketspec.declaration.registry import Guard, Registry
 from socketspec.declaration.signatures import EMPTY, describe, enclosing_locals
 from socketspec.declaration.specs import EventOptions
 from socketspec.declaration.variables import RoomVariables
 from socketspec.errors import ConfigurationError, EventError
+from socketspec.security.ratelimit import RateLimit, given_rate_limit
 
-__all__ = ("Declarations",)
+__all__ = ("Declaration", "Declarations")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _ON_CONNECT: Final = Shape(what="an on_connect hook", positional=("conn",))
 _ON_DISCONNECT: Final = Shape(what="an on_disconnect hook", positional=("conn", "reason"))
 _ON_ERROR: Final = Shape(what="an on_error hook", positional=("conn", "error"))
-_MIDDLEWARE: Final = Shape(what="middleware", positional=("conn", "event", "payload", "next_handler"))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Declaration:
+    """Something that was declared, on an app or on a router, to be put into an app's registry."""
+
+    apply: Callable[[Registry, Path], None]
+    """Takes the registry, and by what it came there. Raises `ConfigurationError`."""
+    is_app_wide: bool = False
+    """Whether it is not about its router's events only: an app has it once, however often the router is included."""
 
 
 class Declarations:
-    """The decorators of an app."""
+    """The decorators of an app or a router, which is called `shown` in messages."""
 
-    def __init__(self, registry: Registry) -> None:
-        self.registry: Registry = registry
-        self._once = Once()
+    def __init__(self, shown: str) -> None:
+        self._shown = shown
+
+    def take(self, declaration: Declaration, path: Path = ()) -> None:
+        """Have what was declared here, or on something that came by `path`. Raises `ConfigurationError`."""
+        raise NotImplementedError
+
+    def _check_event(self, options: EventOptions, event: str) -> None:
+        raise NotImplementedError
 
     def on(
         self,
@@ -47,6 +65,9 @@ class Declarations:
         response_model: Any = EMPTY,
         errors: Sequence[type[EventError]] = (),
         dependencies: Sequence[Any] = (),
+        middleware: Sequence[Callable[..., Any]] = (),
+        rate_limit: RateLimit | str | None = None,
+        timeout: float | timedelta | None = None,
         ordered: bool = False,
         deprecated: bool = False,
     ) -> Callable[[F], F]:
@@ -57,15 +78,17 @@ class Declarations:
         sent as the payload of the ``__ack__``: validated, and nothing but what the return annotation declares. A
         `response_model` takes the annotation's place; None: anything may be returned. `errors` are the kinds of
         `EventError` that it may be answered with. Without `description`, the docstring is shown. `dependencies`, a list
-        such as ``[Depends(staff_only)]``, run before those of the handler, for what they check. With `ordered`,
-        handlers of such events run one after the other for each connection; otherwise side by side.
+        such as ``[Depends(staff_only)]``, run before those of the handler, for what they check. `middleware`
+        is for this event only, inside the app's and the router's. `rate_limit` is a bucket of the event's own, beside
+        those of the app and the router. With a `timeout` in seconds, an event that takes longer is cancelled, cleaned
+        up after and answered with ``TIMEOUT_ERROR``. With `ordered`, handlers of such events run one after the other
+        for each connection; otherwise side by side.
 
         Raises `ConfigurationError` for a name that is taken or reserved, and for a signature that cannot work.
         """
-        refuse_habit(event)
+        refuse_bare(event, f"{self._shown}.on", f"@{self._shown}.on('its_event')")
         options = EventOptions(
             event,
-            connection_type=Connection,
             description=description,
             tags=tags,
             emits=emits,
@@ -73,12 +96,17 @@ class Declarations:
             response_model=response_model,
             errors=errors,
             dependencies=dependencies,
+            middleware=middleware,
+            rate_limit=given_rate_limit(f"on({event!r}, rate_limit", rate_limit),
+            timeout=timeout,
             ordered=ordered,
             deprecated=deprecated,
         )
+        self._check_event(options, event)
 
         def register(function: F) -> F:
-            self.registry.add_event(options.spec(function))
+            given = Given(function, enclosing_locals(function))
+            self.take(Declaration(lambda registry, path: registry.add_event(options.spec(given, registry, path))))
             return function
 
         return register
@@ -88,15 +116,23 @@ class Declarations:
 
         This and all other hooks may ask for more behind what they get: dependencies, the `Identity` of the client.
         """
-        return self._hook(self.registry.on_connect, function, _ON_CONNECT)
+        return self._hook("on_connect", function, _ON_CONNECT)
 
     def on_disconnect(self, function: F) -> F:
         """Register a hook ``(conn, reason)`` for connections that have ended."""
-        return self._hook(self.registry.on_disconnect, function, _ON_DISCONNECT)
+        return self._hook("on_disconnect", function, _ON_DISCONNECT)
 
     def on_error(self, function: F) -> F:
-        """Register a hook ``(conn, error)`` for handlers that failed."""
-        return self._hook(self.registry.on_error, function, _ON_ERROR)
+        """Register a hook ``(conn, error)`` for handlers that failed. On a router: for those of its events."""
+        given = Given(function, enclosing_locals(function))
+
+        def apply(registry: Registry, path: Path) -> None:
+            registry.once.add(function, _ON_ERROR.what, path)
+            hook = registry.compiled(function, _ON_ERROR, given.caller_locals)[0]
+            (registry.group(path).on_error if path else registry.on_error).append(hook)
+
+        self.take(Declaration(apply))
+        return function
 
     @overload
     def on_room_join(self, function: F) -> F: ...
@@ -110,7 +146,7 @@ class Declarations:
         With a pattern, ``@socket.on_room_join("orders:{id}")``, a hook ``(conn, id)`` for rooms that match it, with its
         variables by name; annotated ``id: int``, a room whose variable is none is not meant. It may take `room`, too.
         """
-        return self._room_hook(self.registry.on_room_join, function, "on_room_join")
+        return self._room_hook("on_room_join", function)
 
     @overload
     def on_room_leave(self, function: F) -> F: ...
@@ -125,34 +161,46 @@ class Declarations:
         When a node dies, another one runs the hook for each connection that the dead node had in a room. The hook then
         gets a closed connection with that one's id and user; of its handshake nothing is known.
         """
-        return self._room_hook(self.registry.on_room_leave, function, "on_room_leave")
+        return self._room_hook("on_room_leave", function)
 
-    def _hook(self, hooks: list[Hook], function: F, shape: Shape) -> F:
-        self._once.add(function, shape.what)
-        hooks.append(self.registry.compiled(function, shape, enclosing_locals(function))[0])
+    def _hook(self, hooks: str, function: F, shape: Shape) -> F:
+        """`hooks`: the attribute of the registry."""
+        caller_locals = enclosing_locals(function)
+
+        def apply(registry: Registry, path: Path) -> None:
+            registry.once.add(function, shape.what)
+            getattr(registry, hooks).append(registry.compiled(function, shape, caller_locals)[0])
+
+        self.take(Declaration(apply, is_app_wide=True))
         return function
 
-    def _room_hook(self, hooks: list[Hook], given: Any, decorator: str) -> Any:
+    def _room_hook(self, decorator: str, given: Any) -> Any:
         what = f"an {decorator} hook"
         if not isinstance(given, str):
-            return self._hook(hooks, given, Shape(what=what, positional=("conn", "room")))
+            return self._hook(decorator, given, Shape(what=what, positional=("conn", "room")))
         pattern = RoomPattern(given)
         room = () if "room" in pattern.variables else ("room",)
         shape = Shape(what=what, positional=("conn",), keywords=(*pattern.variables, *room), optional=room)
+        shown = f"@{self._shown}.{decorator}({given!r})"
 
         def register(function: F) -> F:
-            self._once.add(function, f"{what} of {given!r}")
-            hook, plan = self.registry.compiled(function, shape, enclosing_locals(function))
-            variables = _variables(pattern, plan, function)
+            caller_locals = enclosing_locals(function)
 
-            @wraps(function)
-            async def when_it_matches(conn: Connection, name: str) -> None:
-                values = variables.values(name)
-                if values is not None:
-                    await hook(conn, *values, *((name,) if room else ()))
+            def apply(registry: Registry, path: Path) -> None:
+                registry.once.add(function, f"{what} of {given!r}")
+                hook, plan = registry.compiled(function, shape, caller_locals)
+                variables = _variables(pattern, plan, function)
 
-            hooks.append(when_it_matches)
-            self.registry.hook_patterns.append((f"@socket.{decorator}({given!r})", pattern))
+                @wraps(function)
+                async def when_it_matches(conn: Connection, name: str) -> None:
+                    values = variables.values(name)
+                    if values is not None:
+                        await hook(conn, *values, *((name,) if room else ()))
+
+                getattr(registry, decorator).append(when_it_matches)
+                registry.hook_patterns.append((shown, pattern))
+
+            self.take(Declaration(apply, is_app_wide=True))
             return function
 
         return register
@@ -164,35 +212,32 @@ class Declarations:
         ``id: int`` is no integer, there is no such room. Every matching guard must return True. Further parameters are
         provided: dependencies, the `Identity` of the client.
         """
-        refuse_bare(pattern, "room_guard", "@socket.room_guard('its:{room}')")
+        refuse_bare(pattern, f"{self._shown}.room_guard", f"@{self._shown}.room_guard('its:{{room}}')")
         parsed = RoomPattern(pattern)
         shape = Shape(what="a room guard", positional=("conn",), keywords=parsed.variables)
 
         def register(function: F) -> F:
-            self._once.add(function, f"a guard of {pattern!r}")
-            guard, plan = self.registry.compiled(function, shape, enclosing_locals(function))
-            self.registry.guards.append(Guard(parsed, guard, _variables(parsed, plan, function)))
+            caller_locals = enclosing_locals(function)
+
+            def apply(registry: Registry, path: Path) -> None:
+                registry.once.add(function, f"a guard of {pattern!r}")
+                guard, plan = registry.compiled(function, shape, caller_locals)
+                registry.guards.append(Guard(parsed, guard, _variables(parsed, plan, function)))
+
+            self.take(Declaration(apply, is_app_wide=True))
             return function
 
         return register
 
     def middleware(self, function: F) -> F:
         """Register ``async def m(conn, event, payload, next_handler)``, which awaits
-        ``next_handler(conn, event, payload)`` and returns its result. The first registered is the outermost. Further
-        parameters are provided, as to handlers.
+        ``next_handler(conn, event, payload)`` and returns its result. The first registered is the outermost. On a
+        router, it is for the events of that router, inside the app's. Further parameters are provided, as to handlers.
         """
-        if not inspect.iscoroutinefunction(function):
-            raise ConfigurationError(
-                f"Middleware {getattr(function, '__qualname__', function)!r} must be "
-                "async def m(conn, event, payload, next_handler), to await next_handler."
-            )
-        self.registry.add_middleware(self.registry.compiled(function, _MIDDLEWARE, enclosing_locals(function))[0])
+        check_middleware(function)
+        given = Given(function, enclosing_locals(function))
+        self.take(Declaration(lambda registry, path: registry.add_middleware(given, path)))
         return function
-
-    @property
-    def dependency_overrides(self) -> dict[Callable[..., Any], Callable[..., Any]]:
-        """For tests: what to call in the place of a dependency, as in FastAPI."""
-        return self.registry.overrides.own
 
 
 def _variables(pattern: RoomPattern, plan: HookPlan, function: object) -> RoomVariables:

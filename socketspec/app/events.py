@@ -9,7 +9,6 @@ from socketspec.app.rooms import Exclude, Rooms
 from socketspec.app.users import Users
 from socketspec.declaration.events import Event, Excluded
 from socketspec.declaration.registry import Registry
-from socketspec.declaration.rooms import DeclaredRooms
 from socketspec.errors import ConfigurationError
 from socketspec.protocol.encoding import Encoded
 from socketspec.protocol.publications import Receipt
@@ -25,15 +24,14 @@ class AppEvents:
     def __init__(
         self,
         registry: Registry,
-        declared: DeclaredRooms,
         rooms: Rooms,
         users: Users,
         is_running: Callable[[], bool],
         events: Sequence[Event[Any]],
     ) -> None:
         self._registry = registry
-        self._declared = declared
         self._sender = _AppSender(rooms, users, is_running)
+        registry.sender = self._sender
         given: Any = events  # untyped code passes anything
         if isinstance(given, str | Event) or not all(isinstance(event, Event) for event in given):
             raise ConfigurationError(f"SocketApp(events={given!r}) must be a list such as [Event('changed', Model)].")
@@ -54,7 +52,7 @@ class AppEvents:
         Raises `ConfigurationError` for one that is declared already, and for a room that is none of those declared.
         """
         made = event if isinstance(event, Event) else Event(event, model, **options)
-        self._registry.add_typed_event(made, self._declared)
+        self._registry.add_typed_event(made)
         return made.bound_to(self._sender)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Final
 
 from socketspec.errors import ConfigurationError
@@ -20,17 +20,16 @@ _HABITS: Final[Mapping[str, str]] = {
 
 
 def refuse_bare(given: object, decorator: str, example: str) -> None:
-    """Raise `ConfigurationError` where ``@socket.on`` stands without parentheses, so that it gets the function."""
+    """Raise `ConfigurationError` where `decorator`, such as ``"socket.on"``, stands without parentheses, and so gets
+    the function.
+    """
     if callable(given):
         name = getattr(given, "__name__", example)
-        raise ConfigurationError(f"@socket.{decorator} stands without parentheses over {name}(). Write {example}.")
+        raise ConfigurationError(f"@{decorator} stands without parentheses over {name}(). Write {example}.")
 
 
 def refuse_habit(event: str) -> None:
-    """Raise `ConfigurationError` for an event that other libraries send by themselves, and this one never would; and
-    for a function in the place of an event.
-    """
-    refuse_bare(event, "on", "@socket.on('its_event')")
+    """Raise `ConfigurationError` for an event that other libraries send by themselves, and this one never would."""
     if event in _HABITS:
         raise ConfigurationError(
             f"No client sends an event {event!r} by itself: @socket.on({event!r}) would never be called. "
@@ -47,11 +46,11 @@ class Once:
     """Remembers what was registered as what."""
 
     def __init__(self) -> None:
-        self._registered: dict[str, list[object]] = {}
+        self._registered: dict[Hashable, list[object]] = {}
 
-    def add(self, function: Callable[..., Any], what: str) -> None:
-        """Raise `ConfigurationError` where `function` is `what` already: it would run twice each time."""
-        same = self._registered.setdefault(what, [])
+    def add(self, function: Callable[..., Any], what: str, of: Hashable = None) -> None:
+        """Raise `ConfigurationError` where `function` is `what` already, and `of` the same: it would run twice."""
+        same = self._registered.setdefault((what, of), [])
         if function in same:
             name = getattr(function, "__qualname__", repr(function))
             raise ConfigurationError(f"{name} is {what} already and would run twice each time; register it once.")

@@ -122,7 +122,7 @@ def compile_handler(
     connection_type: type[Any],
     caller_locals: Mapping[str, Any] | None = None,
     overrides: Replaced = _NO_OVERRIDES,
-    dependencies: Sequence[Dependency] = (),
+    dependencies: Sequence[Scoped] = (),
     response_model: Any = EMPTY,
 ) -> HandlerPlan:
     """Compile `func`, whose first parameter takes a `connection_type`.
@@ -136,8 +136,9 @@ def compile_handler(
     scope = Scope(caller_locals or {}, getattr(innermost(func), "__module__", None))
     signature = resolve(func, scope=scope, returns=True)
     compiler = Compiler(connection_type, scope, overrides, inputs=2)
-    for dependency in dependencies:
+    for dependency, compiler.scope in dependencies:
         compiler.dependency(dependency, signature.owner)
+    compiler.scope = scope
     payload, sources = _handler(compiler, signature)
     steps = tuple(compiler.steps)
     is_async = kind_of(func) is Kind.ASYNC

@@ -6,13 +6,14 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, update_wrapper
-from typing import Any
+from typing import Any, Final
 
 from socketspec.declaration.compiler import Stage
 from socketspec.declaration.contracts import Contract
 from socketspec.declaration.declared_errors import DeclaredError, DeclaredErrors
-from socketspec.declaration.dependencies import Dependency
-from socketspec.declaration.events import Event
+from socketspec.declaration.events import Event, EventSender
+from socketspec.declaration.groups import Bucket, Given, Group, Hook, Limit, Middleware, NextHandler, Path
+from socketspec.declaration.habits import Once, refuse_habit
 from socketspec.declaration.overrides import Overrides
 from socketspec.declaration.patterns import RoomPattern
 from socketspec.declaration.plans import (
@@ -32,10 +33,9 @@ from socketspec.errors import ConfigurationError
 
 __all__ = ("EventSpec", "Guard", "Handler", "Hook", "Middleware", "NextHandler", "Registry")
 
-Hook = Callable[..., Awaitable[Any]]
-NextHandler = Callable[[Any, str, Any], Awaitable[Any]]
-Middleware = Callable[[Any, str, Any, NextHandler], Awaitable[Any]]
 Handler = Callable[[Any, Any], Awaitable[Any]]
+
+_MIDDLEWARE: Final = Shape(what="middleware", positional=("conn", "event", "payload", "next_handler"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +60,16 @@ class EventSpec:
     errors: tuple[DeclaredError, ...]
     ordered: bool
     deprecated: bool
-    dependencies: tuple[Dependency, ...] = ()
+    dependencies: tuple[Scoped, ...] = ()
     """What runs before the handler's own dependencies."""
+    groups: tuple[Group, ...] = ()
+    """What it shares with other events of its routers, outermost first."""
+    middleware: tuple[Middleware, ...] = ()
+    """The event's own, around its handler."""
+    buckets: tuple[Bucket, ...] = ()
+    """The limits beside the app's that it has to pass: its routers', then its own."""
+    timeout: float | None = None
+    """Seconds it may take; None: any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +86,28 @@ class Registry:
     """Events, hooks, middleware and guards of one app.
 
     A handler is put together with its middleware when it is first called, and anew after something was registered.
-    `connection_type` is the type of the connections that handlers get, as their annotations name it.
+    `connection_type` is the type of the connections that handlers get, as their annotations name it. A `draft` is
+    nothing that runs: it only finds what could not work, as far as that can be told before a router is included.
     """
 
-    def __init__(self, connection_type: type[Any]) -> None:
-        self._connection_type = connection_type
+    def __init__(
+        self,
+        connection_type: type[Any],
+        rooms: DeclaredRooms | None = None,
+        *,
+        timeout: float | None = None,
+        draft: bool = False,
+    ) -> None:
+        self.connection_type: type[Any] = connection_type
+        self.rooms: DeclaredRooms = DeclaredRooms([]) if rooms is None else rooms
+        self.timeout: float | None = timeout
+        """Seconds that an event may take where neither it nor its router says otherwise."""
+        self.once: Once = Once()
+        self.sender: EventSender | None = None
+        """What typed events are sent with; None in a draft."""
+        self._draft = draft
+        self._groups: dict[Path, Group] = {}
+        self._named: dict[str, int] = {}
         self.events: dict[str, EventSpec] = {}
         self.sends: DeclaredSends = DeclaredSends()
         self.typed_events: dict[str, Event[Any]] = {}
@@ -110,6 +135,8 @@ class Registry:
 
     def add_event(self, spec: EventSpec) -> None:
         """Register an event. Raises `ConfigurationError` when the name is taken."""
+        if not self._draft:
+            refuse_habit(spec.name)
         taken = self.events.get(spec.name)
         if taken is not None:
             raise ConfigurationError(
@@ -131,7 +158,7 @@ class Registry:
         Raises `ConfigurationError`.
         """
         compile_it = partial(
-            compile_hook, function, shape, connection_type=self._connection_type, caller_locals=caller_locals
+            compile_hook, function, shape, connection_type=self.connection_type, caller_locals=caller_locals
         )
         plan = compile_it(overrides=self.overrides.current)
         if not plan.is_provided:
@@ -147,7 +174,7 @@ class Registry:
         wanted = (*further, *self.dependencies)
         if not wanted:
             return None
-        compile_it = partial(compile_handshake, wanted, owner, connection_type=self._connection_type)
+        compile_it = partial(compile_handshake, wanted, owner, connection_type=self.connection_type)
         return self._following(
             compile_it(overrides=self.overrides.current), lambda: compile_it(overrides=self.overrides.current)
         )
@@ -187,22 +214,48 @@ class Registry:
 
         return call
 
-    def add_typed_event(self, event: Event[Any], rooms: DeclaredRooms) -> None:
+    def add_typed_event(self, event: Event[Any]) -> None:
         """Declare what the app sends. Raises `ConfigurationError` where it is declared already, or for no room."""
         if event.name in self.typed_events:
             raise ConfigurationError(
                 f"Event {event.name!r} is declared twice; use what the first declaration returned."
             )
         pattern = event.declared.room
-        if pattern is not None:
-            rooms.check_pattern(f"Event {event.name!r}: room={pattern.source!r}", pattern)
+        if pattern is not None and not self._draft:
+            self.rooms.check_pattern(f"Event {event.name!r}: room={pattern.source!r}", pattern)
         self.typed_events[event.name] = event
         self.sends.add([event.declared])
 
-    def add_middleware(self, middleware: Middleware) -> None:
-        """Register a middleware; the first registered is the outermost."""
-        self.middleware.append(middleware)
+    def add_middleware(self, given: Given, path: Path = ()) -> None:
+        """Register a middleware for what came by `path`; the first registered is the outermost."""
+        where = self.group(path).middleware if path else self.middleware
+        where.append(self.compiled_middleware(given))
         self._forget()
+
+    def compiled_middleware(self, given: Given) -> Middleware:
+        """Middleware as it is called. Raises `ConfigurationError`."""
+        return self.compiled(given.function, _MIDDLEWARE, given.caller_locals)[0]
+
+    def group(self, path: Path) -> Group:
+        """What the events that came by `path` share; `path` is not empty. Raises `ConfigurationError`."""
+        group = self._groups.get(path)
+        if group is None:
+            options = path[-1]
+            bucket = None
+            if options.rate_limit is not None:
+                bucket = self._bucket(f"router {''.join(each.prefix for each in path)}", options.rate_limit)
+            middleware = [self.compiled_middleware(given) for given in options.middleware]
+            group = self._groups[path] = Group(options, bucket, middleware)
+        return group
+
+    def groups(self, path: Path) -> tuple[Group, ...]:
+        """The groups along `path`, outermost first. Raises `ConfigurationError`."""
+        return tuple(self.group(path[: length + 1]) for length in range(len(path)))
+
+    def _bucket(self, name: str, limit: Limit) -> Bucket:
+        # Routers may share a prefix. Nodes run the same code, so they count in the same order.
+        number = self._named[name] = self._named.get(name, 0) + 1
+        return Bucket(name if number == 1 else f"{name} {number}", limit)
 
     def _forget(self) -> None:
         self._handlers.clear()
@@ -234,14 +287,15 @@ class Registry:
         if overrides := self.overrides.current:
             plan = compile_handler(
                 spec.function,
-                connection_type=self._connection_type,
+                connection_type=self.connection_type,
                 caller_locals=spec.caller_locals,
                 overrides=overrides,
                 dependencies=spec.dependencies,
                 response_model=spec.response_model,
             )
             self.wants_scope |= plan.wants_scope
-        if not self.middleware:
+        around = [*self.middleware, *(each for group in spec.groups for each in group.middleware), *spec.middleware]
+        if not around:
             return plan.call
         call = plan.call
 
@@ -249,7 +303,7 @@ class Registry:
             return await call(conn, payload)
 
         chain: NextHandler = innermost
-        for middleware in reversed(self.middleware):
+        for middleware in reversed(around):
             chain = partial(_through, middleware, chain)
         outermost, name = chain, spec.name
 

@@ -55,11 +55,19 @@ class DeclaredRooms:
     """The rooms an app declares. Raises `ConfigurationError` where two say the same name or pattern."""
 
     def __init__(self, rooms: Sequence[Room]) -> None:
-        self.rooms: tuple[Room, ...] = tuple(rooms)
-        declared = [_Declared(RoomPattern(room.name), room) for room in rooms]
-        for index, item in enumerate(declared):
-            if any(item.pattern == other.pattern for other in declared[:index]):
-                raise ConfigurationError(f"Room {item.room.name!r} is declared twice; give it once.")
+        self.rooms: tuple[Room, ...] = ()
+        self._declared: list[_Declared] = []
+        self.add(rooms)
+
+    def add(self, rooms: Sequence[Room]) -> None:
+        """Declare more. Raises `ConfigurationError` as the constructor, and then declares none of them."""
+        declared = [*self._declared]
+        for room in rooms:
+            pattern = RoomPattern(room.name)
+            if any(pattern == known.pattern for known in declared):
+                raise ConfigurationError(f"Room {room.name!r} is declared twice; give it once.")
+            declared.append(_Declared(pattern, room))
+        self.rooms = (*self.rooms, *rooms)
         self._declared = sorted(declared, key=lambda item: item.pattern.specificity)
 
     @classmethod

@@ -32,6 +32,9 @@ def _patterns(registry: Registry) -> Iterator[tuple[str, RoomPattern]]:
         yield f"@socket.room_guard({guard.pattern.source!r}) guards nothing: the pattern", guard.pattern
     for what, pattern in registry.hook_patterns:
         yield f"{what} is never called: the pattern", pattern
+    for event in registry.typed_events.values():  # a router may have brought the first rooms after it was declared
+        if event.declared.room is not None:
+            yield f"Event {event.name!r}: room={event.declared.room.source!r}", event.declared.room
     for spec in registry.events.values():
         for item in spec.contract.broadcasts or ():
             if item.room is not None:

@@ -19,24 +19,24 @@ from typing import Any, Final, Protocol
 from socketspec.concurrency.cancellation import unless_cancelled
 from socketspec.concurrency.tasks import Tasks
 from socketspec.connection.connection import Connection
-from socketspec.connection.gone import is_disconnect
-from socketspec.connection.hooks import Hooks
 from socketspec.connection.states import State
 from socketspec.declaration.refusals import as_event_error
 from socketspec.declaration.registry import EventSpec, Registry
 from socketspec.declaration.sending import Contracts
 from socketspec.errors import (
-    BackendError,
     CloseCode,
-    ErrorCode,
     EventError,
     PayloadTooLarge,
     RateLimited,
+    TimedOut,
     UnknownEvent,
     ValidationFailed,
 )
+from socketspec.inbound.event_limits import EventLimits, Refused
+from socketspec.inbound.failures import Failures, outcome_of
 from socketspec.inbound.limiter import Limiter
 from socketspec.inbound.protocol_events import ProtocolEvents
+from socketspec.inbound.timeouts import within
 from socketspec.protocol.decoding import Envelope, decode
 from socketspec.protocol.encoding import Message
 from socketspec.protocol.formats import Format
@@ -62,15 +62,13 @@ TURN: Final = 0.001
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InboundLimits:
-    """What clients may send, and what they are told of failures."""
+    """What clients may send."""
 
     max_payload_size: int
     max_payload_items: int
     max_first_message: int
     """Bytes of a message from a client that has yet to authenticate."""
     max_in_flight: int
-    debug: bool
-    """Whether clients are told the text of exceptions."""
 
 
 class Receive(Protocol):
@@ -87,8 +85,9 @@ class Dispatcher:
         registry: Registry,
         contracts: Contracts,
         limiter: Limiter | None,
+        event_limits: EventLimits,
         protocol_events: ProtocolEvents,
-        hooks: Hooks,
+        failures: Failures,
         handlers: Tasks,
         requests: Requests,
         counters: Counters,
@@ -99,8 +98,9 @@ class Dispatcher:
         self._registry = registry
         self._contracts = contracts
         self._limiter = limiter
+        self._event_limits = event_limits
         self._protocol_events = protocol_events
-        self._hooks = hooks
+        self._failures = failures
         self._handlers = handlers
         self._requests = requests
         self._counters = counters
@@ -133,7 +133,7 @@ class Dispatcher:
             try:
                 wait = limiter.check(conn, now)
             except Exception as error:
-                return self._failed(conn, None, None, error)  # a scope function of the user's
+                return self._failures.failed(conn, None, None, error)  # a scope function of the user's
             if not isinstance(wait, float | int):
                 return self._after_limit(conn, data, wait)
             if wait > 0:
@@ -170,7 +170,7 @@ class Dispatcher:
         try:
             wait = await verdict
         except Exception as error:
-            await self._failed(conn, None, None, error)
+            await self._failures.failed(conn, None, None, error)
             return
         if wait > 0:
             self._refuse(conn, wait, self._now())
@@ -207,7 +207,8 @@ class Dispatcher:
                 return _breathe()  # else one with many costly messages would keep the event loop from everybody
         return pending
 
-    def _parse(self, conn: Connection, data: str | bytes, now: float) -> Pending | None:
+    def _parse(self, conn: Connection, data: str | bytes, now: float, passed: bool = False) -> Pending | None:
+        """`passed`: whether it has passed the limits of its event."""
         try:
             envelope = decode(data, conn.format, max_items=self._limits.max_payload_items)
         except ValidationFailed as error:
@@ -217,6 +218,10 @@ class Dispatcher:
         spec = self._registry.events.get(envelope.event)
         if spec is None:
             return self._other(conn, envelope, now)
+        if spec.buckets and not passed:
+            pending, is_refused = self._check_limits(conn, spec, envelope.id, data, now)
+            if is_refused:
+                return pending
         conn.clock.last_active = now
         try:
             payload = spec.plan.payload.validate(envelope.payload) if spec.plan.payload is not None else None
@@ -227,13 +232,48 @@ class Dispatcher:
         except Exception as error:
             self._counters.count_event(spec.name, "error")
             # A validator of the user's raised something that Pydantic does not take for a refusal.
-            return self._failed(conn, envelope.event, envelope.id, error)
+            return self._failures.failed(conn, envelope.event, envelope.id, error)
         if self._feed is not None:
             self._feed.add("in", conn.id, envelope.event, data, None, session=conn.session.id)
         if conn.in_flight.count >= self._limits.max_in_flight:
             return self._when_free(conn, spec, payload, envelope.id)
         self._start(conn, spec, payload, envelope.id)
         return None
+
+    def _check_limits(
+        self, conn: Connection, spec: EventSpec, id: str | int | None, data: str | bytes, now: float
+    ) -> tuple[Pending | None, bool]:
+        """Apply the limits of an event. The second: whether it ends here, with the first, or has passed."""
+        try:
+            refused = self._event_limits.check(conn, spec.buckets, now)
+        except Exception as error:  # a scope function of the user's
+            return self._failures.failed(conn, spec.name, id, error), True
+        if refused is None:
+            return None, False
+        if not isinstance(refused, Refused):
+            return self._after_event_limits(conn, spec, id, data, refused), True
+        self._event_limits.refuse(conn, spec.name, id, refused, now)
+        return None, True
+
+    async def _after_event_limits(
+        self,
+        conn: Connection,
+        spec: EventSpec,
+        id: str | int | None,
+        data: str | bytes,
+        verdict: Coroutine[Any, Any, Refused | None],
+    ) -> None:
+        try:
+            refused = await verdict
+        except Exception as error:
+            await self._failures.failed(conn, spec.name, id, error)
+            return
+        if refused is not None:
+            self._event_limits.refuse(conn, spec.name, id, refused, self._now())
+        elif conn.state is State.OPEN:
+            pending = self._parse(conn, data, self._now(), passed=True)
+            if pending is not None:
+                await pending
 
     def _other(self, conn: Connection, envelope: Envelope, now: float) -> Pending | None:
         """An event without a handler: one of the protocol's, or unknown."""
@@ -265,7 +305,7 @@ class Dispatcher:
             try:
                 await pending
             except Exception as error:
-                await self._failed(conn, envelope.event, envelope.id, error, number)
+                await self._failures.failed(conn, envelope.event, envelope.id, error, number)
 
     async def _when_free(self, conn: Connection, spec: EventSpec, payload: Any, id: str | int | None) -> None:
         await conn.in_flight.below(self._limits.max_in_flight)
@@ -288,7 +328,7 @@ class Dispatcher:
         namespace, request = self._requests.namespace, self._requests.id(number)
         with tracing.handling(namespace, spec.name, conn.id, request) as handling:
             error = await self._handle(conn, spec, payload, id, number)
-            handling.ended("ok" if error is None else _outcome(error), error)
+            handling.ended("ok" if error is None else outcome_of(error), error)
 
     async def _handle(
         self, conn: Connection, spec: EventSpec, payload: Any, id: str | int | None, number: int
@@ -300,18 +340,22 @@ class Dispatcher:
         try:
             if spec.ordered:
                 async with conn.in_flight.order:
-                    result = await self._call(conn, spec, payload)
+                    result = await self._call(conn, spec, payload, id, number)
             else:
-                result = await self._call(conn, spec, payload)
+                result = await self._call(conn, spec, payload, id, number)
             if id is not None or result is not None:
                 conn.send(Message("__ack__", spec.encode_reply(result), id=id))
             elif spec.always_replies:
                 spec.encode_reply(result)  # raises
         except Exception as error:
             refusal = as_event_error(error)
+            if isinstance(error, TimedOut):
+                outcome = "timeout"
+                await self._failures.timed_out(conn, spec, id, error, number)
+                return error
             if refusal is None:
-                outcome = _outcome(error)
-                await self._failed(conn, spec.name, id, error, number)
+                outcome = outcome_of(error)
+                await self._failures.failed(conn, spec.name, id, error, number)
                 return error
             outcome = "refused"
             conn.send_error(refusal, event=spec.name, id=id, number=number)
@@ -321,55 +365,17 @@ class Dispatcher:
             conn.handled()
         return None
 
-    async def _call(self, conn: Connection, spec: EventSpec, payload: Any) -> Any:
-        handler = self._registry.handler(spec)
+    async def _call(self, conn: Connection, spec: EventSpec, payload: Any, id: str | int | None, number: int) -> Any:
+        handling = self._registry.handler(spec)(conn, payload)
+        if spec.timeout is not None:
+            message = f"This takes longer than {spec.timeout:g} seconds."
+            error = TimedOut(message, details={"timeout": spec.timeout})
+            answer = partial(conn.send_error, error, event=spec.name, id=id, number=number)
+            handling = within(handling, error, spec.timeout, answer)
         if not self._contracts.strict and not spec.contract_binds:
-            return await unless_cancelled(handler(conn, payload))
+            return await unless_cancelled(handling)
         with self._contracts.handling(spec.contract):
-            return await unless_cancelled(handler(conn, payload))
-
-    async def _failed(
-        self, conn: Connection, event: str | None, id: str | int | None, error: Exception, number: int = 0
-    ) -> None:
-        """Log a handler's failure, tell the client a request id and nothing else, and call the `on_error` hooks.
-
-        That a connection has gone is no failure: then only its client, if it is another's that has, gets an answer.
-        """
-        if is_disconnect(error):
-            gone = EventError("The connection that this was for has gone.", details={"reason": "disconnected"})
-            conn.send_error(gone, event=event, id=id, number=number)
-            return
-        number = number or next(self._requests.numbers)
-        with log_context(conn.id, self._requests, event, number):
-            self._report(conn, event, id, error, number)
-            await self._hooks.run(self._registry.on_error, conn, error)
-
-    def _report(self, conn: Connection, event: str | None, id: str | int | None, error: Exception, number: int) -> None:
-        request_id = self._requests.id(number)
-        what = f"Handling {event!r} failed (request {request_id}, connection {conn.id})"
-        ids = {"request": request_id, "connection": conn.id}
-        if isinstance(error, BackendError):
-            logger.error("%s: %s", what, error, extra=ids)  # nothing is wrong with the handler: no traceback
-        else:
-            logger.error("%s", what, exc_info=error, extra=ids)
-        message = "The server failed to handle this event."
-        details: dict[str, Any] = {}
-        if self._limits.debug:
-            text = str(error)[:1000].encode(errors="backslashreplace").decode()
-            details = {"exception": type(error).__name__, "text": text}
-        conn.send_error(
-            EventError(message, code=ErrorCode.HANDLER_ERROR, details=details),
-            event=event,
-            id=id,
-            number=number,
-        )
-
-
-def _outcome(error: Exception) -> str:
-    """What became of an event whose handler raised `error`, for metrics and spans."""
-    if isinstance(error, EventError):
-        return "refused"
-    return "disconnected" if is_disconnect(error) else "error"
+            return await unless_cancelled(handling)
 
 
 def _is_larger(data: str | bytes, limit: int) -> bool:

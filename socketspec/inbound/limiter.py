@@ -8,16 +8,20 @@ from typing import Any
 from socketspec.backend.protocols import Limits
 from socketspec.backend.rate_buckets import BucketTable
 from socketspec.connection.connection import Connection
-from socketspec.security.ratelimit import RateLimit
+from socketspec.declaration.groups import Limit
 
 __all__ = ("Limiter",)
 
 
 class Limiter:
-    """Finds an event's bucket. A connection's own bucket is this node's; others are shared by nodes, if they can be."""
+    """Finds an event's bucket. A connection's own bucket is this node's; others are shared by nodes, if they can be.
 
-    def __init__(self, limit: RateLimit, limits: Limits, *, shared: bool) -> None:
+    `name` tells the buckets of a limit from those of others; the app's has none.
+    """
+
+    def __init__(self, limit: Limit, limits: Limits, *, shared: bool, name: str = "") -> None:
         self._limit = limit
+        self._name = f"{name}\n" if name else ""  # no name of an event has a line break
         self._limits = limits
         self._shared = shared
         self._buckets = BucketTable(limit.rate, limit.capacity)
@@ -29,7 +33,7 @@ class Limiter:
         if key is None:
             return self._buckets.take(f"connection:{conn.id}", now)
         if self._shared:
-            return self._limits.take(key, rate=self._limit.rate, capacity=self._limit.capacity)
+            return self._limits.take(self._name + key, rate=self._limit.rate, capacity=self._limit.capacity)
         return self._buckets.take(key, now)
 
     async def wait(self, conn: Connection, now: float) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Final, Protocol
 
 from socketspec.declaration.declared_errors import DeclaredError
+from socketspec.declaration.groups import Limit
 from socketspec.declaration.outbound import OutboundType
 from socketspec.declaration.payloads import PayloadType
 from socketspec.declaration.registry import EventSpec, Registry
@@ -91,6 +92,8 @@ def _event(spec: EventSpec) -> dict[str, Any]:
         "tags": list(spec.tags),
         "deprecated": spec.deprecated,
         "ordered": spec.ordered,
+        "timeout": spec.timeout,
+        "rate_limits": [_limit(bucket.limit) for bucket in spec.buckets],
         "payload": _tidy(spec.plan.payload) if spec.plan.payload is not None else None,
         "ack": _reply(spec.plan.reply),
         "errors": [_error(error) for error in spec.errors],
@@ -108,6 +111,11 @@ def _event(spec: EventSpec) -> dict[str, Any]:
             for item in spec.contract.broadcasts or ()
         ],
     }
+
+
+def _limit(limit: Limit) -> dict[str, Any]:
+    scope = limit.scope if limit.scope is None or isinstance(limit.scope, str) else "function"
+    return {"rate": limit.rate, "capacity": limit.capacity, "scope": scope}
 
 
 def _error(error: DeclaredError) -> dict[str, Any]:

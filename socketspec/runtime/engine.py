@@ -29,6 +29,8 @@ from socketspec.fanout.hub import Hub
 from socketspec.identity import Identity
 from socketspec.inbound.catching_up import CatchingUp
 from socketspec.inbound.dispatch import Dispatcher, InboundLimits, Receive
+from socketspec.inbound.event_limits import EventLimits
+from socketspec.inbound.failures import Failures
 from socketspec.inbound.limiter import Limiter
 from socketspec.inbound.protocol_events import ProtocolEvents
 from socketspec.inbound.resume import Resume
@@ -124,10 +126,12 @@ class Engine:
         protocol_events = ProtocolEvents(self._admissions, self._opening, credentials, resume)
         limits = InboundLimits(
             max_payload_size=settings.max_payload_size, max_payload_items=settings.max_payload_items,
-            max_first_message=settings.max_first_message, max_in_flight=settings.max_in_flight, debug=settings.debug,
+            max_first_message=settings.max_first_message, max_in_flight=settings.max_in_flight,
         )  # fmt: skip
+        event_limits = EventLimits(backend.limits, self.counters, shared=backend.shared)
         dispatcher = Dispatcher(
-            registry, self.contracts, limiter, protocol_events, hooks, self.handlers, self.requests, self.counters,
+            registry, self.contracts, limiter, event_limits, protocol_events,
+            Failures(registry, hooks, self.requests, debug=settings.debug), self.handlers, self.requests, self.counters,
             self.feed, limits, now,
         )  # fmt: skip
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from types import UnionType
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from socketspec.errors import ConfigurationError
 from socketspec.text import did_you_mean
 
-__all__ = ("RateLimit", "ScopeName")
+__all__ = ("RateLimit", "ScopeName", "given_rate_limit")
 
 
 ScopeName: TypeAlias = Literal["connection", "user", "ip"]
 """The scopes that have a name."""
 _LARGEST = 1e15
+_TEXT: Final = re.compile(r"\s*([0-9]{1,15})\s*(?:/|per)\s*(s|second|m|min|minute|h|hour)\s*")
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,25 @@ class RateLimit:
                 "events, or 0 to never close a connection for them."
             )
         _check_scope(self.scope)
+
+
+def given_rate_limit(where: str, given: RateLimit | str | None) -> RateLimit | None:
+    """What ``rate_limit=`` was given: a `RateLimit`, or a text such as ``"5/s"``, ``"100/minute"``, ``"1000/h"``, which
+    allows as many at once.
+
+    `where` begins errors, up to the equals sign: ``"on('act', rate_limit"``. Raises `ConfigurationError`.
+    """
+    if given is None or isinstance(given, RateLimit):
+        return given
+    text: Any = given  # untyped code passes anything
+    found = _TEXT.fullmatch(text) if isinstance(text, str) else None
+    if found is None or int(found[1]) == 0:
+        raise ConfigurationError(
+            f'{where}={given!r}): must be RateLimit(rate=10, capacity=20), a text such as "5/s", "100/minute" or '
+            '"1000/h", or None.'
+        )
+    number = int(found[1])
+    return RateLimit(number / _SECONDS[found[2][0]], number)
 
 
 def _is_number(value: object, kind: type[int] | UnionType = int | float) -> bool:

@@ -124,8 +124,8 @@ class Counters:
 
     def count_event(self, event: str, outcome: str) -> None:
         """Count a message. `event` is a registered or reserved name, else ``unknown``; `outcome` one of ``ok``,
-        ``refused``, ``disconnected``, ``error``, ``invalid``, ``unknown``, ``malformed``, ``too_large``
-        and ``rate_limited``.
+        ``refused``, ``disconnected``, ``timeout``, ``error``, ``invalid``, ``unknown``, ``malformed``,
+        ``too_large`` and ``rate_limited``.
         """
         key = event, outcome
         self.events[key] = self.events.get(key, 0) + 1

@@ -33,6 +33,8 @@ SHELL_COMMANDS_RUN = ("make help",)
 _FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,})(?P<info>[^`]*)$")
 _ENVIRONMENT = re.compile(r"Publisher\((?!server)")
 """Examples with a publisher that takes its backend from the environment; they get a server."""
+_FILE = re.compile(r'--8<-- "docs/examples/[^"]+"')
+"""A fence that shows a file of an example: those are programs with tests of their own."""
 _MARKER = re.compile(r"^<!-- *(?P<name>continues|no-run)(?:: *(?P<reason>.*?))? *-->$")
 
 
@@ -87,7 +89,7 @@ def read_fences(page: Path) -> Iterator[Fence]:
 
 
 FENCES = [fence for page in PAGES for fence in read_fences(page)]
-PYTHON = [fence for fence in FENCES if fence.language == "python"]
+PYTHON = [fence for fence in FENCES if fence.language == "python" and not _FILE.fullmatch(fence.source.strip())]
 
 
 def marker_of(fence: Fence) -> tuple[str, str]:

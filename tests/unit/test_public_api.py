@@ -16,6 +16,7 @@ TOP_LEVEL = {
     "Depends",
     "Emits",
     "Event",
+    "EventRouter",
     "History",
     "Identity",
     "Room",

@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[2]
 
 GOOD = """
 from pydantic import BaseModel
-from socketspec import Connection, Event, SocketApp
+from datetime import timedelta
+from typing import Any
+from socketspec import Connection, Depends, Event, EventRouter, Room, SocketApp
 from socketspec.cluster import AsyncPublisher, Publisher
 from socketspec.errors import EventError
 
@@ -40,6 +42,27 @@ async def buy(conn: Connection, payload: Order) -> Order:
     item: str = SoldOut(details=SoldOutDetails(item="tea")).details.item
     raise SoldOut(item, details={"item": "tea"})
 
+async def audit(conn: Connection, event: str, payload: Any, next_handler: Any) -> Any:
+    return await next_handler(conn, event, payload)
+
+async def staff() -> None: ...
+
+router = EventRouter(
+    prefix="orders.", tags=["orders"], dependencies=[Depends(staff)], rate_limit="5/s", middleware=[audit],
+    errors=[SoldOut], rooms=[Room("orders:{id}")], timeout=timedelta(seconds=5),
+)
+routed: Event[Order] = router.event("order_routed", Order, room="orders:{id}")
+
+@router.on("place", rate_limit="2/s", timeout=5, middleware=[audit])
+async def place(conn: Connection, payload: Order) -> Order:
+    await routed.broadcast(payload, id=payload.id)
+    return payload
+
+@router.on_room_join("orders:{id}")
+async def joined(conn: Connection, id: int) -> None: ...
+
+socket.include_router(router, prefix="v1.", dependencies=[Depends(staff)])
+
 def work(publisher: Publisher) -> int:
     return publisher.event(shared).broadcast(Order(id=1), id=1).nodes
 
@@ -58,6 +81,10 @@ BAD = [
     "await shared.broadcast_all(SoldOutDetails(item='x'))",
     "publisher.event(shared).broadcast(SoldOutDetails(item='x'), id=1)",
     "publisher.event('x', Order).send('ada', 5)",
+    "await routed.broadcast(SoldOutDetails(item='x'), id=1)",
+    "socket.include_router(socket)",
+    "EventRouter(prefix=5)",
+    "router.on('x', timeout='5')",
     "x: Event[SoldOutDetails] = socket.event('x', Order)",
     "number: int = SoldOut(details=None).details.item",
 ]

@@ -218,6 +218,12 @@ function eventCard(event) {
     badge.title = "Handled one after the other for each connection";
     head.append(badge);
   }
+  if (event.timeout !== null) head.append(element("span", "badge", `at most ${event.timeout} s`));
+  for (const limit of event.rate_limits) {
+    const badge = element("span", "badge", `${Number(limit.rate.toPrecision(3))} a second`);
+    badge.title = `Up to ${limit.capacity} at once`;
+    head.append(badge);
+  }
   head.append(...event.tags.map((tag) => element("span", "badge tag", tag)));
   const card = element("article", event.deprecated ? "card deprecated" : "card", head);
   card.id = `event-${event.event}`;

@@ -16,6 +16,7 @@ REFUSALS = "tests.unit.declaration.test_refusals"
 KEPT = "tests.unit.declaration.test_connection_scope"
 GUARDS = "tests.unit.adapters.test_fastapi_guards"
 AUTH = "tests.unit.security.test_provided_auth"
+ROUTERS = "tests.unit.app.test_routers"
 PLANS = "tests.unit.declaration.test_plans"
 
 TESTS = {
@@ -36,6 +37,15 @@ TESTS = {
         GUARDS,
         "test_a_guard_refuses_the_socket_exactly_as_it_refuses_fastapis_own",
     ),
+    "`APIRouter(prefix=…, tags=…)`, `include_router`": (
+        ROUTERS,
+        "test_prefix_tags_dependencies_errors_and_middleware_go_from_the_outermost_in",
+    ),
+    "`dependencies` of a router of events": (
+        ROUTERS,
+        "test_a_dependency_of_a_router_refuses_each_event_of_it_and_no_other",
+    ),
+    "a timeout or rate limit around a route": (ROUTERS, "test_the_schema_tells_limits_and_timeouts"),
     "`Query()`, `Header()`, `Cookie()`, `Path()`, plain parameters": (
         SHARED,
         "test_a_shared_dependency_gets_what_the_handshake_has_as_fastapi_gives_it",
