@@ -52,6 +52,7 @@ class _Endpoint:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self.socket: SocketApp = app.socket
         self._mounted_on: Any = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,6 +74,7 @@ def _guarded_endpoint(app: ASGIApp) -> Any:
         stays = bool(app.socket.registry.overrides.current) or _may_open(websocket.scope.get("route"))
         await app.websocket(websocket.scope, websocket.receive, websocket.send, stays=stays, raises=True)
 
+    socketspec.socket = app.socket  # type: ignore[attr-defined] # where a test client finds it
     return socketspec
 
 

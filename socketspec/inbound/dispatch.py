@@ -342,7 +342,7 @@ class Dispatcher:
         number = number or next(self._requests.numbers)
         with log_context(conn.id, self._requests, event, number):
             self._report(conn, event, id, error, number)
-            await self._hooks.run(self._registry.on_error, conn, error)
+            await self._hooks.failed(self._registry.on_error, conn, error)
 
     def _report(self, conn: Connection, event: str | None, id: str | int | None, error: Exception, number: int) -> None:
         request_id = self._requests.id(number)
