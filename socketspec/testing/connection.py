@@ -253,6 +253,7 @@ class TestConnection:
         if self._line is None:
             return
         if self.inbox.ended is None:
+            self._harness.write_out()  # what was broadcast before has reached it
             self._rooms, self._by_server = self.connection.rooms, False
         await self._line.close(code)
 

@@ -135,7 +135,7 @@ async def test_a_lifespan_that_fails_fails_the_test() -> None:
 async def test_a_socket_by_itself_has_no_http_routes() -> None:
     async with TestClient(SocketApp()) as client:
         with pytest.raises(RuntimeError, match="test the application that it is mounted on"):
-            client.http
+            _ = client.http
 
 
 def test_trio_is_refused_with_what_to_write() -> None:
