@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from socketspec import Connection, Event, SocketApp
 from socketspec.cluster import AsyncPublisher, Publisher
 from socketspec.errors import EventError
+from socketspec.testing import SyncTestClient, SyncTestConnection, TestClient, TestConnection
 
 class Order(BaseModel):
     id: int
@@ -45,6 +46,28 @@ def work(publisher: Publisher) -> int:
 
 async def work_async(publisher: AsyncPublisher) -> int:
     return (await publisher.event("order_seen", Order, room="orders:{id}").broadcast(Order(id=1), id="1")).nodes
+
+async def test_it() -> None:
+    async with TestClient(socket) as client, client.connect(format="json") as conn:
+        entered: TestClient = client
+        opened: TestConnection = conn
+        reply: Order = await conn.request("buy", Order(id=1), Order)
+        named: Order = await conn.request("buy", model=Order, timeout=1)
+        as_dict: dict[str, object] = await conn.request("buy", {"id": reply.id})
+        message: dict[str, object] = await conn.receive()
+        short: dict[str, object] = await conn.receive(0.5)
+        order: Order = await conn.receive(Order, timeout=1)
+        seen: Order = await conn.expect("order_seen", Order)
+        payload: dict[str, object] = await conn.expect("order_seen", timeout=1)
+        awaited: TestConnection = await client.connect("/ws")
+
+def test_it_plainly() -> None:
+    with TestClient(socket) as client, client.connect() as conn:
+        entered: SyncTestClient = client
+        opened: SyncTestConnection = conn
+        reply: Order = conn.request("buy", Order(id=1), Order)
+        seen: Order = conn.expect("order_seen", Order)
+        number: int = client.call(len, "5")
 """
 
 BAD = [
@@ -60,6 +83,9 @@ BAD = [
     "publisher.event('x', Order).send('ada', 5)",
     "x: Event[SoldOutDetails] = socket.event('x', Order)",
     "number: int = SoldOut(details=None).details.item",
+    "text: str = await (await TestClient(socket).connect()).request('buy', None, Order)",
+    "text: str = await (await TestClient(socket).connect()).expect('order_seen', Order)",
+    "await TestClient(socket).connect(format='xml')",
 ]
 
 

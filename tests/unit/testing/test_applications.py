@@ -18,6 +18,7 @@ from socketspec import Connection, SocketApp
 from socketspec.adapters.asgi import ASGIApp
 from socketspec.adapters.fastapi import mount
 from socketspec.testing import HandshakeRefused, TestClient
+from tests.engines import is_running
 from tests.unit.testing.apps import ADA, Order, shop
 
 
@@ -65,7 +66,7 @@ async def test_the_lifespan_the_guards_the_state_and_the_routes_are_the_applicat
         async with client.connect("/v1/api/live/main?closed=1", identity=ADA) as conn:
             assert await conn.request("whoami") == {"user": "ada"}
     assert happened == ["started", "open", "stopped"]
-    assert socket.engine is None
+    assert not is_running(socket)
 
 
 async def test_of_several_sockets_one_is_named() -> None:
@@ -128,7 +129,7 @@ async def test_a_lifespan_that_fails_fails_the_test() -> None:
     with pytest.raises(LookupError, match="no database"):
         async with TestClient(app):
             pass
-    assert socket.engine is None
+    assert not is_running(socket)
     assert socket.clock is None
 
 

@@ -16,6 +16,7 @@ from socketspec.security.auth import JWTAuth
 from socketspec.security.ratelimit import RateLimit
 from socketspec.session import SessionConfig
 from socketspec.testing import ConnectionClosed, EventFailed, TestClient
+from tests.engines import running
 from tests.unit.testing.apps import ADA, shop
 
 SECRET = "a secret that is long enough for HS256"
@@ -130,7 +131,7 @@ async def test_what_cannot_be_moved_says_why() -> None:
             await entered.advance(-1)
         await entered.advance(0)
     started = SocketApp()
-    await started.ensure_started()
+    await running(started)
     async with TestClient(started) as late:
         with pytest.raises(RuntimeError, match="that this TestClient has started"):
             await late.advance(1)
