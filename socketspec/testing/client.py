@@ -144,9 +144,11 @@ class AsyncTestClient:
             self._connections, self._http = [], None
             await self._stop()
         failures, self._failures = self._failures, deque(maxlen=MAX_FAILURES)
-        if failures and error is None:
-            raise failures[0]
-        for failure in failures if error is not None else ():
+        if error is None:
+            if failures:
+                raise failures[0]
+            return
+        for failure in failures:
             error.add_note(f"Meanwhile, the server's code raised {failure!r}")
 
     async def _stop(self) -> None:

@@ -12,6 +12,7 @@ import pytest
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, WebSocket
 from starlette.applications import Starlette
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import HTTPConnection
 from starlette.routing import Mount
 
 from socketspec import Connection, SocketApp
@@ -33,11 +34,10 @@ async def test_the_lifespan_the_guards_the_state_and_the_routes_are_the_applicat
         yield {"database": "open"}
         happened.append("stopped")
 
-    def guard(websocket: WebSocket = None) -> None:  # type: ignore[assignment] # FastAPI fills it in
-        if websocket is not None and websocket.query_params.get("closed"):
+    def guard(connection: HTTPConnection) -> None:
+        if connection.query_params.get("closed"):
             raise HTTPException(418)
-        if websocket is not None:
-            happened.append(websocket.state.database)
+        happened.append(connection.state.database)
 
     app = FastAPI(lifespan=lifespan)
     router = APIRouter(prefix="/api", dependencies=[Depends(guard)])
