@@ -68,7 +68,7 @@ def _found(application: Any, place: _Place) -> Iterator[Mounted | tuple[str, Soc
         yield place.path or "/", application
     elif isinstance(application, ASGIApp):
         own, path = application.dependencies, place.path
-        yield Mounted(application.socket, path or "/", path, own, place.passed_by, place.depth == 0)
+        yield Mounted(application.socket, f"{path}/", path, own, place.passed_by, place.depth == 0)
     elif place.depth < _DEEPEST:
         inside = _Place(place.path, (*place.passed_by, *_calls(_of_router(application))), place.depth + 1)
         for route in _routes(application):

@@ -20,6 +20,7 @@ from socketspec.app.whereabouts import engine_here
 from socketspec.backend.protocols import Backend
 from socketspec.backend.resolve import resolve_backend
 from socketspec.concurrency.elsewhere import ELSEWHERE
+from socketspec.concurrency.timing_wheel import Loop
 from socketspec.connection.connection import Connection
 from socketspec.connection.outbox import Backpressure
 from socketspec.declaration.events import Event
@@ -189,6 +190,8 @@ class SocketApp(Misuse, Including):
             drain_token=drain_token,
         )
         self._backend: Backend = resolve_backend(backend)
+        self.clock: Loop | None = None
+        """What its next engine tells the time by; None: the event loop. A test client's clock can be moved."""
         self._was_started = False
         self._starting: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
@@ -244,7 +247,7 @@ class SocketApp(Misuse, Including):
             engine = self._engine_here()
             if engine is None:
                 check_whole(self.registry, self._declared)
-                engine = Engine(self.settings, self.registry, self._declared, self._backend)
+                engine = Engine(self.settings, self.registry, self._declared, self._backend, self.clock)
                 await engine.start()
                 self._engine = engine
                 self._was_started = True

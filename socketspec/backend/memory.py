@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Final
 
@@ -277,6 +278,8 @@ class MemoryBackend:
     shared = False
 
     def __init__(self, *, clock: Clock = time.monotonic) -> None:
+        self._ahead = 0.0
+        clock = partial(self._time, clock)
         streams = _Streams(clock)
         self._name = (os.getpid(), secrets.token_hex(4))
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -285,6 +288,13 @@ class MemoryBackend:
         self.presence: MemoryPresence = MemoryPresence()
         self.limits: MemoryLimits = MemoryLimits(clock)
         self.sessions: MemorySessions = MemorySessions(clock)
+
+    def _time(self, clock: Clock) -> float:
+        return clock() + self._ahead
+
+    def advance(self, seconds: float) -> None:
+        """Make all that is kept, and every limit, `seconds` older: for tests."""
+        self._ahead += seconds
 
     @property
     def node(self) -> str:

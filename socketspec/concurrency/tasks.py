@@ -52,6 +52,11 @@ class Tasks:
         if error is not None:
             logger.error("Task %r failed", task.get_name(), exc_info=error)
 
+    async def wait(self, timeout: float) -> None:  # noqa: ASYNC109 - it bounds the waiting, nothing is cancelled
+        """Wait until those that run now have ended, at most `timeout` seconds."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=timeout)
+
     async def close(self, grace: float) -> None:
         """Give the tasks `grace` seconds to finish, then cancel and await the rest."""
         current = asyncio.current_task()

@@ -15,6 +15,7 @@ from socketspec.declaration.registry import Hook
 from socketspec.declaration.sending import Contracts
 from socketspec.errors import BackendError
 from socketspec.telemetry.context import Requests, current_request, log_context
+from socketspec.telemetry.failure_watch import FailureWatch
 from socketspec.text import get_logger
 
 __all__ = ("HOOK_TIMEOUT", "Hooks")
@@ -28,9 +29,16 @@ HOOK_TIMEOUT: Final = 30.0
 class Hooks:
     """Runs what the app registered with `on_connect`, `on_error` and their like."""
 
-    def __init__(self, contracts: Contracts, requests: Requests) -> None:
+    def __init__(self, contracts: Contracts, requests: Requests, failures: FailureWatch) -> None:
         self._contracts = contracts
         self._requests = requests
+        self._failures = failures
+
+    async def failed(self, hooks: Sequence[Hook], conn: Connection, error: Exception) -> None:
+        """Call the `on_error` hooks, as `run` does, for what a handler or another hook raised."""
+        if not isinstance(error, BackendError):  # nothing is wrong with the code then
+            self._failures.note(error)
+        await self.run(hooks, conn, error)
 
     async def run(self, hooks: Sequence[Hook], conn: Connection, *arguments: Any) -> None:
         """Call hooks one after the other; one that fails is logged and does not stop the others. That a connection has
@@ -48,6 +56,7 @@ class Hooks:
                     if is_disconnect(error):
                         continue
                     logger.exception("The hook %s failed", getattr(hook, "__qualname__", hook))
+                    self._failures.note(error)
 
     async def run_final(self, hooks: Sequence[Hook], conn: Connection, *arguments: Any) -> None:
         """Like `run`, after the connection's end, and for at most `HOOK_TIMEOUT` seconds."""
@@ -77,8 +86,9 @@ class Hooks:
                     await unless_cancelled(resources.close())
             except TimeoutError:
                 logger.error("A clean-up of the connection's dependencies took longer than %.0f s", HOOK_TIMEOUT)
-            except Exception:
+            except Exception as error:
                 logger.exception("A clean-up of the connection's dependencies failed")
+                self._failures.note(error)
 
     def log_context(self, conn: Connection) -> AbstractContextManager[None]:
         """Log records made inside carry the connection's id, and the request's if one of its requests is the cause."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from socketspec.connection.connection import Connection
 from socketspec.connection.gone import is_disconnect
 from socketspec.connection.hooks import Hooks
-from socketspec.declaration.registry import EventSpec, Registry
+from socketspec.declaration.registry import EventSpec, Hook, Registry
 from socketspec.errors import BackendError, ErrorCode, EventError, TimedOut
 from socketspec.inbound.timeouts import AnsweredTimeout
 from socketspec.telemetry.context import Requests, log_context
@@ -42,7 +43,7 @@ class Failures:
         number = number or next(self._requests.numbers)
         with log_context(conn.id, self._requests, event, number):
             self._report(conn, event, id, error, number)
-            await self._call_hooks(conn, event, error)
+            await self._hooks.failed(self._on_error(event), conn, error)
 
     async def timed_out(
         self, conn: Connection, spec: EventSpec, id: str | int | None, error: TimedOut, number: int
@@ -61,14 +62,14 @@ class Failures:
                 exc_info=error.__cause__ if isinstance(error.__cause__, Exception) else None,
                 extra=ids,
             )
-            await self._call_hooks(conn, spec.name, error)
+            await self._hooks.run(self._on_error(spec.name), conn, error)
 
-    async def _call_hooks(self, conn: Connection, event: str | None, error: Exception) -> None:
+    def _on_error(self, event: str | None) -> Sequence[Hook]:
         """The event's routers' hooks, the innermost router's first, then the app's."""
         spec = None if event is None else self._registry.events.get(event)
         groups = () if spec is None else tuple(reversed(spec.groups))
         inner = [hook for group in groups for hook in group.on_error]
-        await self._hooks.run([*inner, *self._registry.on_error], conn, error)
+        return [*inner, *self._registry.on_error]
 
     def _report(self, conn: Connection, event: str | None, id: str | int | None, error: Exception, number: int) -> None:
         request_id = self._requests.id(number)

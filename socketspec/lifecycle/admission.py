@@ -14,6 +14,7 @@ from socketspec.declaration.resources import Arrival, Resources
 from socketspec.errors import AuthError, BackendError, CloseCode, ErrorCode, EventError
 from socketspec.identity import ANONYMOUS, Identity
 from socketspec.lifecycle.drain import Drain
+from socketspec.lifecycle.visiting import visiting
 from socketspec.protocol.formats import Format, negotiate
 from socketspec.protocol.handshake import Handshake
 from socketspec.protocol.names import check_user_id
@@ -23,6 +24,7 @@ from socketspec.security.origins import OriginPolicy
 from socketspec.session.config import Session
 from socketspec.session.lookup import SessionLookup
 from socketspec.session.revocation import Revoked
+from socketspec.telemetry.failure_watch import FailureWatch
 from socketspec.telemetry.log_pace import OnceAMinute
 from socketspec.text import cut, get_logger, one_line
 
@@ -86,6 +88,7 @@ class Admissions:
         lookup: SessionLookup,
         drain: Drain,
         now: Callable[[], float],
+        failures: FailureWatch,
     ) -> None:
         self._origins = origins
         self._auth = auth
@@ -94,6 +97,7 @@ class Admissions:
         self._lookup = lookup
         self._drain = drain
         self._now = now
+        self._failures = failures
         self._origin_line = OnceAMinute(now)
 
     @property
@@ -123,7 +127,7 @@ class Admissions:
             if arrival is not None:
                 identity = await arrival.identity()
             else:
-                identity = await self.authenticate(handshake) if self._auth else ANONYMOUS
+                identity = await self._identity(handshake)
             checked_at = self._now()
             session = await self._lookup.open(identity, handshake.query_params.get("session"))
         except NoCredentials as error:
@@ -163,6 +167,7 @@ class Admissions:
         refusal = as_event_error(error)
         if refusal is None and status_of(error) == 500:
             logger.error("A dependency of the handshake failed", exc_info=error)
+            self._failures.note(error)
         text = "The server failed." if refusal is None else refusal.message
         return Admission(connection=connection, refusal=(status_of(error), text), cause=error)
 
@@ -183,6 +188,9 @@ class Admissions:
         return call
 
     async def _identity(self, handshake: Handshake) -> Identity:
+        visitor = visiting.get()
+        if visitor is not None and visitor.identity is not None:
+            return visitor.identity
         return await self.authenticate(handshake) if self._auth else ANONYMOUS
 
     async def identify(self, handshake: Handshake) -> Identity:

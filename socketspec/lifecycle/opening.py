@@ -23,6 +23,7 @@ from socketspec.lifecycle.admission import Admission, refusal_code
 from socketspec.lifecycle.closing import Closing
 from socketspec.lifecycle.credentials import Credentials
 from socketspec.lifecycle.drain import Drain
+from socketspec.lifecycle.visiting import visiting
 from socketspec.membership.directory import Directory
 from socketspec.membership.users import UserMembership
 from socketspec.protocol.encoding import Message, encode_payload
@@ -94,6 +95,8 @@ class Opening:
         )
         if admission.resources is not None:
             conn.resources, admission.resources.owned = admission.resources, True
+        if (visitor := visiting.get()) is not None:
+            visitor.connection = conn
         self._directory.add(conn)
         try:
             await self._begin(conn, admission, session)
@@ -182,7 +185,7 @@ class Opening:
         else:
             logger.exception("on_connect failed for connection %s", conn.id)
             conn.close(CloseCode.INTERNAL_ERROR)
-        await self._hooks.run(self._registry.on_error, conn, error)
+        await self._hooks.failed(self._registry.on_error, conn, error)
 
     def _introduction(self, conn: Connection) -> dict[str, Any]:
         heartbeat = None

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from socketspec.backend.protocols import Backend, LeasedPresence
 from socketspec.concurrency.tasks import Tasks
-from socketspec.concurrency.timing_wheel import TimingWheel
+from socketspec.concurrency.timing_wheel import Loop, TimingWheel
 from socketspec.connection.connection import Connection, connection_id
 from socketspec.connection.hooks import Hooks
 from socketspec.connection.sender import Sender
@@ -54,6 +54,7 @@ from socketspec.session.lookup import SessionLookup
 from socketspec.telemetry.context import Requests, log_context
 from socketspec.telemetry.counters import Counters
 from socketspec.telemetry.debug_feed import DebugFeed
+from socketspec.telemetry.failure_watch import FailureWatch
 
 __all__ = ("Engine",)
 
@@ -64,12 +65,20 @@ class Engine:
     Its parts are made here, from the ground up: what stands in a line's parentheses is all that the part may touch.
     """
 
-    def __init__(self, settings: Settings, registry: Registry, declared: DeclaredRooms, backend: Backend) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        declared: DeclaredRooms,
+        backend: Backend,
+        clock: Loop | None = None,
+    ) -> None:
         self.settings = settings
         self.backend = backend
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self.pid: int = os.getpid()
-        self.now: Callable[[], float] = self.loop.time
+        self.clock: Loop = self.loop if clock is None else clock
+        self.now: Callable[[], float] = self.clock.time
         now, namespace, session = self.now, settings.namespace, settings.session
 
         self.counters: Counters = Counters()
@@ -77,6 +86,7 @@ class Engine:
         self.requests: Requests = Requests(namespace)
         self.contracts: Contracts = Contracts(registry.sends, strict=settings.strict)
         self.feed: DebugFeed | None = DebugFeed() if settings.debug else None
+        self.failures: FailureWatch = FailureWatch()
         self.tasks: Tasks = Tasks()
         self.handlers: Tasks = Tasks()
         self.everybody: Topic = Topic(namespace, "all", "")
@@ -87,7 +97,7 @@ class Engine:
             namespace, self.hub, self.contracts, self.requests, self.feed,
             max_buffer=settings.backpressure.max_buffer, now=now, hints=settings.debug or settings.public_schema,
         )  # fmt: skip
-        hooks = Hooks(self.contracts, self.requests)
+        hooks = Hooks(self.contracts, self.requests, self.failures)
         self.directory: Directory = Directory()
         self._leased = backend.presence if isinstance(backend.presence, LeasedPresence) else None
         topics = Topics(self.hub, backend.presence)
@@ -103,7 +113,7 @@ class Engine:
             limit=settings.max_connections_per_user, policy=settings.connection_limit_policy,
         )  # fmt: skip
         self._leave_hooks = LeaveHooks(registry, hooks, sender, self.tasks, session)
-        self._wheel: TimingWheel[Connection] = TimingWheel(due)
+        self._wheel: TimingWheel[Connection] = TimingWheel(due, loop=self.clock)
         self._drain = Drain(self.directory, self.tasks, now)
         self._closing = Closing(
             self.everybody, self.directory, self._wheel, self.hub, self.rooms, users, hooks, registry, self.counters,
@@ -111,7 +121,9 @@ class Engine:
         )  # fmt: skip
         lookup = SessionLookup(namespace, session, backend.sessions)
         credentials = Credentials(lookup, self.directory, self.orders, self._wheel, now)
-        self._admissions = Admissions(settings.origins, settings.auth, registry.auth, lookup, self._drain, now)
+        self._admissions = Admissions(
+            settings.origins, settings.auth, registry.auth, lookup, self._drain, now, self.failures
+        )
         self._opening = Opening(
             backend.node, self.everybody, sender, self.directory, self._wheel, self.hub, users, hooks, registry,
             lookup, credentials, self._closing, self._drain, config=session, auth_timeout=settings.auth_timeout,

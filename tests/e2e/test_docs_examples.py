@@ -1,7 +1,8 @@
 """Every Python example of README.md, CONTRIBUTING.md and docs/ is executed. The conventions are in CONTRIBUTING.md.
 
 An example is one ```python fence, alone in a fresh module. An HTML comment on the line before a fence changes that:
-``<!-- continues -->`` runs it in the module of the fence before; ``<!-- no-run: the reason -->`` leaves it out.
+``<!-- continues -->`` runs it in the module of the fence before; ``<!-- no-run: the reason -->`` leaves it out;
+``<!-- pytest -->`` has pytest run it, as a test file beside the page's ``main.py``.
 Functions called ``test_…`` in an example are called as well.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
@@ -31,11 +33,12 @@ SHELL_COMMANDS_RUN = ("make help",)
 """Commands in ```bash fences that are executed; of the others only targets and extras are checked."""
 
 _FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,})(?P<info>[^`]*)$")
+_TITLE = re.compile(r'title="(?P<title>[^"]*)"')
 _ENVIRONMENT = re.compile(r"Publisher\((?!server)")
 """Examples with a publisher that takes its backend from the environment; they get a server."""
 _FILE = re.compile(r'--8<-- "docs/examples/[^"]+"')
 """A fence that shows a file of an example: those are programs with tests of their own."""
-_MARKER = re.compile(r"^<!-- *(?P<name>continues|no-run)(?:: *(?P<reason>.*?))? *-->$")
+_MARKER = re.compile(r"^<!-- *(?P<name>continues|no-run|pytest)(?:: *(?P<reason>.*?))? *-->$")
 
 
 class Fence(NamedTuple):
@@ -48,6 +51,8 @@ class Fence(NamedTuple):
     source: str
     marker: str
     """The comment before it, if it is an HTML comment; else empty."""
+    title: str = ""
+    """The name of its file, if it has one."""
 
     @property
     def place(self) -> str:
@@ -84,7 +89,9 @@ def read_fences(page: Path) -> Iterator[Fence]:
             raise ValueError(f"{page.name}:{first - 1}: this fence is never closed")
         number += 1
         marker = before if before.startswith("<!--") else ""
-        yield Fence(page, first, opening["info"].split(" ")[0].strip(), "\n".join(body) + "\n", marker)
+        title = _TITLE.search(opening["info"])
+        language = opening["info"].split(" ")[0].strip()
+        yield Fence(page, first, language, "\n".join(body) + "\n", marker, title["title"] if title else "")
         before = ""
 
 
@@ -103,7 +110,7 @@ def collect_examples(fences: list[Fence]) -> list[Example]:
     examples: list[list[Fence]] = []
     for fence in fences:
         name, _ = marker_of(fence)
-        if name == "no-run":
+        if name in ("no-run", "pytest"):
             continue
         if name == "continues" and examples and examples[-1][0].page == fence.page:
             examples[-1].append(fence)
@@ -144,6 +151,26 @@ def test_an_example_of_the_documentation_runs(
             result = value()
             if inspect.iscoroutine(result):
                 asyncio.run(result)
+
+
+TEST_FILES = [fence for fence in PYTHON if marker_of(fence)[0] == "pytest"]
+
+
+@pytest.mark.parametrize("fence", TEST_FILES, ids=lambda fence: fence.place)
+def test_a_test_file_of_the_documentation_passes_as_its_readers_run_it(fence: Fence, tmp_path: Path) -> None:
+    (main,) = [other for other in PYTHON if other.page == fence.page and other.title == "main.py"]
+    (tmp_path / "main.py").write_text(main.source, encoding="utf-8")
+    (tmp_path / "pytest.ini").write_text(
+        "[pytest]\nfilterwarnings = error\nasyncio_default_fixture_loop_scope = function\n", encoding="utf-8"
+    )
+    (tmp_path / fence.title).write_text(fence.source, encoding="utf-8")
+    off = [f"-pno:{name}" for name in ("cloudcoil", "faker", "platformdirs", "valkey")]  # as our own tests run
+    command = [sys.executable, "-m", "pytest", "-q", *off]
+    run = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert f"{fence.source.count('def test_')} passed" in run.stdout, "none is skipped"
 
 
 SAMPLE_PAGE = """\

@@ -19,6 +19,7 @@ from typing import Any
 from socketspec import Connection, Depends, Event, EventRouter, Room, SocketApp
 from socketspec.cluster import AsyncPublisher, Publisher
 from socketspec.errors import EventError
+from socketspec.testing import SyncTestClient, SyncTestConnection, TestClient, TestConnection
 
 class Order(BaseModel):
     id: int
@@ -68,6 +69,28 @@ def work(publisher: Publisher) -> int:
 
 async def work_async(publisher: AsyncPublisher) -> int:
     return (await publisher.event("order_seen", Order, room="orders:{id}").broadcast(Order(id=1), id="1")).nodes
+
+async def test_it() -> None:
+    async with TestClient(socket) as client, client.connect(format="json") as conn:
+        entered: TestClient = client
+        opened: TestConnection = conn
+        reply: Order = await conn.request("buy", Order(id=1), Order)
+        named: Order = await conn.request("buy", model=Order, timeout=1)
+        as_dict: dict[str, object] = await conn.request("buy", {"id": reply.id})
+        message: dict[str, object] = await conn.receive()
+        short: dict[str, object] = await conn.receive(0.5)
+        order: Order = await conn.receive(Order, timeout=1)
+        seen: Order = await conn.expect("order_seen", Order)
+        payload: dict[str, object] = await conn.expect("order_seen", timeout=1)
+        awaited: TestConnection = await client.connect("/ws")
+
+def test_it_plainly() -> None:
+    with TestClient(socket) as client, client.connect() as conn:
+        entered: SyncTestClient = client
+        opened: SyncTestConnection = conn
+        reply: Order = conn.request("buy", Order(id=1), Order)
+        seen: Order = conn.expect("order_seen", Order)
+        number: int = client.call(len, "5")
 """
 
 BAD = [
@@ -87,10 +110,14 @@ BAD = [
     "router.on('x', timeout='5')",
     "x: Event[SoldOutDetails] = socket.event('x', Order)",
     "number: int = SoldOut(details=None).details.item",
+    "text: str = await (await TestClient(socket).connect()).request('buy', None, Order)",
+    "word: str = await (await TestClient(socket).connect()).expect('order_seen', Order)",
+    "await TestClient(socket).connect(format='xml')",
 ]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)  # two type checkers, each of which reads all of Pydantic
 def test_mypy_and_pyright_take_the_good_and_find_every_mistake(tmp_path: Path) -> None:
     lines = [*GOOD.splitlines(), "async def bad(publisher: Publisher) -> None:", *(f"    {line}" for line in BAD)]
     first = len(lines) - len(BAD) + 1

@@ -9,12 +9,12 @@ from typing import Any
 from socketspec.adapters.mounts import Mounted
 from socketspec.app.app import SocketApp
 from socketspec.cli.checks.names import called, covers, dependencies_of, function_name, type_name
+from socketspec.declaration.groups import Limit
 from socketspec.declaration.patterns import RoomPattern
 from socketspec.declaration.registry import EventSpec, Hook, Registry
 from socketspec.declaration.rooms import Room
 from socketspec.declaration.signatures import Scope, innermost
 from socketspec.runtime.settings import Settings
-from socketspec.security.ratelimit import RateLimit
 
 __all__ = ("inventory",)
 
@@ -95,7 +95,7 @@ def _auth(backend: Any) -> str:
 
 def _event(spec: EventSpec) -> dict[str, Any]:
     names = Scope(spec.caller_locals or {}, getattr(innermost(spec.function), "__module__", None))
-    listed = called(each.dependency for each in spec.dependencies)
+    listed = called(each.dependency for each, _ in spec.dependencies)
     own = dependencies_of(spec.function, names)
     return {
         "event": spec.name,
@@ -113,6 +113,10 @@ def _event(spec: EventSpec) -> dict[str, Any]:
             }
             for item in spec.contract.broadcasts or ()
         ],
+        "rate_limits": [_rate_limit(bucket.limit) for bucket in spec.buckets],
+        "timeout": spec.timeout,
+        "middleware": [function_name(each) for group in spec.groups for each in group.middleware]
+        + [function_name(each) for each in spec.middleware],
         "tags": list(spec.tags),
         "ordered": spec.ordered,
         "deprecated": spec.deprecated,
@@ -151,7 +155,7 @@ def _limits(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _rate_limit(limit: RateLimit | None) -> dict[str, Any] | None:
+def _rate_limit(limit: Limit | None) -> dict[str, Any] | None:
     if limit is None:
         return None
     scope = limit.scope if limit.scope is None or isinstance(limit.scope, str) else function_name(limit.scope)

@@ -95,7 +95,7 @@ _Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
 
 
 def _tables(app: Mapping[str, Any]) -> Iterator[_Table]:
-    header = ("event", "payload", "reply", "dependencies", "errors", "sends", "tags", "handler")
+    header = ("event", "payload", "reply", "dependencies", "errors", "sends", "limits", "tags", "handler")
     events: list[tuple[str, ...]] = [
         (
             _event(each),
@@ -104,6 +104,7 @@ def _tables(app: Mapping[str, Any]) -> Iterator[_Table]:
             _several(each["dependencies"]),
             _several(each["errors"]),
             _several([*_sent(each["emits"]), *_sent(each["broadcasts"], "everybody")]),
+            _several(_bounds(each)),
             _several(each["tags"]),
             each["handler"],
         )
@@ -140,6 +141,12 @@ def _tables(app: Mapping[str, Any]) -> Iterator[_Table]:
     yield from (table for table in tables if table[2])
     if not app["rooms"]:
         yield "Rooms", ("none declared: the app joins clients to any room",), []
+
+
+def _bounds(event: Mapping[str, Any]) -> Iterator[str]:
+    yield from (_rate_limit(limit) for limit in event["rate_limits"])
+    if event["timeout"] is not None:
+        yield f"{event['timeout']:g} s"
 
 
 def _event(event: Mapping[str, Any]) -> str:

@@ -17,6 +17,9 @@ KEPT = "tests.unit.declaration.test_connection_scope"
 GUARDS = "tests.unit.adapters.test_fastapi_guards"
 AUTH = "tests.unit.security.test_provided_auth"
 ROUTERS = "tests.unit.app.test_routers"
+APPLICATIONS = "tests.unit.testing.test_applications"
+EXPECTATIONS = "tests.unit.testing.test_expectations"
+FAILURES = "tests.unit.testing.test_failures"
 PLANS = "tests.unit.declaration.test_plans"
 
 TESTS = {
@@ -68,6 +71,13 @@ TESTS = {
         "test_overrides_of_the_application_reach_its_guards_and_the_sockets_dependencies",
     ),
     "an exception handler": (GUARDS, "test_a_guard_refuses_the_socket_exactly_as_it_refuses_fastapis_own"),
+    "`TestClient(app)`": (APPLICATIONS, "test_the_lifespan_the_guards_the_state_and_the_routes_are_the_applications"),
+    '`client.websocket_connect("/ws")`, `receive_json()`': (EXPECTATIONS, "test_what_a_connection_brings"),
+    "`app.dependency_overrides[…]` in a test": (
+        APPLICATIONS,
+        "test_the_lifespan_the_guards_the_state_and_the_routes_are_the_applications",
+    ),
+    "`raise_server_exceptions=False`": (FAILURES, "test_without_raising_it_is_what_the_client_gets"),
     "a sub-application": (
         GUARDS,
         "test_a_sub_application_is_ready_before_its_first_client_and_stays_stopped_when_it_was_stopped",

@@ -38,7 +38,7 @@ from tests.virtual_time import in_virtual_time
 )
 async def test_each_message_is_counted_once_by_event_and_outcome(frame: str, expected: tuple[str, str]) -> None:
     app = make_app(max_payload_size=200)
-    async with TestClient(app) as client:
+    async with TestClient(app, raise_server_exceptions=False) as client:
         conn = await client.connect()
         await conn.send_raw(frame)
         await asyncio.sleep(0)
@@ -194,7 +194,7 @@ async def test_a_shared_limit_that_answers_late_judges_abuse_by_the_time_then() 
 async def test_any_message_keeps_the_heartbeat_away() -> None:
     app = make_app(session=SessionConfig(heartbeat_interval=10, heartbeat_timeout=5))
     async with TestClient(app) as client:
-        conn = await client.connect()
+        conn = await client.connect(answer_pings=False)
         for frame in ['{"event":"item","payload":{"n":0}}', "{", '{"event":"__pong__"}'] * 4:
             await asyncio.sleep(9)
             await conn.send_raw(frame)
