@@ -177,9 +177,9 @@ class Player:
 
     async def leave(self, room: str) -> None:
         answer = await self._ask("leave", {"room": room}, room)
+        self.positions.pop(room, None)  # also where it failed: it may be out
         if isinstance(answer, dict):
             self.rooms.discard(room)
-            self.positions.pop(room, None)
 
     async def say(self, room: str) -> None:
         """Say something new in `room`, again under the same key while it is not acknowledged."""
