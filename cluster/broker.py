@@ -69,7 +69,7 @@ class _Held:
 class _Heard:
     """What this node has heard of one topic."""
 
-    __slots__ = ("held", "is_outdated", "last", "lingering", "orders", "replayed", "subscribed", "wanted")
+    __slots__ = ("held", "is_outdated", "last", "lingering", "lost_after", "orders", "replayed", "subscribed", "wanted")
 
     def __init__(self) -> None:
         self.wanted = 0
@@ -78,6 +78,8 @@ class _Heard:
         self.lingering: asyncio.TimerHandle | None = None
         self.last: Position | None = None
         """Up to here nothing was missed. None: that is not known, as in topics without history."""
+        self.lost_after: Position | None = None
+        """What was the last when members were told of a loss most recently: they need not be told again at once."""
         self.held: _Held | None = None
         """Live publications, while the history is read; None while it is not."""
         self.is_outdated = False
@@ -289,8 +291,11 @@ class RedisBroker(FollowingBroker):
             found = await self._find(topic, heard, since, held)
             if self._heard.get(topic) is heard:
                 merged = merge(since, found, held)
+                if since == heard.lost_after and not merged.publications:
+                    merged = merged._replace(is_lost=False)  # they know
                 heard.held = _Held(merged.rest) if merged.rest else None
                 heard.last = merged.last or heard.last
+                heard.lost_after = heard.last if merged.is_lost else heard.lost_after
                 heard.replayed = frozenset(item.position for item in found.missed if item.position is not None)
                 await self._deliver_missed(topic, found, merged)
 

@@ -58,12 +58,14 @@ async def _find_another(
         kept = await history.read(topic, limit=MAX_READ)
     except LookupError:
         kept = ()
-    last = _last(kept) or UNBEGUN
+    last = _last(kept)
+    if last is None:  # an empty server may have been asked, and the next one may have it all again
+        return Found((), UNBEGUN) if since == UNBEGUN else Found(cause=cause)
     first = since.offset + 1 if last.epoch == since.epoch else 1
     live = [item.position.offset for item in held if item.position is not None and item.position.epoch == last.epoch]
     first = min([first, *live])
     missed = [item for item in kept if item.position is not None and item.position.offset >= first]
-    is_whole = not kept or _offset(kept[0]) == 1
+    is_whole = _offset(kept[0]) == 1
     return Found(missed, last, "" if since == UNBEGUN and is_whole else cause)
 
 

@@ -178,6 +178,7 @@ class Player:
     async def leave(self, room: str) -> None:
         answer = await self._ask("leave", {"room": room}, room)
         self.positions.pop(room, None)  # also where it failed: it may be out
+        self.heard[room] = set()
         if isinstance(answer, dict):
             self.rooms.discard(room)
 

@@ -458,6 +458,21 @@ async def test_members_are_told_at_once_where_what_they_heard_is_gone() -> None:
     assert node.heard.count(TOLD) == 1
 
 
+async def test_who_was_told_that_nothing_is_kept_is_not_told_again_and_gets_nothing_twice() -> None:
+    """An empty server was asked, until its successor was found."""
+    node = await Node.hearing(*kept_range(1, 3))
+    node.shelf.error = LookupError("'log' keeps no history at present")
+    for _ in range(2):
+        node.broker.restored([KEYS.channel(LOG)])
+        await node.settled()
+        assert node.heard == [*events(1, 3), TOLD]
+    node.shelf.error = None
+    node.shelf.kept[LOG] = kept_range(1, 5)
+    node.broker.restored([KEYS.channel(LOG)])
+    await node.settled()
+    assert node.heard == [*events(1, 3), TOLD, *events(4, 5)]
+
+
 @pytest.mark.parametrize("heard", [3, 4, 5, 6, 7, 8])
 async def test_members_are_told_before_they_get_what_took_the_place_of_what_they_heard(heard: int) -> None:
     node = await Node.hearing(*kept_range(1, heard))
