@@ -7,6 +7,7 @@ failover that lost the newest messages it is another one from some offset on, th
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from socketspec.backend.protocols import HistoryStore
@@ -54,10 +55,9 @@ async def _find_another(
     history: HistoryStore, topic: Topic, since: Position, held: Iterable[Publication], cause: str
 ) -> Found:
     """Read the history that there is now, as far as it is sure to be new to whoever has all up to `since`."""
-    try:
+    kept: Sequence[Publication] = ()
+    with suppress(LookupError):
         kept = await history.read(topic, limit=MAX_READ)
-    except LookupError:
-        kept = ()
     last = _last(kept)
     if last is None:  # an empty server may have been asked, and the next one may have it all again
         return Found((), UNBEGUN) if since == UNBEGUN else Found(cause=cause)
@@ -65,7 +65,7 @@ async def _find_another(
     live = [item.position.offset for item in held if item.position is not None and item.position.epoch == last.epoch]
     first = min([first, *live])
     missed = [item for item in kept if item.position is not None and item.position.offset >= first]
-    is_whole = _offset(kept[0]) == 1
+    is_whole = _begins_with_the_first(kept)
     return Found(missed, last, "" if since == UNBEGUN and is_whole else cause)
 
 
@@ -98,5 +98,6 @@ def _last(items: Sequence[Publication]) -> Position | None:
     return items[-1].position if items else None
 
 
-def _offset(item: Publication) -> int:
-    return 0 if item.position is None else item.position.offset
+def _begins_with_the_first(items: Sequence[Publication]) -> bool:
+    position = items[0].position
+    return position is not None and position.offset == 1
