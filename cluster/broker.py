@@ -16,17 +16,20 @@ from functools import partial
 from typing import Final
 
 from socketspec.backend.listeners import Listeners
-from socketspec.backend.protocols import Broker, HistoryStore
+from socketspec.backend.protocols import FollowingBroker, HistoryStore
 from socketspec.cluster.commands.envelope import decode
 from socketspec.cluster.commands.keys import Keys
 from socketspec.cluster.commands.publishing import parse_receipt, publish_command
 from socketspec.cluster.commands.runner import Runner
 from socketspec.cluster.commands.unreadable import Unreadable
+from socketspec.cluster.missed_messages import Found, Merged, find, merge
 from socketspec.cluster.missed_orders import MissedOrders
 from socketspec.cluster.pubsub.subscriptions import Subscriptions
+from socketspec.cluster.servers.backoff import QUICK, Backoff
 from socketspec.concurrency.tasks import Tasks
 from socketspec.errors import BackendError
 from socketspec.protocol.publications import History, Position, Publication, Receipt, Topic
+from socketspec.protocol.spans import UNBEGUN, follows, history_lost
 
 __all__ = ("RedisBroker",)
 
@@ -34,6 +37,8 @@ logger: logging.Logger = logging.getLogger("socketspec.cluster")
 
 CATCH_UPS: Final = 8
 """Histories read at once after a loss."""
+PATIENCE: Final = 5.0
+"""Seconds for which live publications wait for a history that cannot be read at present."""
 MAX_HELD: Final = 10_000
 """Live publications of one topic that wait while its history is read; of more, the oldest are given up."""
 MAX_HELD_BYTES: Final = 32 * 2**20
@@ -64,7 +69,7 @@ class _Held:
 class _Heard:
     """What this node has heard of one topic."""
 
-    __slots__ = ("held", "last", "lingering", "orders", "replayed", "subscribed", "wanted")
+    __slots__ = ("held", "is_outdated", "last", "lingering", "lost_after", "orders", "replayed", "subscribed", "wanted")
 
     def __init__(self) -> None:
         self.wanted = 0
@@ -72,16 +77,25 @@ class _Heard:
         self.subscribed = False
         self.lingering: asyncio.TimerHandle | None = None
         self.last: Position | None = None
-        """The newest position heard; None in topics without history, or before the first."""
+        """Up to here nothing was missed. None: that is not known, as in topics without history."""
+        self.lost_after: Position | None = None
+        """What was the last when members were told of a loss most recently: they need not be told again at once."""
         self.held: _Held | None = None
         """Live publications, while the history is read; None while it is not."""
+        self.is_outdated = False
+        """Whether the link broke and stands again since it was asked for."""
         self.orders: MissedOrders | None = None
         """For orders, of which none may be missed."""
         self.replayed: frozenset[Position] = frozenset()
         """What the last catch-up delivered: the same may still arrive live, and is then passed over."""
 
+    def begin(self, newest: Position | None) -> None:
+        """The history stands at `newest`; None where nothing is kept."""
+        if self.last is None:  # else something was heard meanwhile
+            self.last = newest or UNBEGUN
 
-class RedisBroker(Broker):
+
+class RedisBroker(FollowingBroker):
     """One process's part of the fan-out. `listeners` get what arrives; `unreadable` is told of what is dropped."""
 
     def __init__(
@@ -140,6 +154,13 @@ class RedisBroker(Broker):
             await self.unsubscribe(topic)
             raise
         heard.subscribed = True
+
+    async def follow(self, topic: Topic) -> None:
+        heard = self._heard.get(topic)
+        if heard is None or heard.last is not None:
+            return
+        kept = await self._history.read(topic, limit=1)
+        heard.begin(kept[-1].position if kept else None)
 
     def wants(self, topic: Topic) -> bool:
         """Whether somebody here was told that `topic` is subscribed to."""
@@ -238,7 +259,7 @@ class RedisBroker(Broker):
                 ready.append(item)
             elif item.position in heard.replayed:
                 continue
-            elif _follows(heard.last, item.position):
+            elif follows(heard.last, item.position):
                 heard.last = item.position
                 ready.append(item)
             else:
@@ -253,8 +274,11 @@ class RedisBroker(Broker):
             heard = None if topic is None else self._heard.get(topic)
             if heard is not None and heard.orders is not None:
                 heard.orders.look()
-            elif topic is not None and heard is not None and heard.last is not None and heard.held is None:
-                self._catch_up(topic, heard, [])
+            elif topic is not None and heard is not None and heard.last is not None:
+                if heard.held is None:
+                    self._catch_up(topic, heard, [])
+                else:
+                    heard.is_outdated = True
 
     def _catch_up(self, topic: Topic, heard: _Heard, live: list[Publication]) -> None:
         heard.held = _Held(live)
@@ -262,50 +286,52 @@ class RedisBroker(Broker):
 
     async def _read_missed(self, topic: Topic, heard: _Heard) -> None:
         await asyncio.sleep(0)  # a task may start at once, and what came before the gap is not delivered yet
-        since = heard.last
-        missed: Sequence[Publication] = ()
-        try:
-            async with self._reading:
-                if since is not None:
-                    missed = await self._history.read(topic, since=since)
-        except LookupError as error:
-            logger.warning("%s: what was published to it meanwhile is lost to clients of this node", error)
-            since = None  # the stream is another one now: positions heard before say nothing about it
-        except BackendError as error:
-            logger.warning("Catching up with %r failed: %s", topic.name, error)
-            since = None
-        except Exception:  # whatever it was, the topic must not be held for ever
-            logger.exception("Catching up with %r failed", topic.name)
-            since = None
-        held, heard.held = heard.held or (), None
-        seen = frozenset(item.position for item in missed if item.position is not None)
-        publications = [*missed, *(item for item in held if not _is_known(item, since, seen))]
-        heard.replayed = seen
-        for item in publications:
-            if item.position is not None:
-                heard.last = item.position
-        if publications and self._heard.get(topic) is heard:
-            behind: list[Awaitable[None]] = []
-            self._deliver(topic, publications, behind)
-            for waiting in behind:
-                await waiting
+        while heard.held is not None and self._heard.get(topic) is heard:
+            since, held = heard.last or UNBEGUN, heard.held
+            found = await self._find(topic, heard, since, held)
+            if self._heard.get(topic) is heard:
+                merged = merge(since, found, held)
+                if since == heard.lost_after and not merged.publications:
+                    merged = merged._replace(is_lost=False)  # they know
+                heard.held = _Held(merged.rest) if merged.rest else None
+                heard.last = merged.last or heard.last
+                heard.lost_after = heard.last if merged.is_lost else heard.lost_after
+                heard.replayed = frozenset(item.position for item in found.missed if item.position is not None)
+                await self._deliver_missed(topic, found, merged)
+
+    async def _find(self, topic: Topic, heard: _Heard, since: Position, held: _Held) -> Found:
+        """Ask until the history says what was missed, for a while."""
+        loop, pauses = asyncio.get_running_loop(), Backoff(QUICK)
+        until = loop.time() + PATIENCE
+        while True:
+            heard.is_outdated = False
+            try:
+                async with self._reading:
+                    found = await find(self._history, topic, since, held)
+                if not heard.is_outdated:
+                    return found
+            except BackendError as error:
+                if loop.time() >= until:
+                    return Found(cause=f"Catching up with {topic.name!r} failed: {error}")
+            except Exception as error:  # whatever it was, the topic must not be held for ever
+                logger.exception("Catching up with %r failed", topic.name)
+                return Found(cause=f"Catching up with {topic.name!r} failed: {error!r}")
+            await asyncio.sleep(pauses.next())
+
+    async def _deliver_missed(self, topic: Topic, found: Found, merged: Merged) -> None:
+        behind: list[Awaitable[None]] = []
+        if merged.is_lost:
+            cause = found.cause or f"{topic.name!r} lacks what came before a message"
+            logger.warning("%s: what was published to it meanwhile is lost to clients of this node", cause)
+            self._deliver(topic, (history_lost(topic.name),), behind)
+        if merged.publications:
+            self._deliver(topic, merged.publications, behind)
+        for waiting in behind:
+            await waiting
 
 
 def _size(item: Publication) -> int:
     return len(item.payload) + sum(map(len, item.exclude))
-
-
-def _follows(last: Position | None, position: Position) -> bool:
-    return last is None or (last.epoch == position.epoch and position.offset == last.offset + 1)
-
-
-def _is_known(item: Publication, since: Position | None, replayed: frozenset[Position]) -> bool:
-    position = item.position
-    if position is None:
-        return False
-    return position in replayed or (
-        since is not None and position.epoch == since.epoch and position.offset <= since.offset
-    )
 
 
 async def _all(waiting: Sequence[Awaitable[None]]) -> None:

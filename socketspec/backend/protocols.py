@@ -20,6 +20,7 @@ __all__ = (
     "Broker",
     "Deliver",
     "Displaced",
+    "FollowingBroker",
     "Health",
     "HistoryStore",
     "LeasedPresence",
@@ -106,6 +107,22 @@ class Broker(Protocol):
         With `history`, appending and sending are one atomic step. An `idempotency_key` that was used for this topic
         within the last 5 minutes, or the history's `ttl` where that is longer, changes nothing and returns the first
         receipt's position, whatever became of the history since. Raises `BackendError`.
+        """
+        ...
+
+
+@runtime_checkable
+class FollowingBroker(Broker, Protocol):
+    """A `Broker` whose links to the others may break. Not every broker has to be one.
+
+    What was missed meanwhile is read from the history and delivered. Where that cannot be, `deliver` is called with
+    `protocol.spans.history_lost` alone, before anything newer.
+    """
+
+    async def follow(self, topic: Topic) -> None:
+        """Know where a subscribed topic's history stands, so that from now on nothing is missed unnoticed.
+
+        Raises `BackendError`.
         """
         ...
 

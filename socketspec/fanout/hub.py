@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Sequence
 from time import perf_counter
 from typing import Final
 
-from socketspec.backend.protocols import Broker
+from socketspec.backend.protocols import Broker, FollowingBroker
 from socketspec.concurrency.tasks import Tasks
 from socketspec.fanout.channel import MESSAGES_A_WRITE, Channel, Recipients, Slices
 from socketspec.protocol.encoding import OVERHEAD, Message, Write
@@ -52,6 +52,7 @@ class Hub:
 
     def __init__(self, broker: Broker, tasks: Tasks, counters: Counters) -> None:
         self._broker = broker
+        self._following = broker if isinstance(broker, FollowingBroker) else None
         self._counters = counters
         self._tasks = tasks
         self._channels: dict[Topic, Channel] = {}
@@ -69,8 +70,11 @@ class Hub:
         """Those that this node hears, or is about to."""
         return list(self._channels)
 
-    async def acquire(self, topic: Topic) -> None:
-        """Have `topic` delivered to this node; returns once it is subscribed to. Raises what the broker raises."""
+    async def acquire(self, topic: Topic, *, has_history: bool = False) -> None:
+        """Have `topic` delivered to this node; returns once it is subscribed to. Raises what the broker raises.
+
+        With `has_history`, nothing that it keeps is missed unnoticed from then on.
+        """
         channel = self._channels.get(topic)
         if channel is None:
             channel = self._channels[topic] = Channel(topic)
@@ -79,16 +83,18 @@ class Hub:
             while channel.ready is None or not channel.ready.done():
                 if channel.ready is None:
                     channel.ready = asyncio.get_running_loop().create_future()
-                    await self._subscribe(topic, channel.ready)
+                    await self._subscribe(topic, channel.ready, has_history=has_history)
                 else:
                     await asyncio.shield(channel.ready)
         except BaseException:
             await self.release(topic)
             raise
 
-    async def _subscribe(self, topic: Topic, ready: asyncio.Future[None]) -> None:
+    async def _subscribe(self, topic: Topic, ready: asyncio.Future[None], *, has_history: bool) -> None:
         try:
             await self._broker.subscribe(topic)
+            if has_history and self._following is not None:
+                await self._follow(self._following, topic)
         except Exception as error:
             self._channels[topic].ready = None
             ready.set_exception(error)
@@ -100,6 +106,13 @@ class Hub:
             raise
         ready.set_result(None)
 
+    async def _follow(self, broker: FollowingBroker, topic: Topic) -> None:
+        try:
+            await broker.follow(topic)
+        except BaseException:
+            await broker.unsubscribe(topic)
+            raise
+
     async def release(self, topic: Topic) -> None:
         """Undo one `acquire`."""
         channel = self._channels.get(topic)
@@ -110,6 +123,11 @@ class Hub:
             del self._channels[topic]
             if channel.ready is not None:
                 await self._broker.unsubscribe(topic)
+
+    def members(self, topic: Topic) -> list[str]:
+        """The ids of the connections that `topic` is delivered to."""
+        channel = self._channels.get(topic)
+        return [] if channel is None else list(channel.members)
 
     def add(self, topic: Topic, id: str, write: Write) -> None:
         """Deliver `topic` to the connection `id` from now on, with `write`. Needs an `acquire` first."""

@@ -18,6 +18,8 @@ from socketspec.errors import BackendError
 from socketspec.fanout.hub import Hub
 from socketspec.protocol.encoding import OVERHEAD, Message, encode_payload
 from socketspec.protocol.publications import Position, Publication, Topic
+from socketspec.protocol.spans import HISTORY_LOST, Span
+from socketspec.protocol.spans import unrecovered as unrecovered_row
 from socketspec.text import cut, get_logger
 
 __all__ = ("CatchingUp", "Held", "Keep", "Lag", "unrecovered")
@@ -86,12 +88,14 @@ class Lag:
     room: str
     topic: Topic
     held: Held
-    seen: Position | None = None
-    """Up to where the client has everything; None where that is not known."""
+    seen: Span = field(default_factory=Span)
+    """What the client has."""
     page: Sequence[Publication] = ()
     """What follows, as far as it has been read."""
     has_more: bool = False
     """Whether more follows in the history."""
+    is_verified: bool = False
+    """Whether the history can be read on from what the client has."""
     keep: Keep = field(default_factory=Keep)
 
     @property
@@ -99,11 +103,33 @@ class Lag:
         """Whether something has to be replayed."""
         return bool(self.page) or self.has_more
 
-    def has_seen(self, messages: Sequence[Message]) -> None:
+    def unseen(self, messages: Iterable[Message]) -> list[Message]:
+        """Of `messages`, which arrive in this order, those that the client has not got. It gets them now."""
+        new: list[Message] = []
+        for message in messages:
+            position = message.position
+            if position is None:
+                if message.event == HISTORY_LOST:
+                    self.seen.fork()
+                new.append(message)
+            elif not self.seen.has(position):
+                new.append(message)
+                if self.seen.last is not None:  # else it stays unknown what came before
+                    self.seen.got(position)
+        return new
+
+    def has_seen(self, messages: Iterable[Message]) -> None:
         """The client has got `messages`: what is read from now on follows them."""
-        positions = [message.position for message in messages if message.position is not None]
-        if positions and self.seen is not None:
-            self.seen = positions[-1]
+        for message in messages:
+            if message.position is not None:
+                self.seen.got(message.position)
+
+    def lose(self) -> None:
+        """Something is lost: nobody can say what the history that there is now has to do with what the client has."""
+        self.has_more = False
+        self.set_page(())
+        self.seen.fork()
+        self.is_verified = False
 
     def set_page(self, page: Sequence[Publication]) -> None:
         """Keep another page."""
@@ -136,8 +162,8 @@ class CatchingUp:
             newest = [item.position for item in await self._history.read(lag.topic, limit=1)]
             if not newest or newest[0] is None or newest[0].epoch != since.epoch:
                 raise _Hole
-            count = newest[0].offset - since.offset
-        lag.seen, lag.has_more = since, count > len(page)
+            count = max(newest[0].offset - since.offset, len(page))
+        lag.seen, lag.is_verified, lag.has_more = Span(since), True, count > len(page)
         lag.set_page(page)
         return count
 
@@ -159,16 +185,14 @@ class CatchingUp:
     async def _step(self, conn: Connection, lag: Lag) -> bool:
         """Send one page, or read one, or send what was held; True when the room is let through."""
         if lag.page:
-            last = lag.page[-1].position
-            await self._send(conn, lag, [_message(lag.room, item) for item in lag.page])
-            lag.seen = last
+            page = [_message(lag.room, item) for item in lag.page]
+            await self._send(conn, lag, page)
+            lag.has_seen(page)
             lag.set_page(())
         elif lag.has_more or lag.held.overflowed:
             await self._read_on(lag)
         elif lag.held:
-            messages = [message for message in lag.held.take() if not _is_seen(message, lag.seen)]
-            await self._send(conn, lag, messages)
-            lag.has_seen(messages)
+            await self._send(conn, lag, lag.unseen(lag.held.take()))
         else:
             self._let_through(conn, lag)
             return True
@@ -176,16 +200,16 @@ class CatchingUp:
 
     async def _read_on(self, lag: Lag) -> None:
         lag.has_more = lag.held.overflowed = False  # from here on it holds again, so nothing falls in between
-        if lag.seen is None:
+        since = lag.seen.last
+        if since is None or not lag.is_verified:
             raise _Hole
-        page = await self._history.read(lag.topic, since=lag.seen, limit=PAGE)
-        _check(page, lag.seen)
+        page = await self._history.read(lag.topic, since=since, limit=PAGE)
+        _check(page, since)
         lag.has_more = len(page) == PAGE
         lag.set_page(page)
 
     def _tell(self, conn: Connection, lag: Lag, row: dict[str, Any]) -> None:
-        lag.has_more = False
-        lag.set_page(())
+        lag.lose()
         conn.send(Message("__resume__", encode_payload({"rooms": {lag.room: row}})))
 
     async def _send(self, conn: Connection, lag: Lag, messages: Iterable[Message]) -> None:
@@ -213,17 +237,18 @@ class CatchingUp:
                 return
 
     def _let_through(self, conn: Connection, lag: Lag) -> None:
-        topic, seen, write = lag.topic, lag.seen, conn.transport.write
-        if seen is None:
+        topic, write = lag.topic, conn.transport.write
+        if lag.seen.last is None:
             self._hub.add(topic, conn.id, write)
             return
 
         def write_unseen(*messages: Message) -> None:
             # A fan-out under way may still come with what was replayed; with the first newer one it is past that.
-            newer = [message for message in messages if not _is_seen(message, seen)]
-            if newer:
+            is_past = any(item.position is not None and lag.seen.is_beyond(item.position) for item in messages)
+            if is_past:
                 self._hub.add(topic, conn.id, write)
-                write(*newer)
+            if new := lag.unseen(messages):
+                write(*new)
 
         self._hub.add(topic, conn.id, write_unseen)
 
@@ -234,19 +259,12 @@ def _is_in(conn: Connection, lag: Lag) -> bool:
 
 def unrecovered(reason: str, message: str = "") -> dict[str, Any]:
     """What the answer says of a room that could not be recovered."""
-    row = {"recovered": False, "reason": reason}
+    row = unrecovered_row(reason)
     return {**row, "message": cut(message, MAX_MESSAGE)} if message else row
 
 
 def _message(room: str, item: Publication) -> Message:
     return Message(item.event, item.payload, room=room, position=item.position)
-
-
-def _is_seen(message: Message, last: Position | None) -> bool:
-    position = message.position
-    if last is None or position is None or position.epoch != last.epoch:
-        return False
-    return position.offset <= last.offset
 
 
 def _check(page: Sequence[Publication], since: Position) -> None:

@@ -135,7 +135,7 @@ class Resume:
             if not conn.is_open:
                 return rows, []
         for lag in lags:
-            if lag.held.overflowed and lag.seen is None:
+            if lag.held.overflowed and lag.seen.last is None:
                 rows[lag.room], lag.held.overflowed = unrecovered("history_lost"), False
         _shorten(rows)
         for row in rows.values():

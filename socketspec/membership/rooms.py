@@ -91,7 +91,7 @@ class RoomMembership:
                     details={"reason": "too_many_rooms", "limit": self._max_rooms},
                 )
             await self._check_right(conn, room, declared, proof)
-            await self._enter(conn, room, None if declared is None else declared.max_members, write)
+            await self._enter(conn, room, declared, write)
         if room in conn.topics:
             await self._hooks.run(self._registry.on_room_join, conn, room)
         return True
@@ -116,9 +116,11 @@ class RoomMembership:
                 if not await _allows(guard, conn, values):
                     raise PermissionDenied(f"You may not join {room!r}.", details={"reason": "guard", "room": room})
 
-    async def _enter(self, conn: Connection, room: str, limit: int | None, write: Write) -> None:
+    async def _enter(self, conn: Connection, room: str, declared: Room | None, write: Write) -> None:
         topic = Topic(self._namespace, "room", room)
-        if not await self._topics.enter(topic, conn.id, conn.identity.user_id, limit=limit):
+        limit = None if declared is None else declared.max_members
+        has_history = declared is not None and declared.history is not None
+        if not await self._topics.enter(topic, conn.id, conn.identity.user_id, limit=limit, has_history=has_history):
             raise RoomFull(f"{room!r} is full.", details={"reason": "room_full", "room": room, "max_members": limit})
         if not conn.is_open:  # it left while we waited, and its clean-up did not know of this room
             await self._topics.exit(topic, conn.id, write_rest=False)

@@ -20,15 +20,22 @@ class Topics:
         self._leased = presence if isinstance(presence, LeasedPresence) else None
 
     async def enter(
-        self, topic: Topic, connection: str, user: str | None, *, limit: int | None, last: bool = False
+        self,
+        topic: Topic,
+        connection: str,
+        user: str | None,
+        *,
+        limit: int | None,
+        last: bool = False,
+        has_history: bool = False,
     ) -> bool:
         """Count a connection among the topic's members; what is published from now on comes to this node.
 
         False if `limit` members are in already. If this is False or raises, nothing is left behind. With `last`,
-        the connection counts as the last one to join, even if the clocks of other nodes are ahead of ours. Raises
-        `BackendError`.
+        the connection counts as the last one to join, even if the clocks of other nodes are ahead of ours. With
+        `has_history`, nothing that the topic keeps is missed unnoticed from now on. Raises `BackendError`.
         """
-        await self._hub.acquire(topic)
+        await self._hub.acquire(topic, has_history=has_history)
         entered: bool | None = None  # None: we do not know whether it is in
         try:
             joined_at = await self._later_than_all(topic) if last else self._now()

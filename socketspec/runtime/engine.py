@@ -46,8 +46,10 @@ from socketspec.membership.node_orders import NodeOrders
 from socketspec.membership.rooms import RoomMembership
 from socketspec.membership.topics import Topics
 from socketspec.membership.users import UserMembership
+from socketspec.protocol.formats import Format
 from socketspec.protocol.handshake import Handshake
 from socketspec.protocol.publications import Publication, Topic
+from socketspec.protocol.spans import HISTORY_LOST
 from socketspec.runtime import engines
 from socketspec.runtime.settings import Settings
 from socketspec.session.lookup import SessionLookup
@@ -172,7 +174,15 @@ class Engine:
         if topic.kind == "control":
             self.orders.receive(publications)
             return None
+        if publications[0].event == HISTORY_LOST:
+            publications = self._for_those_who_ask(topic, publications)
         return self.hub.deliver(topic, publications)
+
+    def _for_those_who_ask(self, topic: Topic, publications: Sequence[Publication]) -> list[Publication]:
+        """Not for clients that offered no subprotocol: these get nothing of which they were not told."""
+        found = map(self.connections.get, self.hub.members(topic))
+        plain = tuple(conn.id for conn in found if conn is not None and conn.format is Format.PLAIN)
+        return [publication._replace(exclude=plain) for publication in publications]
 
     @property
     def connections(self) -> dict[str, Connection]:

@@ -12,7 +12,7 @@ import pytest
 
 from socketspec.cluster.commands.keys import Keys
 from socketspec.protocol.publications import Topic
-from tests.cluster.nodes import Nodes, ask, eventually_async
+from tests.cluster.nodes import Nodes, ask, eventually_async, nodes
 from tests.cluster.test_redis_trouble import COMMAND_TIMEOUT, ROOMS, Scene, scene, still_here, works
 from tests.servers import Cluster, Sentinels, Server
 from tests.support import Client
@@ -132,3 +132,61 @@ async def test_two_nodes_survive_the_death_of_one_primary_of_a_cluster(
     async with scene(primary, tmp_path, [healthy_cluster.url] * 2) as s:
         await survives_the_death_of(primary, s)
     assert primary not in healthy_cluster.primaries
+
+
+JSON = ("socketspec.v1.json",)
+
+
+async def _hear(client: Client, wanted: set[str]) -> list[str]:
+    """What comes until all of `wanted` has: what was said, and the reasons of what may be missing."""
+    heard: list[str] = []
+    while not wanted <= set(heard):
+        message = await client.receive(WITHIN)
+        if message["event"] == "said":
+            heard.append(message["payload"]["n"])
+        elif message["event"] == "__resume__":
+            heard.append(message["payload"]["rooms"]["log:tail"].get("reason", "recovered"))
+    return heard
+
+
+@pytest.mark.slow
+async def test_members_are_told_where_a_failover_has_lost_the_newest_of_what_they_heard(
+    healthy_sentinels: Sentinels, tmp_path: Path
+) -> None:
+    """The replica has not heard the last three when it takes over: their offsets are given to others."""
+    primary, replica = healthy_sentinels.primary, healthy_sentinels.replica
+    with nodes(tmp_path, [healthy_sentinels.url] * 2) as two:
+        async with (
+            two.client(0, subprotocols=JSON) as speaker,
+            two.client(1, subprotocols=JSON) as stays,
+            two.client(1, subprotocols=JSON) as away,
+            two.client(1, subprotocols=JSON) as returns,
+        ):
+            for client in (speaker, stays, away, returns):
+                assert (await client.receive(5))["event"] == "__connect__"
+            for client in (speaker, stays, away):
+                await client.call("join", {"room": "log:tail"})
+
+            async def say(*words: str) -> None:
+                for word in words:
+                    assert isinstance(await ask(speaker, "say", {"room": "log:tail", "n": word}), dict)
+
+            await say("a1", "a2", "a3")
+            assert primary.ask("WAIT", "1", "5000") == 1
+            replica.stop_for()
+            primary.ask("CLIENT", "KILL", "TYPE", "replica")  # else what it has not read yet waits for it
+            await say("a4", "a5", "a6")
+            assert await _hear(stays, {"a6"}) == [f"a{number}" for number in range(1, 7)]
+            last: dict[str, object] = {}
+            while last.get("payload") != {"room": "log:tail", "n": "a6"}:
+                last = await away.receive(WITHIN)
+            position = {name: last[name] for name in ("offset", "epoch", "tag")}
+            await returns.send("__resume__", {"rooms": {"log:tail": position}})
+            assert (await returns.receive(WITHIN))["payload"]["rooms"]["log:tail"]["recovered"] is True
+            primary.kill()
+            replica.cont()
+            await asyncio.to_thread(healthy_sentinels.wait_failover, primary)
+            await asyncio.gather(*(two.until_ready(number, True, WITHIN) for number in range(2)))
+            await say("b4", "b5", "b6", "b7")
+            for client in (stays, returns):
+                assert await _hear(client, {"b7"}) == ["history_lost", "b4", "b5", "b6", "b7"]

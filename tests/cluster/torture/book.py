@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from socketspec.protocol.publications import Position
 from tests.cluster.torture.common import SMALLS, Line
 
 __all__ = ("Book", "Order")
@@ -64,8 +65,8 @@ class Book:
     """The node of each connection."""
     told_by: dict[tuple[str, str], set[str]] = field(default_factory=lambda: defaultdict(set))
     """The nodes that ran the leave hook of a connection and a room."""
-    jumps: list[tuple[str, str, str, int, str]] = field(default_factory=list)
-    """What a client skipped, in words; and room, epoch, offset and tag of what it had heard before."""
+    steps: set[tuple[str, Position, Position]] = field(default_factory=set)
+    """By room: what a client heard, and what it heard next without a word in between; since the last quiet."""
 
     def wrong(self, what: str) -> None:
         """Take note of a broken promise."""
@@ -115,15 +116,18 @@ class Book:
         if before != what:
             self.wrong(f"{room} {epoch}:{offset}:{tag} was {before!r} for one client and {what!r} for another")
 
-    def skipped(self, room: str, kept: Collection[tuple[int, str, str]]) -> list[str]:
-        """Gaps that clients were told nothing of, in a room that keeps this (offset, epoch, tag).
-
-        Where a replica took over that lacked the newest, others stand at their positions: nothing can be said then.
-        """
-        tags = {(epoch, offset): tag for offset, epoch, tag in kept}
-        here = [jump for jump in self.jumps if jump[1] == room]
-        self.jumps = [jump for jump in self.jumps if jump[1] != room]
-        return [what for what, _, epoch, offset, tag in here if tags.get((epoch, offset), tag) == tag]
+    def forked(self, room: str, kept: Collection[Position]) -> list[str]:
+        """Clients that went on in a room that keeps these, after a message that is not the one before: a replica took
+        over that lacked it, and what stands in its place they never heard."""
+        tags = {(position.epoch, position.offset): position.tag for position in kept}
+        steps = {step for step in self.steps if step[0] == room}
+        self.steps -= steps
+        return [
+            f"a client heard {after} in {room} after {before}, without a word about what stands there now"
+            for _, before, after in steps
+            if tags.get((after.epoch, after.offset)) == after.tag
+            and tags.get((before.epoch, before.offset), before.tag) != before.tag
+        ]
 
     def hooks_are_wrong(self, members: Collection[tuple[str, str]]) -> list[str]:
         """What is wrong with the hooks, where these connections are in these rooms."""

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
+from socketspec.protocol.publications import Position
 from tests.cluster.torture.book import Book
 from tests.cluster.torture.common import LOGS, ROOMS, SMALL, SMALLS
 from tests.cluster.torture.crowd import Crowd
@@ -164,7 +165,7 @@ class Checks:
         for room in LOGS:
             messages = await self._ground.nodes[0].ask("GET", f"/history/{room}?limit=1000")
             kept = [message[0] for message in messages]
-            found += self._book.skipped(room, [(offset, epoch, tag) for _, offset, epoch, tag in messages])
+            found += self._book.forked(room, [Position(*position) for _, *position in messages])
             if len(set(kept)) < len(kept):
                 found.append(f"{room} keeps something twice: {sorted(one for one in set(kept) if kept.count(one) > 1)}")
             if self._ground.mode == "single" and (lost := set(self._book.acknowledged[room]) - set(kept)):

@@ -35,8 +35,6 @@ class Crowd:
             Player(f"p{number}", f"u{number // OF_A_USER}", f"{seed} p{number}", book, self._any_node)
             for number in range(PLAYERS)
         ]
-        for player in self.players:
-            player.may_rewind = ground.mode != "single"
 
     def begin(self) -> None:
         """All come to life, and stand still at first."""

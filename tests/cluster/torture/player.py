@@ -8,12 +8,13 @@ import json
 import time
 from collections.abc import Callable
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.typing import Subprotocol
 
+from socketspec.protocol.publications import Position
 from tests.cluster.torture.book import Book
 from tests.cluster.torture.common import LOGS, ROOMS, SECRET, SESSION
 from tests.cluster.torture.ground import Node
@@ -29,14 +30,6 @@ MARGIN = 5.0
 """Seconds before its end at which a session may be called over."""
 TRIES = 3
 """How often what was not acknowledged is said again, under the same key."""
-
-
-class Position(NamedTuple):
-    """Of the last message of a room."""
-
-    offset: int
-    epoch: str
-    tag: str
 
 
 def dial(node: Node, user: str, session: str = "") -> connect:
@@ -73,8 +66,6 @@ class Player:
         self.asking: dict[int, tuple[str, str]] = {}
         """Events and rooms of requests without an answer so far."""
         self.is_idle = True
-        self.may_rewind = False
-        """Whether the servers may lose their newest writes."""
         self.positions: dict[str, Position] = {}
         self.heard: dict[str, set[str]] = {room: set() for room in ROOMS}
         """What it heard in each room since it last joined it, or was told that something may be missing."""
@@ -186,9 +177,10 @@ class Player:
 
     async def leave(self, room: str) -> None:
         answer = await self._ask("leave", {"room": room}, room)
+        self.positions.pop(room, None)  # also where it failed: it may be out
+        self.heard[room] = set()
         if isinstance(answer, dict):
             self.rooms.discard(room)
-            self.positions.pop(room, None)
 
     async def say(self, room: str) -> None:
         """Say something new in `room`, again under the same key while it is not acknowledged."""
@@ -272,16 +264,12 @@ class Player:
         position = Position(message["offset"], message["epoch"], message["tag"])
         self._book.heard(room, position.epoch, position.offset, position.tag, what)
         last = self.positions.get(room)
-        # Another epoch says by itself that the history is another one, as do offsets that begin again where a replica
-        # took over that lacked the newest.
-        is_another = (
-            last is None or position.epoch != last.epoch or (position.offset <= last.offset and self.may_rewind)
-        )
-        if is_another:
-            self.heard[room] = set()
-        elif last is not None and position.offset != last.offset + 1:
-            what = f"{self} heard {position} in {room} after {last}, without a word about the gap"
-            self._book.jumps.append((what, room, last.epoch, last.offset, last.tag))
+        if last is not None:
+            self._book.steps.add((room, last, position))
+            if position.epoch != last.epoch:
+                self.heard[room] = set()  # that it is another history is said by this itself
+            elif position.offset != last.offset + 1:
+                self._book.wrong(f"{self} heard {position} in {room} after {last}, without a word about the gap")
         self.positions[room] = position
 
 

@@ -19,7 +19,7 @@ from socketspec.concurrency.tasks import Tasks
 from socketspec.errors import BackendError
 from socketspec.protocol.publications import Position, Publication, Topic
 from tests.node_frames import frame, payload
-from tests.watching import turns
+from tests.watching import turns, until
 
 KEYS = Keys("p")
 LOG = Topic("/", "room", "log")
@@ -29,6 +29,8 @@ CATCH_UPS = 8
 MAX_HELD = 10_000
 """Live publications of one topic that wait while its history is read."""
 MAX_HELD_BYTES = 32 * 2**20
+TOLD = "__resume__"
+"""The event that tells members that something may be missing."""
 
 
 def at(offset: int, epoch: str = "one") -> Position:
@@ -51,11 +53,27 @@ def events(first: int, last: int, epoch: str = "one") -> list[str]:
     return [f"{epoch}:{offset}" for offset in range(first, last + 1)]
 
 
+def forked(first: int, last: int) -> list[Publication]:
+    """What stands at these offsets where a failover lost what stood there before."""
+    return [
+        Publication(f"other:{offset}", b"{}", position=Position(offset, "one", f"other{offset}"))
+        for offset in range(first, last + 1)
+    ]
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A history that cannot be read is given up at once."""
+    monkeypatch.setattr("socketspec.cluster.broker.PATIENCE", 0.0)
+
+
 class Shelf(HistoryStore):
-    """What Redis keeps; a read waits while `gate` is closed, and fails with `error`."""
+    """What Redis keeps; a read waits while `gate` is closed, fails with `error`, and verifies as Redis does."""
 
     def __init__(self) -> None:
         self.kept: dict[Topic, list[Publication]] = {}
+        self.later: dict[Topic, list[Publication]] = {}
+        """What is kept after the next read."""
         self.error: Exception | None = None
         self.asked: list[tuple[Topic, Position | None]] = []
         self.gate = asyncio.Event()
@@ -73,11 +91,15 @@ class Shelf(HistoryStore):
         self.under_way -= 1
         if self.error is not None:
             raise self.error
-        return [
-            item
-            for item in self.kept.get(topic, ())
-            if since is None or (item.position is not None and item.position.offset > since.offset)
-        ]
+        is_kept, found = topic in self.kept, self.kept.get(topic, [])
+        if topic in self.later:
+            self.kept[topic] = self.later.pop(topic)
+        if since is None or not is_kept:
+            return found if limit is None else found[-limit:]
+        positions = [item.position for item in found]
+        if since not in positions:
+            raise LookupError(f"{topic.name!r} has begun a new history since that position")
+        return found[positions.index(since) + 1 :]
 
 
 class Subscribed:
@@ -172,12 +194,12 @@ async def test_a_gap_within_one_read_delivers_what_came_before_it_at_once() -> N
     assert node.shelf.asked == [(LOG, at(2))]
 
 
-async def test_what_came_before_a_gap_is_delivered_first_though_the_history_fails_at_once() -> None:
+async def test_what_came_before_a_gap_is_delivered_first_though_the_history_fails_at_once(impatient: None) -> None:
     node = await Node.hearing(kept(1))
     node.shelf.error = BackendError("10,000 commands wait for Redis already")
     node.hears(kept(2), kept(5))
     await node.settled()
-    assert node.heard == ["one:1", "one:2", "one:5"]
+    assert node.heard == ["one:1", "one:2", TOLD, "one:5"]
 
 
 async def test_one_missing_publication_is_a_gap() -> None:
@@ -194,13 +216,34 @@ async def test_what_comes_in_meanwhile_is_delivered_behind_it_and_nothing_twice(
     node.hears(kept(4))
     node.hears(kept(5), plain("x"))
     node.hears(plain("y"))
-    node.hears(kept(7))
+    node.hears(kept(6))
     node.shelf.kept[LOG] = kept_range(1, 5)  # as it was when Redis read it
     assert node.heard == ["one:1"]
     node.shelf.gate.set()
     await node.settled()
-    assert node.heard == [*events(1, 5), "x", "y", "one:7"]
+    assert node.heard == [*events(1, 5), "x", "y", "one:6"]
     assert len(node.shelf.asked) == 1
+
+
+async def test_a_gap_in_what_came_in_meanwhile_is_filled_as_well() -> None:
+    node = await Node.hearing(kept(1))
+    node.shelf.gate.clear()
+    node.hears(kept(4))
+    node.hears(kept(7), plain("x"))
+    node.shelf.kept[LOG] = kept_range(1, 5)  # as it was when Redis read it
+    node.shelf.later[LOG] = kept_range(1, 7)
+    node.shelf.gate.set()
+    await node.settled()
+    assert node.heard == [*events(1, 7), "x"]
+    assert [since for _, since in node.shelf.asked] == [at(1), at(5)]
+
+
+async def test_a_gap_that_the_history_does_not_fill_is_told_of_once_before_what_follows() -> None:
+    node = await Node.hearing(kept(1))
+    node.shelf.kept[LOG] = kept_range(1, 3)
+    node.hears(kept(6), kept(7))
+    await node.settled()
+    assert node.heard == [*events(1, 3), TOLD, "one:6", "one:7"]
 
 
 async def test_the_stream_goes_on_where_the_catch_up_ended() -> None:
@@ -278,7 +321,7 @@ async def test_so_many_wait_while_the_history_is_read_and_of_more_the_newest(mor
     node.hears(*waiting[half:])
     node.shelf.gate.set()
     await node.settled()
-    assert node.heard == ["one:1", *(item.event for item in waiting[lost:])]
+    assert node.heard == ["one:1", TOLD, *(item.event for item in waiting[lost:])]
 
 
 @pytest.mark.parametrize(("size", "lost"), [(MAX_HELD_BYTES // 4, 0), (MAX_HELD_BYTES // 4 + 1, 1)])
@@ -289,40 +332,46 @@ async def test_so_many_bytes_wait_while_the_history_is_read_and_of_more_the_newe
         node.hears(Publication(f"one:{offset}", payload(size - 2), exclude=("a", "b"), position=at(offset)))
     node.shelf.gate.set()
     await node.settled()
-    assert node.heard == ["one:1", *events(3 + lost, 6)]
+    assert node.heard == ["one:1", TOLD, *events(3 + lost, 6)]
 
 
 # What cannot be filled
 
 
-async def test_another_epoch_is_a_gap_that_nothing_fills(caplog: pytest.LogCaptureFixture) -> None:
-    """The history has begun anew: what this node heard last is no measure any more."""
+async def test_the_first_of_another_life_follows_on_a_link_that_did_not_break() -> None:
+    """The history has ended in time, or was deleted: whoever heard all until then misses nothing."""
     node = await Node.hearing(kept(5))
-    node.shelf.error = LookupError("'log' has begun a new history since that position")
     node.hears(kept(1, "two"), kept(2, "two"))
+    assert node.heard == ["one:5", "two:1", "two:2"]
+    await node.settled()
+    assert node.shelf.asked == []
+
+
+async def test_another_life_that_has_begun_unheard_is_a_loss(caplog: pytest.LogCaptureFixture) -> None:
+    node = await Node.hearing(kept(5))
+    node.shelf.kept[LOG] = kept_range(1, 3, "two")
+    node.hears(kept(2, "two"), kept(3, "two"))
     assert node.heard == ["one:5"]
     await node.settled()
-    assert node.heard == ["one:5", "two:1", "two:2"]
-    assert node.shelf.asked == [(LOG, at(5))]
+    assert node.heard == ["one:5", TOLD, "two:1", "two:2", "two:3"]
     assert "'log' has begun a new history" in caplog.text
     assert "is lost to clients of this node" in caplog.text
-    node.hears(kept(3, "two"))
-    assert node.heard[-1] == "two:3"
-    assert len(node.shelf.asked) == 1
+    node.hears(kept(4, "two"))
+    assert node.heard[-1] == "two:4"
 
 
-async def test_another_epoch_is_noticed_though_its_offset_would_follow() -> None:
+async def test_another_life_is_noticed_though_its_offset_would_follow() -> None:
     node = await Node.hearing(kept(5))
     node.shelf.error = LookupError("another epoch")
     node.hears(kept(6, "two"))
     assert node.heard == ["one:5"]
     await node.settled()
-    assert node.heard == ["one:5", "two:6"]
+    assert node.heard == ["one:5", TOLD, "two:6"]
 
 
 async def test_an_older_offset_of_another_epoch_is_not_taken_for_known() -> None:
     node = await Node.hearing(kept(5))
-    node.shelf.kept[LOG] = [kept(6)]  # the new epoch begins while the old one is read
+    node.shelf.kept[LOG] = kept_range(5, 6)  # the new epoch begins while the old one is read
     node.shelf.gate.clear()
     node.hears(kept(7))
     node.hears(kept(1, "two"))
@@ -333,7 +382,7 @@ async def test_an_older_offset_of_another_epoch_is_not_taken_for_known() -> None
 
 @pytest.mark.parametrize("error", [LookupError("trimmed"), BackendError("Redis does not answer")])
 async def test_where_nothing_can_be_read_what_came_in_is_delivered_and_the_stream_goes_on(
-    error: Exception, caplog: pytest.LogCaptureFixture
+    error: Exception, caplog: pytest.LogCaptureFixture, impatient: None
 ) -> None:
     caplog.set_level(logging.WARNING, "socketspec.cluster")
     node = await Node.hearing(kept(1))
@@ -343,16 +392,16 @@ async def test_where_nothing_can_be_read_what_came_in_is_delivered_and_the_strea
     node.hears(kept(9), plain("x"))
     node.shelf.gate.set()
     await node.settled()
-    assert node.heard == ["one:1", "one:4", "one:9", "x"]
+    assert [event for event in node.heard if event != TOLD] == ["one:1", "one:4", "one:9", "x"]
+    assert node.heard[:3] == ["one:1", TOLD, "one:4"]
     assert str(error) in caplog.text
     assert "'log'" in caplog.text or "lost to clients" in caplog.text
     node.shelf.error = None
     node.hears(kept(10))
     assert node.heard[-1] == "one:10"
-    assert len(node.shelf.asked) == 1
 
 
-async def test_where_nothing_can_be_read_what_comes_next_still_measures_the_stream() -> None:
+async def test_where_nothing_can_be_read_what_comes_next_still_measures_the_stream(impatient: None) -> None:
     node = await Node.hearing(kept(1))
     node.shelf.error = BackendError("Redis does not answer")
     node.hears(kept(4))
@@ -361,20 +410,155 @@ async def test_where_nothing_can_be_read_what_comes_next_still_measures_the_stre
     node.shelf.kept[LOG] = kept_range(1, 6)
     node.hears(kept(6))
     await node.settled()
-    assert node.heard == ["one:1", "one:4", "one:5", "one:6"]
+    assert node.heard == ["one:1", TOLD, "one:4", "one:5", "one:6"]
     assert node.shelf.asked[-1] == (LOG, at(4))
 
 
 @pytest.mark.parametrize("error", [LookupError("another publication"), BackendError("Redis does not answer")])
-async def test_where_nothing_can_be_read_an_older_offset_may_be_a_new_publication(error: Exception) -> None:
+async def test_where_nothing_can_be_read_an_older_offset_may_be_a_new_publication(
+    error: Exception, impatient: None
+) -> None:
     """A server that took over may lack the newest offsets, and gives them out again."""
     node = await Node.hearing(kept(5))
     node.shelf.error = error
     node.hears(kept(4))
     await node.settled()
-    assert node.heard == ["one:5", "one:4"]
+    assert node.heard == ["one:5", TOLD, "one:4"]
     node.hears(kept(5))
-    assert node.heard == ["one:5", "one:4", "one:5"]
+    assert node.heard == ["one:5", TOLD, "one:4", "one:5"]
+
+
+async def test_a_history_that_cannot_be_read_at_present_is_asked_again() -> None:
+    node = await Node.hearing(kept(1))
+    node.shelf.error = BackendError("Redis does not answer")
+    node.hears(kept(4))
+    await turns(lambda: node.shelf.asked)
+    node.shelf.error = None
+    node.shelf.kept[LOG] = kept_range(1, 5)
+    await until(lambda: len(node.tasks) == 0)
+    assert node.heard == events(1, 5)
+
+
+# A failover that lost the newest: the same offsets again, in the same epoch
+
+
+async def test_members_are_told_at_once_where_what_they_heard_is_gone() -> None:
+    node = await Node.hearing(*kept_range(1, 6))
+    node.shelf.kept[LOG] = kept_range(1, 3)
+    node.broker.restored([KEYS.channel(LOG)])
+    await node.settled()
+    assert node.heard == [*events(1, 6), TOLD]
+    node.hears(*forked(4, 6))
+    node.hears(*forked(7, 7))
+    assert node.heard == [*events(1, 6), TOLD, *(item.event for item in forked(4, 7))]
+    await node.settled()
+    node.broker.restored([KEYS.channel(LOG)])  # nothing is wrong with what they heard since
+    node.shelf.kept[LOG] = [*kept_range(1, 3), *forked(4, 7)]
+    await node.settled()
+    assert node.heard.count(TOLD) == 1
+
+
+async def test_who_was_told_that_nothing_is_kept_is_not_told_again_and_gets_nothing_twice() -> None:
+    """An empty server was asked, until its successor was found."""
+    node = await Node.hearing(*kept_range(1, 3))
+    node.shelf.error = LookupError("'log' keeps no history at present")
+    for _ in range(2):
+        node.broker.restored([KEYS.channel(LOG)])
+        await node.settled()
+        assert node.heard == [*events(1, 3), TOLD]
+    node.shelf.error = None
+    node.shelf.kept[LOG] = kept_range(1, 5)
+    node.broker.restored([KEYS.channel(LOG)])
+    await node.settled()
+    assert node.heard == [*events(1, 3), TOLD, *events(4, 5)]
+
+
+@pytest.mark.parametrize("heard", [3, 4, 5, 6, 7, 8])
+async def test_members_are_told_before_they_get_what_took_the_place_of_what_they_heard(heard: int) -> None:
+    node = await Node.hearing(*kept_range(1, heard))
+    node.shelf.kept[LOG] = [*kept_range(1, 3), *forked(4, 7)]
+    node.broker.restored([KEYS.channel(LOG)])
+    node.hears(*forked(7, 8))
+    await node.settled()
+    begins = 4 if heard == 3 else min(heard + 1, 7)
+    told = [] if heard == 3 else [TOLD]
+    assert node.heard == [*events(1, heard), *told, *(item.event for item in forked(begins, 8))]
+
+
+async def test_a_fork_is_noticed_where_an_offset_comes_again_on_a_link_that_did_not_break() -> None:
+    node = await Node.hearing(*kept_range(1, 6))
+    node.shelf.kept[LOG] = [*kept_range(1, 3), *forked(4, 5)]
+    node.hears(*forked(5, 5))
+    await node.settled()
+    assert node.heard == [*events(1, 6), TOLD, forked(5, 5)[0].event]
+
+
+async def test_a_link_that_breaks_while_the_history_is_read_has_it_read_again() -> None:
+    node = await Node.hearing(*kept_range(1, 3))
+    node.shelf.kept[LOG], node.shelf.later[LOG] = kept_range(1, 4), kept_range(1, 6)
+    node.shelf.gate.clear()
+    node.broker.restored([KEYS.channel(LOG)])
+    await turns(lambda: node.shelf.asked)
+    node.broker.restored([KEYS.channel(LOG)])
+    node.shelf.gate.set()
+    await until(lambda: len(node.tasks) == 0)
+    assert node.heard == events(1, 6)
+
+
+# A node that has heard nothing yet
+
+
+async def test_what_was_published_while_the_link_was_down_is_delivered_where_nothing_was_heard_before() -> None:
+    node = await Node.hearing()
+    await node.broker.follow(LOG)
+    node.shelf.kept[LOG] = kept_range(1, 3)
+    node.broker.restored([KEYS.channel(LOG)])
+    await node.settled()
+    node.hears(kept(4))
+    assert node.heard == events(1, 4)
+
+
+async def test_where_a_history_stands_is_read_once_and_its_past_is_not_delivered() -> None:
+    node = await Node.hearing()
+    node.shelf.kept[LOG] = kept_range(1, 3)
+    await node.broker.follow(LOG)
+    await node.broker.follow(LOG)
+    assert node.shelf.asked == [(LOG, None)]
+    node.shelf.kept[LOG] = kept_range(1, 5)
+    node.broker.restored([KEYS.channel(LOG)])
+    await node.settled()
+    assert node.heard == events(4, 5)
+
+
+async def test_a_room_that_keeps_nothing_yet_is_no_loss() -> None:
+    node = await Node.hearing()
+    await node.broker.follow(LOG)
+    node.broker.restored([KEYS.channel(LOG)])
+    await node.settled()
+    node.hears(kept(1))
+    assert node.heard == ["one:1"]
+
+
+async def test_what_was_trimmed_before_anything_was_heard_is_a_loss() -> None:
+    node = await Node.hearing()
+    await node.broker.follow(LOG)
+    node.shelf.kept[LOG] = kept_range(5, 6)
+    node.broker.restored([KEYS.channel(LOG)])
+    await node.settled()
+    assert node.heard == [TOLD, *events(5, 6)]
+
+
+async def test_what_is_heard_while_it_is_asked_where_the_history_stands_counts() -> None:
+    node = await Node.hearing()
+    node.shelf.gate.clear()
+    following = asyncio.ensure_future(node.broker.follow(LOG))
+    await turns(lambda: node.shelf.asked)
+    node.hears(kept(3))
+    node.shelf.kept[LOG] = kept_range(1, 2)
+    node.shelf.gate.set()
+    await following
+    node.hears(kept(4))
+    assert node.heard == events(3, 4)
 
 
 # A link that was lost

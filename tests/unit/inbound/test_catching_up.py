@@ -21,6 +21,7 @@ from socketspec.protocol.encoding import Message
 from socketspec.protocol.formats import Format
 from socketspec.protocol.handshake import Handshake
 from socketspec.protocol.publications import Position, Publication, Topic
+from socketspec.protocol.spans import history_lost
 from socketspec.testing import TestClient
 from tests.carriers import account
 from tests.engines import Engine, running
@@ -428,3 +429,66 @@ async def test_many_long_gaps_are_not_all_held_at_once(monkeypatch: pytest.Monke
         for room in rooms:
             assert [m["payload"]["n"] for m in transport.got[1:] if m["room"] == room] == list(range(1, 40))
         await resuming
+
+
+# A history that forks
+
+
+async def forks(engine: Engine, position: Position, room: str = "kept:1") -> None:
+    """What a node delivers when a replica took over that kept the first three messages only."""
+    topic = Topic("/", "room", room)
+    engine.deliver(topic, (history_lost(room),))
+    new = [
+        Publication("n", b'{"n":%d}' % (100 + offset), position=Position(offset, position.epoch, f"new{offset}"))
+        for offset in range(4, 8)
+    ]
+    engine.deliver(topic, new)
+    await turns()
+
+
+async def test_who_has_resumed_is_told_of_a_fork_and_gets_all_that_took_the_place_of_what_it_has() -> None:
+    socket, _ = app()
+    async with TestClient(socket):
+        engine = await running(socket)
+        at = await publish(socket, 1, 6)
+        conn, transport = await opened(engine)
+        await (await resume(engine, conn, **{"kept:1": at[5]}))
+        await forks(engine, at[5])
+        transport.take()
+        told = [message["payload"]["rooms"] for message in transport.got if message["event"] == "__resume__"]
+        assert told[1:] == [{"kept:1": {"recovered": False, "reason": "history_lost"}}]
+        assert [message["event"] for message in transport.got] == ["__resume__", "__resume__", *["n"] * 4]
+        assert numbers(transport) == [104, 105, 106, 107]
+
+
+async def test_what_is_held_while_a_client_resumes_may_be_of_another_line_of_history() -> None:
+    socket, _ = app()
+    async with TestClient(socket):
+        engine = await running(socket)
+        at = await publish(socket, 1, 6, text="x" * 6000)
+        conn, transport = await opened(engine)
+        resuming = await resume(engine, conn, **{"kept:1": at[2]})
+        await turns()
+        await forks(engine, at[5])
+        await until(transport, 9)
+        await resuming
+        assert numbers(transport) == [4, 5, 6, 104, 105, 106, 107]
+        events = [message["event"] for message in transport.got]
+        assert events == ["__resume__", "n", "n", "n", "__resume__", "n", "n", "n", "n"]
+
+
+async def test_a_plain_client_is_not_told() -> None:
+    socket, _ = app()
+    async with TestClient(socket):
+        engine = await running(socket)
+        at = await publish(socket, 1, 3)
+        transport = SlowTransport()
+        conn = await engine.open(await engine.admit(Handshake()), Handshake(), transport)
+        await socket.rooms.join(conn, "kept:1")
+        other, told = await opened(engine)
+        await socket.rooms.join(other, "kept:1")
+        await forks(engine, at[2])
+        transport.take()
+        told.take()
+        assert [message["event"] for message in transport.got] == ["n"] * 4
+        assert [message["event"] for message in told.got] == ["__resume__", *["n"] * 4]
