@@ -69,6 +69,7 @@ types: mypy pyright verify-types ## Check types: mypy, pyright, and that the pub
 
 mypy: $(DEV)
 	$(BIN)/mypy
+	cd docs/examples/orders && MYPYPATH=$(CURDIR) $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --explicit-package-bases .
 
 # pyright takes the environment to look into from PATH; --verifytypes heeds nothing else.
 pyright verify-types: export PATH := $(CURDIR)/$(BIN):$(PATH)
