@@ -17,6 +17,7 @@ from socketspec.adapters.asgi_transport import ASGITransport, Event, Send
 from socketspec.adapters.direct import take_over
 from socketspec.adapters.handover import EXTENSION, HandOver
 from socketspec.app.app import SocketApp
+from socketspec.app.mounts import Serves
 from socketspec.connection.connection import Connection
 from socketspec.declaration.signatures import listed
 from socketspec.errors import BackendError, ConfigurationError, EventError
@@ -40,7 +41,7 @@ MESSAGES_A_TURN: Final = 64
 """Messages of one connection that are taken before the event loop gets its turn."""
 
 
-class ASGIApp:
+class ASGIApp(Serves):
     """A `SocketApp` as an ASGI application."""
 
     def __init__(self, socket: SocketApp, *, dependencies: Sequence[Any] = ()) -> None:

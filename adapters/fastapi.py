@@ -20,8 +20,8 @@ except ImportError as _error:
 from socketspec.adapters.asgi import NOT_FOUND, Receive, Scope, answer, handshake_of, send_response
 from socketspec.adapters.asgi_transport import Event, Send
 from socketspec.adapters.fastapi_routes import add_websocket_route, mounted_on
-from socketspec.adapters.mounts import refuse_bare
 from socketspec.app.app import SocketApp
+from socketspec.app.mounts import refuse_bare
 from socketspec.errors import BackendError, ConfigurationError, EventError
 from socketspec.identity import Identity
 from socketspec.text import one_line

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from socketspec.adapters.mounts import Mounted, bare, mounted
 from socketspec.app.app import SocketApp
+from socketspec.app.mounts import Mounted, bare, mounted
 from socketspec.cli.checks.findings import Finding, findings, refused
 from socketspec.cli.checks.inventory import inventory
 from socketspec.cli.checks.listing import listed

@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from socketspec.adapters.mounts import Mounted, mounted, refuse_bare
 from socketspec.app.app import SocketApp
+from socketspec.app.mounts import Mounted, mounted, refuse_bare
 from socketspec.cli.arguments import port
 from socketspec.cli.loading import CannotLoad, Loaded, load, place_of
 from socketspec.cli.output import FAILED, MISUSED, fail

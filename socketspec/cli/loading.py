@@ -13,8 +13,8 @@ from types import ModuleType
 from typing import Any, Final, NamedTuple
 
 from socketspec.adapters.asgi import ASGIApp
-from socketspec.adapters.mounts import mounted
 from socketspec.app.app import SocketApp
+from socketspec.app.mounts import mounted
 from socketspec.errors import ConfigurationError
 from socketspec.text import did_you_mean
 

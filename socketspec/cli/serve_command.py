@@ -9,7 +9,7 @@ import traceback
 from importlib.util import find_spec
 from pathlib import Path
 
-from socketspec.adapters.mounts import refuse_bare
+from socketspec.app.mounts import refuse_bare
 from socketspec.cli.arguments import drain_seconds, port, whole
 from socketspec.cli.output import FAILED, MISUSED, fail
 from socketspec.errors import ConfigurationError

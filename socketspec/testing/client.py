@@ -9,8 +9,8 @@ from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from socketspec.adapters.mounts import Mounted, mounted
 from socketspec.app.app import SocketApp
+from socketspec.app.mounts import Mounted, mounted
 from socketspec.identity import Identity
 from socketspec.runtime.engine import Engine
 from socketspec.testing.asgi import ASGI, ASGILine, Lifespan

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from socketspec.adapters.mounts import Mounted
+from socketspec.app.mounts import Mounted
 
 __all__ = ("path_of",)
 

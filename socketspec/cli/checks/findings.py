@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from socketspec.adapters.mounts import Mounted
 from socketspec.app.app import SocketApp
+from socketspec.app.mounts import Mounted
 from socketspec.cli.checks.names import called, covers
 from socketspec.declaration.outbound import OutboundType
 from socketspec.declaration.patterns import RoomPattern

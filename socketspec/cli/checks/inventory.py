@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from socketspec.adapters.mounts import Mounted
 from socketspec.app.app import SocketApp
+from socketspec.app.mounts import Mounted
 from socketspec.cli.checks.names import called, covers, dependencies_of, function_name, type_name
 from socketspec.declaration.groups import Limit
 from socketspec.declaration.patterns import RoomPattern

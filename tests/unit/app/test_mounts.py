@@ -11,7 +11,7 @@ from starlette.routing import Host, Mount
 from socketspec import SocketApp
 from socketspec.adapters.asgi import ASGIApp
 from socketspec.adapters.fastapi import mount
-from socketspec.adapters.mounts import bare, mounted
+from socketspec.app.mounts import bare, mounted
 from socketspec.errors import ConfigurationError
 
 

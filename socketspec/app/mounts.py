@@ -9,15 +9,22 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from socketspec.adapters.asgi import ASGIApp
 from socketspec.app.app import SocketApp
 from socketspec.app.misuse import NOT_ASGI
 from socketspec.errors import ConfigurationError
 
-__all__ = ("Mounted", "bare", "mounted", "refuse_bare")
+__all__ = ("Mounted", "Serves", "bare", "mounted", "refuse_bare")
 
 _DEEPEST: Final = 32
 """Applications within applications, and wrappers around one, that are looked into."""
+
+
+class Serves:
+    """The base of whatever answers for an app: how it is found."""
+
+    socket: SocketApp
+    dependencies: tuple[Callable[..., Any], ...]
+    """What runs at the handshake before the app's own."""
 
 
 class Mounted(NamedTuple):
@@ -66,7 +73,7 @@ def _found(application: Any, place: _Place) -> Iterator[Mounted | tuple[str, Soc
     application = _unwrapped(application)
     if isinstance(application, SocketApp):
         yield place.path or "/", application
-    elif isinstance(application, ASGIApp):
+    elif isinstance(application, Serves):
         own, path = application.dependencies, place.path
         yield Mounted(application.socket, f"{path}/", path, own, place.passed_by, place.depth == 0)
     elif place.depth < _DEEPEST:
@@ -80,7 +87,7 @@ def _of_route(route: Any, place: _Place, inside: _Place) -> Iterator[Mounted | t
     endpoint = getattr(route, "endpoint", None)
     served = getattr(endpoint, "served", None)
     app = getattr(served, "app", None)
-    if isinstance(app, ASGIApp):
+    if isinstance(app, Serves):
         dependant = getattr(route, "dependant", None)
         runs = tuple(each.call for each in getattr(dependant, "dependencies", ()))
         prefix = path.removesuffix(getattr(served, "path", ""))
@@ -95,7 +102,7 @@ def _unwrapped(application: Any) -> Any:
     """What middleware and the like are wrapped around."""
     for _ in range(_DEEPEST):
         inner = getattr(application, "app", None)
-        if isinstance(application, SocketApp | ASGIApp) or hasattr(application, "routes") or not callable(inner):
+        if isinstance(application, SocketApp | Serves) or hasattr(application, "routes") or not callable(inner):
             break
         application = inner
     return application
