@@ -3,7 +3,7 @@
 import pytest
 from socketspec.testing import EventFailed, SyncTestClient
 
-from app.events import OrderStatus, order_changed
+from app.events import Note, OrderStatus, order_changed
 from app.shared import socket
 from tests.conftest import token
 from worker import cook
@@ -52,12 +52,14 @@ def test_a_courier_takes_what_is_ready_and_all_hear_of_it(client: SyncTestClient
         bob.request("couriers.take", {"id": placed.id})
         sue.request("support.say", {"id": placed.id, "text": "On its way!", "author": "ada"})
         assert [ada.expect("order_changed", OrderStatus).state for _ in range(2)] == ["ready", "on_its_way"]
-        assert ada.expect("noted")["payload"]["author"] == "sue"
+        assert ada.expect("noted", Note).author == "sue"
 
 
 def test_what_was_missed_comes_after_a_reconnect(client: SyncTestClient) -> None:
-    with client.connect(token=token("ada")) as ada:
+    with client.connect(token=token("ada"), format="json") as ada:
         placed = ada.request("orders.place", {"item": "soup"}, OrderStatus)
+        ada.request("support.say", {"id": placed.id, "text": "No salt, please."})
+        ada.expect("noted")
         ada.drop()
         cooked(placed)
         ada.reconnect()
