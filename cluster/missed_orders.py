@@ -46,8 +46,13 @@ class MissedOrders:
 
     async def begin(self) -> None:
         """Begin with what is published from now on. The topic is subscribed to. Raises `BackendError`."""
-        kept = await self._history.read(self._topic, limit=1)
-        if kept and self._last is None:
+        if self._last is not None:
+            return
+        kept = await self._history.read(self._topic)
+        for order in kept:  # given before: not this node's to carry out, whatever becomes of the history
+            if order.position is not None:
+                self._note(order.position)
+        if kept:
             self._last = kept[-1].position
 
     def hear(self, orders: Sequence[Publication]) -> list[Publication]:
@@ -109,10 +114,5 @@ class MissedOrders:
             try:
                 return await self._history.read(self._topic, since=since)
             except LookupError:
-                pass  # another life of the stream, or too much was given: what there is came after
-        kept = await self._history.read(self._topic)
-        return [order for order in kept if since is None or not _is_before(order.position, since)]
-
-
-def _is_before(position: Position | None, since: Position) -> bool:
-    return position is not None and position.epoch == since.epoch and position.offset <= since.offset
+                pass  # another life or another line of the stream, or too much was given: look at all there is
+        return await self._history.read(self._topic)

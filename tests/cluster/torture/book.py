@@ -59,6 +59,9 @@ class Book:
     begun: set[tuple[str, str]] = field(default_factory=set)
     """Connection and room of requests under way when their node was frozen or cut off: Redis may have counted a member
     that its node never had, so that only the leave hook ran, elsewhere."""
+    died_with_primary: set[str] = field(default_factory=set)
+    """Nodes that were killed with a primary: its replica may lack a leave whose hook has run, and nobody is left who
+    knows of it, so that the hook runs again elsewhere."""
     cut_off: set[str] = field(default_factory=set)
     """Nodes that were cut off while the others were not: who left them meanwhile may have been told of twice."""
     home: dict[str, str] = field(default_factory=dict)
@@ -149,6 +152,8 @@ class Book:
         home, right = self.home.get(connection, ""), {int(is_member)}
         if not is_member and (pair in self.doubtful or connection in self.half_way):
             right |= {-1, 1}
+        if not is_member and home in self.died_with_primary and {home} < self.told_by[pair]:
+            right.add(-1)
         if home in self.taken_for_dead and self.told_by[pair] - {home}:
             right |= {0} if is_member or not (home in self.cut_off or pair in self.begun) else {0, -1}
         return right

@@ -177,7 +177,9 @@ class Faults:
         await asyncio.sleep(one.seconds)
 
     async def _primary_and_node_killed(self, one: Round) -> None:
-        self.kill(self._ground.nodes[one.other])
+        node = self._ground.nodes[one.other]
+        self._book.died_with_primary.add(str(node))
+        self.kill(node)
         await self._primary_killed(one)
         self._ground.nodes[one.other].start_again()
 
