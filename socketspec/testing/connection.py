@@ -115,7 +115,7 @@ class TestConnection:
 
     def _encoded(self, envelope: dict[str, Any]) -> str | bytes:
         if self.inbox.format is Format.MSGPACK:
-            packed: bytes = msgpack.packb(to_jsonable_python(envelope))
+            packed: Any = msgpack.packb(to_jsonable_python(envelope))
             return packed
         return to_json(envelope).decode()
 
