@@ -69,7 +69,7 @@ async def test_who_authenticated_in_time_stays() -> None:
 async def test_a_silent_client_is_pinged_and_then_closed(subprotocols: list[str]) -> None:
     config = SessionConfig(heartbeat_interval=20, heartbeat_timeout=5)
     async with TestClient(SocketApp(session=config)) as client:
-        conn = await client.connect(subprotocols=subprotocols)
+        conn = await client.connect(subprotocols=subprotocols, answer_pings=False)
         if subprotocols:
             assert (await conn.receive())["payload"]["heartbeat"]["interval"] == 20
         assert await all_of(conn) == [(20, ("__ping__", None)), (25, (4004, "heartbeat_timeout"))]
