@@ -115,13 +115,8 @@ class TestConnection:
 
     def _encoded(self, envelope: dict[str, Any]) -> str | bytes:
         if self.inbox.format is Format.MSGPACK:
-<<<<<<< HEAD
             packed: Any = msgpack.packb(to_jsonable_python(envelope))  # typed as if there were nothing to pack
             return bytes(packed)
-=======
-            packed: Any = msgpack.packb(to_jsonable_python(envelope))
-            return packed
->>>>>>> testclient
         return to_json(envelope).decode()
 
     @overload
