@@ -74,19 +74,23 @@ class AsyncTestClient:
     """What `TestClient` is in an event loop. See there."""
 
     def __init__(
-        self, app: SocketApp | ASGI, *, strict: bool, raise_server_exceptions: bool, socket: SocketApp | None
+        self, app: SocketApp | ASGI, *, strict: bool, raise_server_exceptions: bool | None, socket: SocketApp | None
     ) -> None:
         self.app: SocketApp | ASGI = app
         """What is tested."""
         self._strict = strict
-        self._raises = raise_server_exceptions
+        self._raises: bool | None = raise_server_exceptions
+        self._is_advancing = False
         self._is_asgi = not isinstance(app, SocketApp)
         self._places: tuple[Mounted, ...] = ()
         self._sockets: dict[SocketApp, None] = {}
         self._given = socket
         self._failures: deque[Exception] = deque(maxlen=MAX_FAILURES)
         self._connections: list[TestConnection] = []
-        self._harness = Harness(self._open, self.settle, self._write_out, self._raise_failure)
+        self._harness = Harness(
+            self._open, self.settle, self._write_out, self._raise_failure, lambda: self._is_advancing,
+            self._forget_failure if self._raises is None else None,
+        )  # fmt: skip
         self._lifespan: Lifespan | None = None
         self._clock: MovableClock | None = None
         self._http: httpx.AsyncClient | None = None
@@ -132,9 +136,8 @@ class AsyncTestClient:
             raise
 
     async def stop(self, error: BaseException | None) -> None:
-        """Close what is open, stop the app, and raise what its code raised that no test has seen.
-
-        With the test's own `error`, that is noted on it.
+        """Close what is open and stop the app. What its code raised that no test has seen is raised, if all is to be,
+        or noted on the test's own `error`.
         """
         try:
             for conn in self._connections:
@@ -146,7 +149,7 @@ class AsyncTestClient:
             await self._stop()
         failures, self._failures = self._failures, deque(maxlen=MAX_FAILURES)
         if error is None:
-            if failures:
+            if failures and self._raises:
                 raise failures[0]
             return
         for failure in failures:
@@ -179,7 +182,7 @@ class AsyncTestClient:
         path_params: Mapping[str, Any] | None = None,
         client: tuple[str, int] = ("127.0.0.1", 50000),
         identity: Identity | None = None,
-        answer_pings: bool = True,
+        answer_pings: bool | None = None,
     ) -> Connecting:
         """Open a connection: ``conn = await client.connect()``, or ``async with client.connect() as conn``.
 
@@ -196,7 +199,8 @@ class AsyncTestClient:
             client: the address that the server sees.
             identity: who the client is: the app's auth backends are not asked. Dependencies that authenticate by
                 themselves are; replace those with `dependency_overrides`.
-            answer_pings: whether ``__ping__`` is answered, as client libraries do. False: it has fallen silent.
+            answer_pings: whether ``__ping__`` is answered, as client libraries do. None: while `advance` lets the time
+                go by, in which a test cannot answer.
         """
         made = recipe(
             path, token=token, headers=headers, cookies=cookies, query_params=query_params, subprotocols=subprotocols,
@@ -211,7 +215,7 @@ class AsyncTestClient:
         return conn
 
     async def _open(self, made: Recipe, inbox: Inbox, pong: Pong) -> Line:
-        self._raise_failure()
+        self._raise_all()
         if not self._sockets:
             self._find_sockets()
         line: Line
@@ -226,7 +230,7 @@ class AsyncTestClient:
         except Exception:
             self._raise_failure()  # it says more
             raise
-        self._raise_failure()
+        self._raise_all()
         return line
 
     async def settle(self, timeout: float = SETTLE) -> None:  # noqa: ASYNC109 - it bounds the waiting, cancels nothing
@@ -281,8 +285,12 @@ class AsyncTestClient:
                 move(step)
 
         await self.settle()
-        await clock.advance(seconds, moved, self.settle)
-        await self.settle()
+        self._is_advancing = True
+        try:
+            await clock.advance(seconds, moved, self.settle)
+            await self.settle()
+        finally:
+            self._is_advancing = False
         self._raise_failure()
 
     @property
@@ -293,7 +301,7 @@ class AsyncTestClient:
                 raise RuntimeError("A SocketApp has no HTTP routes: test the application that it is mounted on.")
             import httpx
 
-            transport = httpx.ASGITransport(app=cast("Any", self.app), raise_app_exceptions=self._raises)
+            transport = httpx.ASGITransport(app=cast("Any", self.app), raise_app_exceptions=self._raises is not False)
             self._http = httpx.AsyncClient(transport=transport, base_url="http://testserver")
         return self._http
 
@@ -302,7 +310,7 @@ class AsyncTestClient:
             engine.hub.settle()
 
     def _failed(self, error: Exception) -> None:
-        if self._raises:
+        if self._raises is not False:
             self._failures.append(error)
             for conn in self._connections:
                 conn.inbox.changed()
@@ -310,3 +318,11 @@ class AsyncTestClient:
     def _raise_failure(self) -> None:
         if self._failures:
             raise self._failures.popleft()
+
+    def _raise_all(self) -> None:
+        if self._raises:
+            self._raise_failure()
+
+    def _forget_failure(self) -> None:
+        if self._failures:
+            self._failures.popleft()

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json, to_jsonable_python
 
 from socketspec.connection.connection import Connection
+from socketspec.errors import ErrorCode
 from socketspec.identity import Identity
 from socketspec.protocol.formats import Format
 from socketspec.protocol.names import is_reserved
@@ -40,6 +41,8 @@ class Harness:
         settle: Callable[[], Awaitable[None]],
         write_out: Callable[[], None],
         raise_failure: Callable[[], None],
+        is_advancing: Callable[[], bool],
+        seen: Callable[[], None] | None,
     ) -> None:
         self.open = open
         """Opens a connection."""
@@ -49,13 +52,17 @@ class Harness:
         """Has everything written that was published."""
         self.raise_failure = raise_failure
         """Raises what the server's code raised unexpectedly, if anything."""
+        self.is_advancing = is_advancing
+        """Whether the test lets the time go by just now."""
+        self.seen = seen
+        """Says that the test has seen a failure as its client did; None: it is to be raised all the same."""
 
 
 class TestConnection:
     """A client's end of a connection.
 
-    What is waited for by name, `request` and `expect`, is given as its payload; `receive()` gives whole messages. Every
-    call raises, first of all, what the server's own code has raised unexpectedly meanwhile, see `TestClient`.
+    What is waited for by name, `request` and `expect`, is given as its payload; `receive()` gives whole messages. What
+    the server's own code has raised unexpectedly meanwhile is raised first, see `TestClient`.
     """
 
     __test__: bool = False
@@ -71,7 +78,7 @@ class TestConnection:
 
     async def open(self) -> None:
         """Connect. `TestClient.connect` does this."""
-        pong = self._pong if self._recipe.answers_pings else None
+        pong = None if self._recipe.answers_pings is False else self._pong
         self._line = await self._harness.open(self._recipe, self.inbox, pong)
         self._by_server = True
 
@@ -170,12 +177,15 @@ class TestConnection:
         been received.
         """
         if model is None or isinstance(model, int | float):
-            return await self._next(self._first, timeout if model is None else model, "a message")
+            return await self._next(self._first, timeout if model is None else model, "a message", as_client=True)
         what = f"a {getattr(model, '__name__', model)}"
         return _payload(await self._next(self._first_of_the_app, timeout, what), model, what)
 
     def _first(self) -> Message | None:
-        return next((self.inbox.take(number) for number, _ in self.inbox), None)
+        message = next((self.inbox.take(number) for number, _ in self.inbox), None)
+        if message is not None and self._harness.seen is not None and _is_failure(message):
+            self._harness.seen()
+        return message
 
     def _first_of_the_app(self) -> Message | None:
         for number, message in self.inbox:
@@ -192,7 +202,7 @@ class TestConnection:
                     return message
             return None
 
-        return await self._next(named, timeout, repr(event))
+        return await self._next(named, timeout, repr(event), as_client=True)
 
     @overload
     async def expect(self, event: str, *, timeout: float = ...) -> dict[str, Any]: ...
@@ -280,15 +290,18 @@ class TestConnection:
         return await self.request("__resume__", {"session": session, "rooms": rooms})
 
     def _pong(self) -> None:
+        if not self._recipe.answers_pings and not self._harness.is_advancing():
+            return
         asyncio.get_running_loop().create_task(self.send_raw(self._encoded(dict(PONG))), name="pong of the test client")
 
-    async def _next(self, pick: Pick, timeout: float, what: str) -> Message:
+    async def _next(self, pick: Pick, timeout: float, what: str, *, as_client: bool = False) -> Message:
         self._harness.write_out()  # what was broadcast before is there, also for a timeout of 0
         limit = asyncio.timeout(timeout)
         try:
             async with limit:
                 while True:
-                    self._harness.raise_failure()
+                    if not as_client or self._harness.seen is None:
+                        self._harness.raise_failure()
                     message = pick()
                     if message is not None:
                         return message
@@ -306,6 +319,10 @@ class TestConnection:
 def _is_about(message: Message, event: str) -> bool:
     """Whether it is an error without an id: of a message that the server refused unread."""
     return message["event"] == "__error__" and "id" not in message and message["payload"]["event"] in (None, event)
+
+
+def _is_failure(message: Message) -> bool:
+    return bool(message["event"] == "__error__" and message["payload"]["code"] == ErrorCode.HANDLER_ERROR)
 
 
 def _payload(message: Message, model: type[T] | None, what: str) -> T | dict[str, Any]:

@@ -24,9 +24,11 @@ class TestClient(AsyncTestClient):
         app: a `SocketApp`, or a FastAPI, Starlette or other ASGI application: then its lifespan, middleware, routes and
             their dependencies run as well.
         strict: check what handlers send against their `Emits` and `Broadcasts`.
-        raise_server_exceptions: what the app's handlers, hooks and dependencies raise unexpectedly is raised in the
-            test, by the next call of a connection or at the end of the block. False: the test sees what a client sees,
-            as ``HANDLER_ERROR``. An `EventError` and a `BackendError` are answers in either case.
+        raise_server_exceptions: whether the test gets what the app's handlers, hooks and dependencies raise
+            unexpectedly. None: from whatever waits for an outcome: `request`, `expect`, `receive` with a model,
+            `assert_nothing`; `receive()` and `receive_event` show what the client gets, a ``HANDLER_ERROR``. True: from
+            every call, and at the end of the block. False: from none. An `EventError` and a `BackendError` are answers
+            always.
         socket: the `SocketApp` that `app` serves, where it cannot be found in the routes of `app`, as in other
             frameworks than FastAPI and Starlette.
     """
@@ -38,7 +40,7 @@ class TestClient(AsyncTestClient):
         app: SocketApp | ASGI,
         *,
         strict: bool = True,
-        raise_server_exceptions: bool = True,
+        raise_server_exceptions: bool | None = None,
         socket: SocketApp | None = None,
     ) -> None:
         super().__init__(app, strict=strict, raise_server_exceptions=raise_server_exceptions, socket=socket)

@@ -31,7 +31,7 @@ class Recipe:
     client: tuple[str, int]
     path_params: Mapping[str, Any] = field(default_factory=dict)
     identity: Identity | None
-    answers_pings: bool
+    answers_pings: bool | None
 
 
 def recipe(
@@ -46,7 +46,7 @@ def recipe(
     path_params: Mapping[str, Any] | None,
     client: tuple[str, int],
     identity: Identity | None,
-    answer_pings: bool,
+    answer_pings: bool | None,
 ) -> Recipe:
     """A recipe of what was passed to `connect`. Raises `TypeError` and `ValueError` for what no client could bring."""
     if format not in _SUBPROTOCOLS:

@@ -148,7 +148,7 @@ class SyncTestClient:
         path_params: Mapping[str, Any] | None = None,
         client: tuple[str, int] = ("127.0.0.1", 50000),
         identity: Identity | None = None,
-        answer_pings: bool = True,
+        answer_pings: bool | None = None,
     ) -> SyncTestConnection:
         """Open a connection: ``conn = client.connect()``, or ``with client.connect() as conn``. See `TestClient`."""
         connecting = self._client.connect(

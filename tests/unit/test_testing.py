@@ -90,7 +90,7 @@ async def test_undeclared_emits_and_broadcasts_fail_in_strict_mode_only_and_misf
     async def broadcast(conn: Connection) -> None:
         await socket.rooms.broadcast("elsewhere", "said")
 
-    async with TestClient(socket, strict=strict, raise_server_exceptions=False) as client:
+    async with TestClient(socket, strict=strict) as client:
         conn = await client.connect()
         for event in ("emit", "shape", "broadcast"):
             await conn.send(event, id=event)

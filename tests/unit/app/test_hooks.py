@@ -52,7 +52,7 @@ async def test_a_handler_cancelled_from_within_is_answered_and_reported() -> Non
     async def on_error(conn: Connection, error: Exception) -> None:
         errors.append(error)
 
-    async with TestClient(socket, raise_server_exceptions=False) as client:
+    async with TestClient(socket) as client:
         conn = await client.connect()
         await conn.send("x", id=1)
         reply = await conn.receive()
@@ -68,7 +68,7 @@ async def test_a_connect_hook_cancelled_from_within_closes_with_1011_and_leaves_
         await socket.rooms.join(conn, "r")
         await await_something_cancelled()
 
-    async with TestClient(socket, raise_server_exceptions=False) as client:
+    async with TestClient(socket) as client:
         conn = await client.connect()
         assert await closing_code(conn) == 1011
         await conn.close()
@@ -204,7 +204,7 @@ async def test_a_scope_that_is_not_a_string_fails_closed() -> None:
     @socket.on("x")
     async def x(conn: Connection) -> None: ...
 
-    async with TestClient(socket, raise_server_exceptions=False) as client:
+    async with TestClient(socket) as client:
         conn = await client.connect()
         await conn.send("x", id=1)
         assert (await conn.receive())["payload"]["code"] == "HANDLER_ERROR"

@@ -248,7 +248,7 @@ async def test_what_a_plain_handler_sends_is_held_to_what_it_declares() -> None:
     def tell(conn: Connection) -> None:
         app.sync.rooms.broadcast("r", "other")
 
-    async with TestClient(app, strict=True, raise_server_exceptions=False) as client:
+    async with TestClient(app, strict=True) as client:
         conn = await client.connect()
         await conn.send("tell", id=1)
         assert (await conn.receive())["payload"]["code"] == "HANDLER_ERROR"

@@ -43,7 +43,7 @@ async def nodes(
     shared = backend or MemoryBackend()
     apps = [SocketApp(backend=shared, auth=ByQuery(), **options) for _ in range(count)]
     async with AsyncExitStack() as stack:
-        yield [(app, await stack.enter_async_context(TestClient(app, raise_server_exceptions=False))) for app in apps]
+        yield [(app, await stack.enter_async_context(TestClient(app))) for app in apps]
 
 
 async def connect(client: TestClient, user: str | None, subprotocols: Sequence[str] = ()) -> TestConnection:

@@ -75,7 +75,7 @@ async def test_every_hook_and_middleware_gets_its_dependencies_and_cleans_up() -
     async def fail(conn: Connection) -> None:
         raise RuntimeError("no")
 
-    async with TestClient(socket, raise_server_exceptions=False) as client:
+    async with TestClient(socket) as client:
         conn = await client.connect()
         await ask(conn, "join", {"room": "r"})
         await ask(conn, "fail")

@@ -81,7 +81,7 @@ async def test_a_failure_of_the_server_stays_one(error: Exception, caplog: pytes
     async def x(conn: Connection) -> None:
         raise error
 
-    async with TestClient(socket, raise_server_exceptions=False) as client:
+    async with TestClient(socket) as client:
         assert await ask(await client.connect(), "x") == "HANDLER_ERROR"
     assert caplog.records[-1].exc_info is not None
 

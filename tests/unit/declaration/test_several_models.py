@@ -39,7 +39,7 @@ def app_with(*models: Any) -> SocketApp:
 
 async def outcome(app: SocketApp, how: str, payload: dict[str, Any]) -> str:
     """How a handler's call ends that sends `payload`."""
-    async with TestClient(app, raise_server_exceptions=False) as client:
+    async with TestClient(app) as client:
         conn = await client.connect()
         await conn.send("act", {"how": how, "with": payload}, id=1)
         while True:

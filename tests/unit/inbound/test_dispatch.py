@@ -126,7 +126,7 @@ async def test_the_text_of_an_exception_stays_in_the_log(debug: bool, caplog: py
     async def fail(conn: Connection, payload: dict[str, Any]) -> None:
         raise KeyError("the secret \ud800")
 
-    async with TestClient(app, raise_server_exceptions=False) as client:
+    async with TestClient(app) as client:
         conn = await client.connect()
         await conn.send("fail", {}, id=1)
         message = await conn.receive()
@@ -146,7 +146,7 @@ async def test_a_return_value_that_cannot_be_sent_is_the_handlers_failure(value:
     async def answer(conn: Connection) -> Any:
         return value
 
-    async with TestClient(app, raise_server_exceptions=False) as client:
+    async with TestClient(app) as client:
         conn = await client.connect()
         await conn.send("answer", id=1)
         assert (await error_of(conn))["code"] == "HANDLER_ERROR"
@@ -158,7 +158,7 @@ async def test_a_validator_that_fails_is_the_handlers_failure(caplog: pytest.Log
     @app.on("item")
     async def item(conn: Connection, payload: Item) -> None: ...
 
-    async with TestClient(app, raise_server_exceptions=False) as client:
+    async with TestClient(app) as client:
         conn = await client.connect()
         await conn.send("item", {"name": "boom"}, id=1)
         error = await error_of(conn)
@@ -187,7 +187,7 @@ async def test_the_on_error_hook_hears_of_failures_and_not_of_refusals() -> None
     async def hear(conn: Connection, error: Exception) -> None:
         heard.append((conn.id, error))
 
-    async with TestClient(app, raise_server_exceptions=False) as client:
+    async with TestClient(app) as client:
         conn = await client.connect()
         await conn.send("refuse")
         await conn.receive()
@@ -298,7 +298,7 @@ async def test_an_ordered_handler_that_fails_lets_the_next_one_run() -> None:
             raise ValueError
         return payload
 
-    async with TestClient(app, raise_server_exceptions=False) as client:
+    async with TestClient(app) as client:
         conn = await client.connect()
         for number in range(3):
             await conn.send("step", {"n": number}, id=number)
@@ -423,9 +423,7 @@ async def codes(conn: TestConnection, count: int) -> list[str]:
 async def test_a_shared_limit_is_asked_before_the_event_is_handled() -> None:
     limits = SharedLimits()
     backend = SharedBackend(limits)
-    async with TestClient(
-        echo_app(backend=backend, rate_limit=RateLimit(1, 1, scope="ip")), raise_server_exceptions=False
-    ) as client:
+    async with TestClient(echo_app(backend=backend, rate_limit=RateLimit(1, 1, scope="ip"))) as client:
         conn = await client.connect(client=("10.1.1.1", 5))
         assert await codes(conn, 3) == ["ok"] * 3
         limits.wait = 2.5
@@ -451,9 +449,7 @@ async def test_a_scope_function_that_fails_is_an_error_and_not_the_end() -> None
     def scope(conn: Connection) -> str:
         return conn.query_params["team"]
 
-    async with TestClient(
-        echo_app(rate_limit=RateLimit(0.001, 1, scope=scope)), raise_server_exceptions=False
-    ) as client:
+    async with TestClient(echo_app(rate_limit=RateLimit(0.001, 1, scope=scope))) as client:
         red, red_too = [await client.connect(query_params={"team": "red"}) for _ in range(2)]
         assert await codes(red, 1) + await codes(red_too, 1) == ["ok", "RATE_LIMIT_ERROR"]
         nobody = await client.connect()
@@ -519,7 +515,7 @@ async def test_strict_mode_refuses_what_a_handler_did_not_declare_and_every_mode
     do: str, event: str, value: dict[str, Any], declared: bool, fits: bool, strict: bool,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    async with TestClient(contract_app(), strict=strict, raise_server_exceptions=False) as client:
+    async with TestClient(contract_app(), strict=strict) as client:
         conn = await client.connect()
         await conn.send("act", {"do": do, "event": event, "with": value}, id=1)
         messages = [await conn.receive()]

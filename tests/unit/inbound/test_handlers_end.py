@@ -114,7 +114,7 @@ async def test_what_failed_beside_it_in_the_group_is_still_a_failure(caplog: pyt
     async def two(conn: Connection) -> None:
         raise ExceptionGroup("both", [Disconnected("x"), ValueError("mine")])
 
-    async with TestClient(app, raise_server_exceptions=False) as client:
+    async with TestClient(app) as client:
         ada = await client.connect()
         await ada.send("two", id=1)
         assert (await ada.receive())["payload"]["message"] == "The server failed to handle this event."

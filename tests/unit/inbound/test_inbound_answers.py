@@ -115,7 +115,7 @@ async def test_a_limit_that_fails_is_answered_without_an_event(shared: bool, cap
     async def note(conn: Connection, error: Exception) -> None:
         failures.append(error)
 
-    async with TestClient(app, raise_server_exceptions=False) as client:
+    async with TestClient(app) as client:
         conn = await client.connect()
         await conn.send("item", {"n": 0}, id=1)
         error = await error_of(conn)
@@ -136,7 +136,7 @@ async def test_in_debug_mode_a_failure_is_told_in_a_thousand_characters(debug: b
     async def fail(conn: Connection) -> None:
         raise ValueError("v" * 2000)
 
-    async with TestClient(app, raise_server_exceptions=False) as client:
+    async with TestClient(app) as client:
         conn = await client.connect()
         await conn.send("fail", id=1)
         error = await error_of(conn)
@@ -151,7 +151,7 @@ async def test_a_text_that_cannot_be_sent_is_shown_escaped() -> None:
     async def fail(conn: Connection) -> None:
         raise ValueError("half a pair: \ud800")
 
-    async with TestClient(app, raise_server_exceptions=False) as client:
+    async with TestClient(app) as client:
         conn = await client.connect()
         await conn.send("fail", id=1)
         assert (await error_of(conn))["details"]["text"] == "half a pair: \\ud800"
@@ -185,7 +185,7 @@ async def test_the_record_of_a_failure_has_the_ids_that_the_client_and_others_kn
 
     logging.getLogger().addHandler(handler := Handler())
     try:
-        async with TestClient(app, raise_server_exceptions=False) as client:
+        async with TestClient(app) as client:
             conn = await client.connect()
             await conn.send("fail", id=1)
             request_id = (await error_of(conn))["request_id"]

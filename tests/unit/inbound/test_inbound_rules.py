@@ -38,7 +38,7 @@ from tests.virtual_time import in_virtual_time
 )
 async def test_each_message_is_counted_once_by_event_and_outcome(frame: str, expected: tuple[str, str]) -> None:
     app = make_app(max_payload_size=200)
-    async with TestClient(app, raise_server_exceptions=False) as client:
+    async with TestClient(app) as client:
         conn = await client.connect()
         await conn.send_raw(frame)
         await asyncio.sleep(0)

@@ -22,7 +22,7 @@ class Stored(Public):
 
 
 async def reply_of(app: SocketApp, *, id: int | None = 1) -> dict[str, Any]:
-    async with TestClient(app, strict=False, raise_server_exceptions=False) as client:
+    async with TestClient(app, strict=False) as client:
         conn = await client.connect()
         await conn.send("me", id=id)
         return await conn.receive()

@@ -261,7 +261,7 @@ async def test_a_hook_that_fails_is_named_in_the_log_and_stops_no_other(
     async def gone(conn: Connection, reason: str) -> None:
         reasons.append(reason)
 
-    async with TestClient(app, raise_server_exceptions=False) as client:
+    async with TestClient(app) as client:
         await (await client.connect()).close()
     assert reasons == ["client_closed"]
     (record,) = errors(caplog)

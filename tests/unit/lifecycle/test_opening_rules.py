@@ -283,7 +283,7 @@ async def test_a_hook_that_fails_closes_and_is_reported(
     async def hear(conn: Connection, error: Exception) -> None:
         failures.append(error)
 
-    async with TestClient(app, raise_server_exceptions=False) as client:
+    async with TestClient(app) as client:
         conn = await client.connect()
         messages, closed, _ = await end_of(conn)
         assert (messages, closed) == ([], code)

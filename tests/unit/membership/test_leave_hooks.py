@@ -102,7 +102,7 @@ async def test_each_is_seen_once_a_few_at_a_time_and_a_failing_hook_stops_nobody
         if conn.id == "c3":
             raise LookupError("the hook's own fault")
 
-    async with TestClient(app, raise_server_exceptions=False):
+    async with TestClient(app):
         rooms = [Topic("/", "room", f"r{number}") for number in range(batches)]
         for room in rooms:
             backend.lost(room, members(20))

@@ -357,7 +357,7 @@ async def test_broadcasting_to_all_is_checked_against_what_the_handler_declares(
     async def act(conn: Connection, payload: dict[str, str]) -> None:
         await app.rooms.broadcast_except(conn, payload["event"])
 
-    async with TestClient(app, raise_server_exceptions=False) as client:
+    async with TestClient(app) as client:
         conn = await client.connect()
         for event, outcome in (("news", "__ack__"), ("gossip", "__error__")):
             await conn.send("act", {"event": event}, id=1)

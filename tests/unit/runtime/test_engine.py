@@ -66,7 +66,7 @@ async def test_on_connect_that_fails_closes_with_1011_and_tells_on_error() -> No
     async def note(conn: Connection, error: Exception) -> None:
         failures.append(str(error))
 
-    async with TestClient(socket, raise_server_exceptions=False) as client:
+    async with TestClient(socket) as client:
         messages, code, _ = await end_of(await client.connect())
     assert code == 1011
     assert "secret" not in str(messages)

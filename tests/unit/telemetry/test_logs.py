@@ -223,7 +223,7 @@ async def test_a_handlers_lines_have_the_id_that_the_client_gets(lines: list[dic
         mine.info("about to be unclear")
         raise PermissionDenied("x", details={"not": object()})
 
-    async with TestClient(app, raise_server_exceptions=False) as client:
+    async with TestClient(app) as client:
         conn = await client.connect()
         ids = []
         for event, said in (

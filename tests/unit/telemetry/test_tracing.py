@@ -66,7 +66,7 @@ def make_app() -> SocketApp:
 
 
 async def answered(event: str, exporter: InMemorySpanExporter) -> tuple[ReadableSpan, dict[str, Any]]:
-    async with TestClient(make_app(), raise_server_exceptions=False) as client:
+    async with TestClient(make_app()) as client:
         conn = await client.connect()
         await conn.send(event, id=1)
         answer = await conn.receive()

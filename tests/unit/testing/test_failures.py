@@ -9,7 +9,7 @@ from fastapi import Depends, FastAPI
 
 from socketspec import Connection, SocketApp
 from socketspec.adapters.fastapi import mount
-from socketspec.testing import EventFailed, TestClient
+from socketspec.testing import ConnectionClosed, EventFailed, TestClient
 from tests.unit.testing.apps import ADA, shop
 
 
@@ -22,7 +22,28 @@ async def test_a_handlers_exception_is_raised_with_its_own_traceback() -> None:
         assert await conn.request("whoami") == {"user": "ada"}, "it is raised once"
         await conn.send("divide")
         with pytest.raises(ZeroDivisionError):
-            await conn.receive()
+            await conn.expect("anything")
+
+
+async def test_whole_messages_show_what_the_client_gets_and_then_it_has_been_seen() -> None:
+    async with TestClient(shop()) as client, client.connect(identity=ADA) as conn:
+        await conn.send("divide")
+        assert (await conn.receive())["payload"]["code"] == "HANDLER_ERROR"
+        await conn.send("divide")
+        assert (await conn.receive_event("__error__"))["payload"]["code"] == "HANDLER_ERROR"
+        assert await conn.request("whoami") == {"user": "ada"}
+        await conn.send("divide")
+
+
+async def test_every_call_raises_it_where_that_is_said() -> None:
+    async with TestClient(shop(), raise_server_exceptions=True) as client:
+        one, other = await client.connect(identity=ADA), await client.connect(identity=ADA)
+        await one.send("divide")
+        with pytest.raises(ZeroDivisionError):
+            await one.receive()
+        await other.send("divide")
+        with pytest.raises(ZeroDivisionError):
+            await other.receive_event("__error__")
 
 
 async def test_without_raising_it_is_what_the_client_gets() -> None:
@@ -34,7 +55,7 @@ async def test_without_raising_it_is_what_the_client_gets() -> None:
 
 async def test_what_no_call_has_raised_is_raised_at_the_end() -> None:
     with pytest.raises(ZeroDivisionError):
-        async with TestClient(shop()) as client:
+        async with TestClient(shop(), raise_server_exceptions=True) as client:
             await (await client.connect(identity=ADA)).send("divide")
 
     async def failing() -> None:
@@ -67,9 +88,13 @@ async def test_hooks_and_dependencies_of_the_handshake_raise_as_well() -> None:
     async def hello(conn: Connection) -> None:
         raise IndexError("hello")
 
-    async with TestClient(socket) as client:
+    async with TestClient(socket, raise_server_exceptions=True) as client:
         with pytest.raises(IndexError, match="hello"):
             await client.connect()
+    async with TestClient(socket) as client:
+        conn = await client.connect()
+        with pytest.raises(ConnectionClosed):
+            await conn.receive()
 
     def broken() -> None:
         raise KeyError("broken")
