@@ -7,7 +7,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from socketspec.app.app import SocketApp
 from socketspec.app.mounts import Mounted, mounted
@@ -16,6 +16,7 @@ from socketspec.runtime.engine import Engine
 from socketspec.testing.asgi import ASGI, ASGILine, Lifespan
 from socketspec.testing.clock import MovableClock
 from socketspec.testing.connection import Harness, TestConnection
+from socketspec.testing.errors import HandshakeRefused
 from socketspec.testing.inbox import Inbox
 from socketspec.testing.lines import DirectLine, Line, Pong
 from socketspec.testing.paths import path_of
@@ -33,6 +34,9 @@ TURNS: Final = 5
 GRACE: Final = 1.0
 """Seconds that handlers have at the end of a test, before they are cancelled."""
 
+_NOT_ENTERED: Final = (
+    "In a plain `def` test, connect with what `with` gives: `with TestClient(app) as client, client.connect() as conn`."
+)
 MAX_FAILURES: Final = 100
 """Exceptions of the server's code that wait to be raised."""
 
@@ -58,6 +62,20 @@ class Connecting(Coroutine[Any, Any, TestConnection]):
     def close(self) -> None:
         """As a coroutine: give up."""
         self._connecting.close()
+
+    def __enter__(self) -> NoReturn:
+        self.close()
+        raise RuntimeError(_NOT_ENTERED)
+
+    def __exit__(self, *error: object) -> None: ...
+
+    if not TYPE_CHECKING:  # type checkers know that it has none of these
+
+        def __getattr__(self, name: str) -> NoReturn:
+            if hasattr(TestConnection, name):
+                self.close()
+                raise AttributeError(f"No connection yet: `conn = await client.connect()`. {_NOT_ENTERED}")
+            raise AttributeError(name)
 
     async def __aenter__(self) -> TestConnection:
         self._conn = await self._connecting
@@ -120,6 +138,12 @@ class AsyncTestClient:
                 "plugin, have it run on asyncio alone: a fixture `anyio_backend` that returns 'asyncio'."
             ) from None
         self._find_sockets()
+        for socket in self._sockets:
+            if socket.clock is not None and (engine := socket.engine) is not None and engine.loop is not loop:
+                raise RuntimeError(
+                    "This app runs in another TestClient's `with` block already: enter one, and connect with it as "
+                    "many clients as you need."
+                )
         self._clock = MovableClock(loop)
         for socket in self._sockets:
             socket.clock = self._clock
@@ -223,12 +247,21 @@ class AsyncTestClient:
             if isinstance(self.app, SocketApp):
                 line = await DirectLine.open(self.app, made, inbox, pong)
             else:
-                state = {} if self._lifespan is None else self._lifespan.state
+                if self._lifespan is None:
+                    raise RuntimeError(
+                        "The application is not started: connect inside of `async with TestClient(app) as client`."
+                    )
+                state = self._lifespan.state
                 path = path_of(self._places, made.path, made.path_params)
                 line = asgi = ASGILine(self.app, made, path, state, inbox, pong, self._failed)
                 await asgi.open()
-        except Exception:
+        except HandshakeRefused as refused:
             self._raise_failure()  # it says more
+            if self._places and refused.status in (403, 404):
+                refused.add_note(f"Sockets are mounted at {', '.join(sorted({each.path for each in self._places}))}.")
+            raise
+        except Exception:
+            self._raise_failure()
             raise
         self._raise_all()
         return line
@@ -262,7 +295,7 @@ class AsyncTestClient:
         handlers, and ``exp`` of a token that is brought to a new connection. Raises `RuntimeError` for an app whose
         backend is a server.
         """
-        if isinstance(seconds, bool) or not 0 <= seconds < math.inf:
+        if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
             raise ValueError(f"advance({seconds!r}): pass a number of seconds, 0 or more.")
         clock, backends = self._clock, {id(engine.backend): engine.backend for engine in self._engines()}
         if clock is None or any(engine.clock is not clock for engine in self._engines()):

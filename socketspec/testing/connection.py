@@ -74,13 +74,15 @@ class TestConnection:
         self._line: Line | None = None
         self._numbers = count(1)
         self._by_server = True
+        self._left = False
+        """Whether the test itself has closed it."""
         self._rooms: frozenset[str] = frozenset()
 
     async def open(self) -> None:
         """Connect. `TestClient.connect` does this."""
         pong = None if self._recipe.answers_pings is False else self._pong
         self._line = await self._harness.open(self._recipe, self.inbox, pong)
-        self._by_server = True
+        self._by_server, self._left = True, False
 
     @property
     def line(self) -> Line:
@@ -110,7 +112,12 @@ class TestConnection:
         return self.inbox.ended is not None
 
     async def send(self, event: str, payload: object = None, *, id: str | int | None = None) -> None:
-        """Send one event. `payload` is a model, dataclass or mapping."""
+        """Send one event. `payload` is a model, dataclass or mapping.
+
+        Raises `ConnectionClosed` where the test itself has closed or dropped the connection: nothing would be sent.
+        """
+        if self._left and self.inbox.ended is not None:
+            raise ConnectionClosed(*self.inbox.ended, f" by this test before {event!r} was sent: reconnect() first")
         envelope: dict[str, Any] = {"event": event, "payload": {} if payload is None else payload}
         if id is not None:
             envelope["id"] = id
@@ -222,6 +229,9 @@ class TestConnection:
         is one. Raises `TimeoutError` and `ConnectionClosed` as `receive` does.
         """
 
+        if not isinstance(event, str):  # pyright: ignore[reportUnnecessaryIsInstance] - what untyped code passes
+            raise TypeError(f"expect({event!r}): name an event; to see that nothing comes, use assert_nothing().")
+
         def expected() -> Message | None:
             for number, message in self.inbox:
                 if message["event"] == event:
@@ -265,6 +275,7 @@ class TestConnection:
         if self.inbox.ended is None:
             self._harness.write_out()  # what was broadcast before has reached it
             self._rooms, self._by_server = self.connection.rooms, False
+        self._left = True
         await self._line.close(code)
 
     async def drop(self) -> None:

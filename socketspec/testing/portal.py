@@ -35,6 +35,11 @@ class Portal:
         if not self._thread.is_alive():
             coroutine.close()
             raise RuntimeError("the test client has been left: use it within its `with` block")
+        if threading.current_thread() is self._thread:
+            coroutine.close()
+            raise RuntimeError(
+                "this would block the app's event loop: call it directly in the test, not by client.call"
+            )
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def close(self) -> None:

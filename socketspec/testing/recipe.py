@@ -51,6 +51,8 @@ def recipe(
     """A recipe of what was passed to `connect`. Raises `TypeError` and `ValueError` for what no client could bring."""
     if format not in _SUBPROTOCOLS:
         raise ValueError(f"connect(format={format!r}): write 'plain', 'json' or 'msgpack'.")
+    _check_pairs(headers=headers, cookies=cookies, query_params=query_params)
+    _check_identity(identity, token)
     given = list(_pairs(headers))
     if token is not None:
         given.append(("Authorization", f"Bearer {token}"))
@@ -60,11 +62,6 @@ def recipe(
     if path is not None and "?" in path:
         url = urlsplit(path)
         path, query = unquote(url.path), [*parse_qsl(url.query, keep_blank_values=True), *query]
-    if identity is not None:
-        if not isinstance(identity, Identity):
-            raise TypeError(f"connect(identity=…) takes an Identity, not {type(identity).__name__}.")
-        if identity.user_id is not None:
-            check_user_id(identity.user_id)
     return Recipe(
         path=path,
         headers=tuple(given),
@@ -75,6 +72,25 @@ def recipe(
         identity=identity,
         answers_pings=answer_pings,
     )
+
+
+def _check_pairs(**given: object) -> None:
+    for name, pairs in given.items():
+        if isinstance(pairs, str | bytes):
+            raise TypeError(f"connect({name}=…) takes a dict, such as {{'name': 'value'}}, not a text.")
+
+
+def _check_identity(identity: object, token: str | None) -> None:
+    if identity is None:
+        return
+    if token is not None:
+        raise ValueError(
+            "connect(identity=…, token=…): no auth backend is asked with an identity. Pass one of the two."
+        )
+    if not isinstance(identity, Identity):
+        raise TypeError(f"connect(identity=…) takes an Identity, not {type(identity).__name__}.")
+    if identity.user_id is not None:
+        check_user_id(identity.user_id)
 
 
 def _pairs(source: Pairs) -> Iterable[tuple[str, str]]:

@@ -123,6 +123,48 @@ class SyncTestConnection:
         return self._portal.run(self._conn.reconnect())
 
 
+class SyncHTTP:
+    """Asks the application's HTTP routes. Options are those of httpx: ``json=``, ``headers=``, ``params=`` …"""
+
+    def __init__(self, portal: Portal, client: httpx.AsyncClient) -> None:
+        self._portal = portal
+        self._client = client
+
+    @property
+    def headers(self) -> httpx.Headers:
+        """Sent with every request."""
+        return self._client.headers
+
+    @property
+    def cookies(self) -> httpx.Cookies:
+        """Sent with every request, and kept from every answer."""
+        return self._client.cookies
+
+    def request(self, method: str, url: str, **options: Any) -> httpx.Response:
+        """The answer to a request."""
+        return self._portal.run(self._client.request(method, url, **options))
+
+    def get(self, url: str, **options: Any) -> httpx.Response:
+        """The answer to GET."""
+        return self.request("GET", url, **options)
+
+    def post(self, url: str, **options: Any) -> httpx.Response:
+        """The answer to POST."""
+        return self.request("POST", url, **options)
+
+    def put(self, url: str, **options: Any) -> httpx.Response:
+        """The answer to PUT."""
+        return self.request("PUT", url, **options)
+
+    def patch(self, url: str, **options: Any) -> httpx.Response:
+        """The answer to PATCH."""
+        return self.request("PATCH", url, **options)
+
+    def delete(self, url: str, **options: Any) -> httpx.Response:
+        """The answer to DELETE."""
+        return self.request("DELETE", url, **options)
+
+
 class SyncTestClient:
     """What ``with TestClient(app) as client`` gives a plain `def` test.
 
@@ -179,6 +221,6 @@ class SyncTestClient:
         return self._portal.run(calling())
 
     @property
-    def http(self) -> httpx.AsyncClient:
-        """As `TestClient.http`. Call its methods so: ``client.call(client.http.get, "/orders")``."""
-        return self._client.http
+    def http(self) -> SyncHTTP:
+        """An HTTP client of the application, for its routes; cookies and headers are its own. Needs httpx."""
+        return SyncHTTP(self._portal, self._client.http)

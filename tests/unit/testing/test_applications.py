@@ -15,10 +15,10 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import HTTPConnection
 from starlette.routing import Mount
 
-from socketspec import Connection, SocketApp
+from socketspec import Connection, Identity, SocketApp
 from socketspec.adapters.asgi import ASGIApp
 from socketspec.adapters.fastapi import mount
-from socketspec.testing import HandshakeRefused, TestClient
+from socketspec.testing import ConnectionClosed, HandshakeRefused, TestClient
 from tests.engines import is_running
 from tests.unit.testing.apps import ADA, Order, shop
 
@@ -168,3 +168,63 @@ async def test_a_server_that_closes_is_seen_through_an_application() -> None:
         await conn.expect("last")
         with pytest.raises(Exception, match=r"closed with 4321 \(bye\)"):
             await conn.receive()
+
+
+def test_a_second_client_in_a_plain_test_leaves_the_first_alone() -> None:
+    socket = SocketApp()
+    with TestClient(socket) as client, client.connect() as conn:
+        with pytest.raises(RuntimeError, match="another TestClient's `with` block"), TestClient(socket):
+            pass
+        conn.assert_nothing()
+
+
+async def test_an_application_that_is_not_entered_is_not_connected_to() -> None:
+    app = FastAPI()
+    mount(SocketApp(), app)
+    with pytest.raises(RuntimeError, match="async with TestClient"):
+        await TestClient(app).connect()
+
+
+def test_a_plain_test_that_is_not_entered_is_told_how() -> None:
+    connecting: Any = TestClient(SocketApp()).connect()
+    with pytest.raises(RuntimeError, match="`with TestClient"), connecting:
+        pass
+    connecting = TestClient(SocketApp()).connect()
+    with pytest.raises(AttributeError, match="`with TestClient"):
+        connecting.request("x")
+
+
+async def test_a_path_with_no_socket_is_refused_with_those_that_have_one() -> None:
+    app = FastAPI()
+    mount(SocketApp(), app, path="/v1/ws")
+    async with TestClient(app) as client:
+        with pytest.raises(HandshakeRefused) as refused:
+            await client.connect("/ws")
+    assert refused.value.__notes__ == ["Sockets are mounted at /v1/ws."]
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"identity": Identity(user_id="ada"), "token": "t"}, ValueError),
+        ({"identity": "ada"}, TypeError),
+        ({"cookies": "a=b"}, TypeError),
+        ({"query_params": "a=1"}, TypeError),
+    ],
+)
+async def test_what_no_client_could_bring_is_refused(options: Any, error: type[Exception]) -> None:
+    async with TestClient(SocketApp()) as client:
+        with pytest.raises(error, match=r"connect\("):
+            client.connect(**options)
+        with pytest.raises(ValueError, match="number of seconds"):
+            await client.advance("5")  # type: ignore[arg-type] # that is the point
+
+
+async def test_what_is_sent_after_the_end_is_an_error() -> None:
+    async with TestClient(SocketApp()) as client:
+        conn = await client.connect()
+        with pytest.raises(TypeError, match="assert_nothing"):
+            await conn.expect(None)  # type: ignore[call-overload] # that is the point
+        await conn.close()
+        with pytest.raises(ConnectionClosed, match="before 'x' was sent"):
+            await conn.send("x")

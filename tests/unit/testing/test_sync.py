@@ -63,7 +63,7 @@ def test_an_application_and_its_routes() -> None:
 
     with TestClient(app) as client, client.connect(identity=ADA) as conn:
         conn.request("watch")
-        assert client.call(client.http.get, "/health").json() == {"ok": True}
+        assert client.http.get("/health").json() == {"ok": True}
         assert conn.expect("ordered", Order).item == "from a def route"
 
 

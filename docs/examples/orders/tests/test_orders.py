@@ -74,4 +74,4 @@ def test_a_route_shows_the_same_order_to_the_same_people(client: SyncTestClient)
         ({"authorization": f"Bearer {token('eve')}"}, 404),
         ({}, 401),
     ):
-        assert client.call(client.http.get, f"/orders/{placed.id}", headers=headers).status_code == status
+        assert client.http.get(f"/orders/{placed.id}", headers=headers).status_code == status
