@@ -80,9 +80,11 @@ def merge(since: Position, found: Found, held: Iterable[Publication]) -> Merged:
             ready.append(item)
         elif position in known:
             continue
-        elif found.last is None or follows(last, position):
+        elif follows(last, position):
             ready.append(item)
             last = position
+        elif found.last is None:  # no history says what is missing between these two: it is asked again
+            return Merged(ready, last, is_lost, waiting[number:])
         elif last is not None and position.epoch == last.epoch and position.offset <= last.offset:
             # Heard before, or given to another message meanwhile. Where the whole position is known, that is certain.
             is_lost = is_lost or (position.epoch == since.epoch and position.offset > since.offset)

@@ -45,13 +45,16 @@ def history_lost(room: str) -> Publication:
 
 
 class Span:
-    """Up to `last`, a reader has got everything. None: nobody knows how far."""
+    """Up to `last`, a reader has got everything. None: nobody knows how far.
 
-    __slots__ = ("_has_forked", "_tags", "_top", "last")
+    A reader may be given older ones once more, after it was told of a loss: from there on it gets everything again,
+    also what it had before, since to it the history goes on from what it got last.
+    """
+
+    __slots__ = ("_has_forked", "_tags", "last")
 
     def __init__(self, last: Position | None = None) -> None:
         self.last: Position | None = None
-        self._top = 0
         self._tags: dict[int, str] = {}
         self._has_forked = False
         if last is not None:
@@ -62,11 +65,10 @@ class Span:
         last = self.last
         if last is None or last.epoch != position.epoch:
             self._tags.clear()
-            self._top = 0
+        elif position.offset <= last.offset:  # a step back: what the reader had from here on is not what it has now
+            self._tags = {offset: tag for offset, tag in self._tags.items() if offset < position.offset}
         self.last = position
-        self._top = max(self._top, position.offset)
-        self._tags.pop(position.offset, None)  # the newest comes last
-        self._tags[position.offset] = position.tag
+        self._tags[position.offset] = position.tag  # the newest comes last
         if len(self._tags) > REMEMBERED:
             del self._tags[next(iter(self._tags))]
 
@@ -77,7 +79,7 @@ class Span:
     def has(self, position: Position) -> bool:
         """Whether the reader has got it."""
         last = self.last
-        if last is None or position.epoch != last.epoch or position.offset > self._top:
+        if last is None or position.epoch != last.epoch or position.offset > last.offset:
             return False
         tag = self._tags.get(position.offset)
         return not self._has_forked if tag is None else tag == position.tag
@@ -85,4 +87,4 @@ class Span:
     def is_beyond(self, position: Position) -> bool:
         """Whether what comes from `position` on is new in any case."""
         last = self.last
-        return last is None or position.epoch != last.epoch or position.offset > self._top
+        return last is None or position.epoch != last.epoch or position.offset > last.offset

@@ -401,6 +401,37 @@ async def test_where_nothing_can_be_read_what_came_in_is_delivered_and_the_strea
     assert node.heard[-1] == "one:10"
 
 
+@pytest.mark.parametrize("error", [LookupError("another publication"), BackendError("Redis does not answer")])
+@pytest.mark.parametrize(
+    "live", [[kept(4), kept(6)], [kept(4), kept(5), kept(4)], [kept(4), kept(2, "two")]], ids=["gap", "back", "life"]
+)
+async def test_where_nothing_can_be_read_each_gap_in_what_came_in_is_told(
+    live: list[Publication], error: Exception, impatient: None
+) -> None:
+    """The link broke once more, while the history could not be read."""
+    node = await Node.hearing(kept(1))
+    node.shelf.error = error
+    node.shelf.gate.clear()
+    node.hears(*live)
+    node.shelf.gate.set()
+    await node.settled()
+    first, last = [item.event for item in live[:-1]], live[-1].event
+    assert node.heard == ["one:1", TOLD, *first, TOLD, last]
+
+
+async def test_a_gap_in_what_came_in_is_filled_where_the_history_can_be_read_by_then(impatient: None) -> None:
+    node = await Node.hearing(kept(1))
+    node.shelf.error = BackendError("Redis does not answer")
+    node.behind = fan_out = asyncio.get_running_loop().create_future()
+    node.hears(kept(4), kept(6))
+    await turns(lambda: "one:4" in node.heard)
+    node.shelf.error = None
+    node.shelf.kept[LOG] = kept_range(1, 6)
+    fan_out.set_result(None)
+    await node.settled()
+    assert node.heard == ["one:1", TOLD, *events(4, 6)]
+
+
 async def test_where_nothing_can_be_read_what_comes_next_still_measures_the_stream(impatient: None) -> None:
     node = await Node.hearing(kept(1))
     node.shelf.error = BackendError("Redis does not answer")

@@ -477,6 +477,23 @@ async def test_what_is_held_while_a_client_resumes_may_be_of_another_line_of_his
         assert events == ["__resume__", "n", "n", "n", "__resume__", "n", "n", "n", "n"]
 
 
+async def test_who_is_told_of_a_loss_that_was_none_gets_no_gap_in_what_comes_again() -> None:
+    """A node took an older server for the successor; its next one has everything, and is read from there on."""
+    socket, _ = app()
+    async with TestClient(socket):
+        engine = await running(socket)
+        at = await publish(socket, 1, 6)
+        conn, transport = await opened(engine)
+        await (await resume(engine, conn, **{"kept:1": at[4]}))
+        topic = Topic("/", "room", "kept:1")
+        engine.deliver(topic, (history_lost("kept:1"),))
+        engine.deliver(topic, [Publication("n", b'{"n":%d}' % one.offset, position=one) for one in at[2:]])
+        await turns()
+        transport.take()
+        assert [message["event"] for message in transport.got] == ["__resume__", "n", "__resume__", *["n"] * 4]
+        assert numbers(transport) == [6, 3, 4, 5, 6]
+
+
 async def test_a_plain_client_is_not_told() -> None:
     socket, _ = app()
     async with TestClient(socket):

@@ -87,6 +87,25 @@ def test_of_two_lines_with_a_common_beginning_everything_new_comes_and_nothing_o
     assert taken == [position for position in new if position != began]
 
 
+@given(since=st.integers(1, 30), replayed=st.integers(0, 300), begins=st.integers(1, 330), more=st.integers(0, 10))
+def test_who_was_told_of_a_loss_and_is_given_older_ones_gets_them_without_a_gap(
+    since: int, replayed: int, begins: int, more: int
+) -> None:
+    """The history was the right one after all: it comes again from some place on, which the reader has or has not."""
+    span = Span(at(since))
+    top = since + replayed
+    for offset in range(since + 1, top + 1):
+        span.got(at(offset))
+    span.fork()
+    taken: list[int] = []
+    for offset in range(min(begins, top + 1), top + more + 1):
+        if not span.has(at(offset)):
+            span.got(at(offset))
+            taken.append(offset)
+    assert taken == list(range(taken[0], top + more + 1)) if taken else not more
+    assert not taken or taken[0] in (begins, top + 1)
+
+
 def test_what_members_are_told_fits_the_answer_to_a_resume() -> None:
     told = history_lost('log:"1"')
     assert told.event == "__resume__"
