@@ -140,7 +140,8 @@ class AsyncTestClient:
             ) from None
         self._find_sockets()
         for socket in self._sockets:
-            if socket.clock is not None and (engine := socket.engine) is not None and engine.loop is not loop:
+            other = None if socket.clock is None or socket.engine is None else socket.engine.loop
+            if other is not None and other is not loop and other.is_running():
                 raise RuntimeError(
                     "This app runs in another TestClient's `with` block already: enter one, and connect with it as "
                     "many clients as you need."

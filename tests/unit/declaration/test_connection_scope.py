@@ -42,7 +42,7 @@ async def test_a_dependency_of_the_handshake_refuses_before_the_accept_and_clean
     def refuse(_: Annotated[None, Depends(opened)]) -> None:
         raise error
 
-    async with TestClient(SocketApp(dependencies=[Depends(refuse)])) as client:
+    async with TestClient(SocketApp(dependencies=[Depends(refuse)]), raise_server_exceptions=False) as client:
         with pytest.raises(HandshakeRefused) as refused:
             await client.connect()
         assert refused.value.status == status
