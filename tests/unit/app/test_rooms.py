@@ -349,3 +349,21 @@ async def test_who_broadcasts_and_then_disconnects_itself_gets_the_broadcast_too
         assert (await conn.receive())["event"] == "left"
         with pytest.raises(ConnectionClosed):
             await conn.receive()
+
+
+async def test_a_loop_of_broadcasts_that_nobody_hears_leaves_others_their_turn() -> None:
+    app, turns = SocketApp(), 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with TestClient(app):
+        other = asyncio.create_task(others())
+        for _ in range(1000):
+            await app.rooms.broadcast("empty", "said")
+            await app.users.send("nobody", "said")
+        other.cancel()
+    assert turns > 10
