@@ -9,6 +9,7 @@ import pytest
 from fastapi.requests import HTTPConnection
 from fastapi.security import SecurityScopes
 from pydantic import BaseModel
+from starlette.requests import cookie_parser
 
 from socketspec import Connection, Depends, Identity, SocketApp
 from socketspec.errors import ConfigurationError
@@ -69,12 +70,31 @@ async def test_a_shared_dependency_gets_what_the_handshake_has_as_fastapi_gives_
             "limit": 3,
             "tags": ["a", "b"],
             "tenant": 7,
-            "session": "x y",
+            "session": "x%20y",
             "ids": [1, 2],
             "size": 50,
             "verbose": True,
             "variables": {"tenant": 7},
         }
+
+
+async def test_a_cookie_parameter_is_the_cookie_that_fastapi_and_the_connection_have() -> None:
+    header = r'sid=old; prefs={"a": "b"}; sid="say \"hi\" %20"'
+
+    def by_parameters(
+        sid: Annotated[str, fastapi.Cookie()], prefs: Annotated[str, fastapi.Cookie()], lone: str = fastapi.Cookie("")
+    ) -> dict[str, str]:
+        return {"sid": sid, "prefs": prefs, "lone": lone}
+
+    socket = SocketApp()
+
+    @socket.on("cookies")
+    async def handler(conn: Connection, got: Annotated[dict[str, str], Depends(by_parameters)]) -> dict[str, object]:
+        return {"got": got, "same": {**conn.cookies, "lone": ""} == got}
+
+    async with TestClient(socket) as client:
+        conn = await client.connect(headers={"Cookie": header})
+        assert await ask(conn, "cookies") == {"got": {**cookie_parser(header), "lone": ""}, "same": True}
 
 
 @pytest.mark.parametrize(
