@@ -38,6 +38,10 @@ _OF_FASTAPIS: Final = ("routes", "_contains_router")
 """What FastAPI's ``include_router`` asks of a router, by its version."""
 
 
+class _NoSuchAttribute(ConfigurationError, AttributeError):
+    """What an `EventRouter` has not, so that ``hasattr`` is False, and yet whoever needs it is told what to write."""
+
+
 class Including(Declarations):
     """What routers can be included in: an app, or another router."""
 
@@ -176,7 +180,7 @@ class EventRouter(Including):
 
         def __getattr__(self, name: str) -> NoReturn:
             if name in _OF_FASTAPIS:
-                raise ConfigurationError(_NO_ROUTER)
+                raise _NoSuchAttribute(_NO_ROUTER)
             raise AttributeError(f"'EventRouter' object has no attribute {name!r}")
 
     async def __call__(self, *scope: object) -> NoReturn:
