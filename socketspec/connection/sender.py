@@ -14,7 +14,7 @@ from socketspec.protocol.encoding import Message, Write, encode_payload
 from socketspec.protocol.names import check_outbound
 from socketspec.telemetry.context import Requests, log_context
 from socketspec.telemetry.debug_feed import DebugFeed
-from socketspec.text import cut, get_logger
+from socketspec.text import cut, get_logger, sendable
 
 __all__ = ("MAX_MESSAGE", "Sender")
 
@@ -150,7 +150,7 @@ def _answer(
 
 
 def _text(message: str) -> str:
-    return cut(message, MAX_MESSAGE).encode(errors="backslashreplace").decode()
+    return sendable(cut(message, MAX_MESSAGE))
 
 
 def _shortened(details: object) -> dict[str, Any]:
