@@ -7,7 +7,14 @@ from typing import Annotated, Any
 import fastapi
 import pytest
 from fastapi.requests import HTTPConnection
-from fastapi.security import SecurityScopes
+from fastapi.security import (
+    APIKeyCookie,
+    APIKeyHeader,
+    APIKeyQuery,
+    HTTPBearer,
+    OAuth2PasswordBearer,
+    SecurityScopes,
+)
 from pydantic import BaseModel
 from starlette.requests import cookie_parser
 
@@ -190,6 +197,31 @@ async def test_security_scopes_are_collected_on_the_way() -> None:
 
     async with TestClient(socket) as client:
         assert await ask(await client.connect(), "x") == {"both": ["a", "b"], "one": ["c"]}
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        OAuth2PasswordBearer("token"),
+        HTTPBearer(),
+        APIKeyHeader(name="x-key"),
+        APIKeyCookie(name="key"),
+        APIKeyQuery(name="key"),
+    ],
+    ids=lambda scheme: type(scheme).__name__,
+)
+async def test_fastapis_security_schemes_read_the_handshake(scheme: Any) -> None:
+    socket = SocketApp()
+
+    @socket.on("whoami")
+    async def whoami(conn: Connection, given: Annotated[Any, fastapi.Security(scheme)]) -> dict[str, str]:
+        return {"given": getattr(given, "credentials", given)}
+
+    headers = {"Authorization": "Bearer f00d", "X-Key": "f00d", "Cookie": "key=f00d"}
+    async with TestClient(socket) as client:
+        conn = await client.connect(headers=headers, query_params={"key": "f00d"})
+        assert await ask(conn, "whoami") == {"given": "f00d"}
+        assert await ask(await client.connect(), "whoami") == "AUTH_ERROR"
 
 
 async def test_the_identity_is_given_by_its_type() -> None:
