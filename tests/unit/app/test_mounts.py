@@ -40,7 +40,7 @@ def test_an_application_within_another_runs_none_of_its_dependencies() -> None:
 def test_an_asgi_app_is_found_by_itself_in_a_mount_and_behind_a_host() -> None:
     served = ASGIApp(SocketApp())
     assert [each.path for each in mounted(served)] == ["/"]
-    assert [each.path for each in mounted(Starlette(routes=[Mount("/x", app=served)]))] == ["/x"]
+    assert [each.path for each in mounted(Starlette(routes=[Mount("/x", app=served)]))] == ["/x/"]
     assert [each.path for each in mounted(Starlette(routes=[Host("a.test", app=served)]))] == ["/"]
 
 
