@@ -42,6 +42,7 @@ class Sender:
         "_hints",
         "_hub",
         "_requests",
+        "emits",
         "max_buffer",
         "namespace",
         "now",
@@ -63,6 +64,8 @@ class Sender:
         self.namespace: str = namespace
         self.max_buffer: int = max_buffer
         """Bytes that may wait for one connection."""
+        self.emits: int = 0
+        """Events that handlers have emitted."""
         self.now: Callable[[], float] = now
         """Reads the clock of the connections' deadlines."""
         self.thread: int = get_ident()
