@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequence
 from typing import Any, Final, cast
 
+from socketspec.adapters.asgi_refusal import is_presentable, refuse
 from socketspec.adapters.asgi_transport import ASGITransport, Event, Send
 from socketspec.adapters.direct import take_over
 from socketspec.adapters.handover import EXTENSION, HandOver
@@ -92,20 +93,21 @@ class ASGIApp(Serves):
             engine = await self.socket.ensure_started()
         except BackendError as error:  # a sub-application starts with its first connection; the next one tries again
             logger.error("A connection is refused, as the app cannot start: %s", error)
-            await _refuse(scope, send, 503, "The service cannot be reached at the moment.")
+            await refuse(scope, send, 503, "The service cannot be reached at the moment.")
             return
         try:
             handshake = handshake_of(scope, keep_scope=self.socket.registry.wants_scope)
         except ValueError:
-            await _refuse(scope, send, 403, "Too many query parameters.")
+            await refuse(scope, send, 403, "Too many query parameters.")
             return
         admission = await engine.admit(handshake, self._at_handshake)
         try:
             with log_context(admission.connection, engine.requests):  # the server logs, within `send`, how it answers
                 if admission.refusal is not None:
-                    if raises and admission.cause is not None and not isinstance(admission.cause, EventError):
-                        raise admission.cause
-                    await _refuse(scope, send, *admission.refusal, admission.cause)
+                    cause = admission.cause
+                    if raises and cause is not None and not isinstance(cause, EventError) and is_presentable(cause):
+                        raise cause
+                    await refuse(scope, send, *admission.refusal, cause)
                     return
                 await send({"type": "websocket.accept", "subprotocol": admission.subprotocol, "headers": []})
             hand_over: HandOver | None = (scope.get("extensions") or {}).get(EXTENSION)
@@ -179,20 +181,6 @@ async def send_response(send: Send, response: Response) -> None:
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()]
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     await send({"type": "http.response.body", "body": response.body})
-
-
-async def _refuse(scope: Scope, send: Send, status: int, text: str, cause: Exception | None = None) -> None:
-    """Answer the handshake with an HTTP status; on servers that cannot do that, it is always 403."""
-    # A close before the accept is a 403 on every server, and uvicorn's sans-I/O protocol logs no error for it.
-    if status != 403 and "websocket.http.response" in (scope.get("extensions") or {}):
-        body = text.encode()
-        headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
-        further: Mapping[str, str] = getattr(cause, "headers", None) or {}  # of an HTTPException
-        headers += [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in further.items()]
-        await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
-        await send({"type": "websocket.http.response.body", "body": body})
-    else:
-        await send({"type": "websocket.close", "code": 1008, "reason": text})
 
 
 class _ASGISession:

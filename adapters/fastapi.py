@@ -22,6 +22,7 @@ from socketspec.adapters.asgi_transport import Event, Send
 from socketspec.adapters.fastapi_routes import add_websocket_route, mounted_on
 from socketspec.app.app import SocketApp
 from socketspec.app.mounts import refuse_bare
+from socketspec.declaration.signatures import listed
 from socketspec.errors import BackendError, ConfigurationError, EventError
 from socketspec.identity import Identity
 from socketspec.text import one_line
@@ -110,6 +111,7 @@ def mount(socket: SocketApp, app: Starlette | Router, path: str = "/ws", *, depe
     taken = {route.path for route in router.routes if isinstance(route, WebSocketRoute)}
     if prefix + path in taken:
         raise ConfigurationError(f"There is a WebSocket route at {prefix + path!r} already; mount at another path.")
+    listed("mount", dependencies)
     add_websocket_route(socket, router, path, dependencies)
     for page in socket.pages.paths:
         _add_page(socket, router, prefix, page)

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from itertools import islice
 from typing import Final
 
-__all__ = ("OneLine", "close_reason", "cut", "did_you_mean", "get_logger", "one_line", "traceback_text")
+__all__ = ("OneLine", "close_reason", "cut", "did_you_mean", "get_logger", "one_line", "sendable", "traceback_text")
 
 MAX_LINE: Final = 8192
 """Characters of one line of a log; the rest is cut off."""
@@ -44,6 +44,11 @@ _ODD: Final = re.compile(r"[^ -~]")
 def _escaped(match: re.Match[str]) -> str:
     letter = match[0]
     return letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
+
+
+def sendable(value: object) -> str:
+    """The text of `value`, which may be anybody's, as UTF-8 can hold it."""
+    return _shown(value).encode(errors="backslashreplace").decode()
 
 
 def close_reason(reason: str) -> str:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
+from socketspec.declaration.habits import refuse_as_router
 from socketspec.errors import ConfigurationError
 from socketspec.runtime.engine import Engine
 from socketspec.text import did_you_mean, get_logger
@@ -19,6 +20,12 @@ NOT_ASGI: Final = (
     "A SocketApp is no ASGI application: app.mount('/ws', socket) cannot serve it. Write "
     "mount(socket, app, path='/ws'), with `from socketspec.adapters.fastapi import mount`; elsewhere "
     "ASGIApp(socket), with `from socketspec.adapters.asgi import ASGIApp`."
+)
+
+
+NO_ROUTER: Final = (
+    "A SocketApp is no router, so app.include_router(socket) cannot serve it. Write mount(socket, app), with "
+    "`from socketspec.adapters.fastapi import mount`."
 )
 
 
@@ -37,6 +44,10 @@ class Misuse:
                     hint = did_you_mean(name, known) or f"The options are {', '.join(known)}."
                     raise ConfigurationError(f"SocketApp has no option {name!r}. {hint}")
             return super().__new__(cls)
+
+        def __getattr__(self, name: str) -> Any:
+            refuse_as_router(name, NO_ROUTER)
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         """Refuse to be served as it is. A server that starts asks here first, and does not start."""

@@ -17,6 +17,7 @@ from socketspec.declaration.groups import (
     given_tags,
     given_timeout,
 )
+from socketspec.declaration.habits import refuse_as_router
 from socketspec.declaration.registry import Registry
 from socketspec.declaration.rooms import DeclaredRooms, Room
 from socketspec.declaration.signatures import listed
@@ -33,9 +34,6 @@ _NO_ROUTER: Final = (
     "An EventRouter is no router of FastAPI's, and no application: write socket.include_router(router), and "
     "mount(socket, app), with `from socketspec.adapters.fastapi import mount`."
 )
-
-_OF_FASTAPIS: Final = ("routes", "_contains_router")
-"""What FastAPI's ``include_router`` asks of a router, by its version."""
 
 
 class Including(Declarations):
@@ -175,8 +173,7 @@ class EventRouter(Including):
     if not TYPE_CHECKING:  # it has no such attributes; this only tells those who include it in a FastAPI application
 
         def __getattr__(self, name: str) -> NoReturn:
-            if name in _OF_FASTAPIS:
-                raise ConfigurationError(_NO_ROUTER)
+            refuse_as_router(name, _NO_ROUTER)
             raise AttributeError(f"'EventRouter' object has no attribute {name!r}")
 
     async def __call__(self, *scope: object) -> NoReturn:

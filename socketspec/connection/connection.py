@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import Callable, Mapping
 from threading import get_ident
-from typing import Any
+from typing import Any, Final
 
 from socketspec.concurrency.elsewhere import ELSEWHERE
 from socketspec.connection.gone import is_expected
@@ -26,6 +27,9 @@ from socketspec.session.config import Session
 from socketspec.text import close_reason
 
 __all__ = ("Connection", "connection_id")
+
+EMITS_A_TURN: Final = 64
+"""Events that handlers of a node emit before the event loop gets its turn: only then is a client that left noticed."""
 
 
 def connection_id() -> str:
@@ -177,9 +181,9 @@ class Connection:
 
         Waits while the client's buffer is more than half full, at most `send_timeout` seconds. Raises `TypeError`
         if the payload cannot be encoded, `ValueError` for a reserved name, and `Disconnected` where the connection has
-        gone or is being closed: a handler that sends in a loop ends with it, and need not catch that. In the hooks that
-        run after a connection's end, such as `on_disconnect`, it does nothing instead. Raises `RuntimeError` in another
-        thread than the app's event loop: see `socket.sync`.
+        gone or is being closed: a handler that sends in a loop ends with it, need not catch that, and leaves others
+        their turn. In the hooks that run after a connection's end, such as `on_disconnect`, it does nothing instead.
+        Raises `RuntimeError` in another thread than the app's event loop: see `socket.sync`.
         """
         if get_ident() != self._sender.thread:
             raise RuntimeError(ELSEWHERE)
@@ -188,9 +192,13 @@ class Connection:
             if is_expected():
                 return
             raise Disconnected(self.id, self.close_reason)
-        self._sender.send(self.id, self.session.id, self.transport.write, message)
-        if self.transport.buffered > self._sender.max_buffer // 2:
+        sender = self._sender
+        sender.send(self.id, self.session.id, self.transport.write, message)
+        if self.transport.buffered > sender.max_buffer // 2:
             await self.transport.drain()
+        sender.emits += 1
+        if sender.emits % EMITS_A_TURN == 0:
+            await asyncio.sleep(0)
 
     async def disconnect(self, reason: str = "disconnected", *, code: int = CloseCode.DISCONNECTED) -> None:
         """Send what is buffered, then close the connection. `reason` reaches the client and `on_disconnect`.

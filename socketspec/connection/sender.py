@@ -14,7 +14,7 @@ from socketspec.protocol.encoding import Message, Write, encode_payload
 from socketspec.protocol.names import check_outbound
 from socketspec.telemetry.context import Requests, log_context
 from socketspec.telemetry.debug_feed import DebugFeed
-from socketspec.text import cut, get_logger
+from socketspec.text import cut, get_logger, sendable
 
 __all__ = ("MAX_MESSAGE", "Sender")
 
@@ -42,6 +42,7 @@ class Sender:
         "_hints",
         "_hub",
         "_requests",
+        "emits",
         "max_buffer",
         "namespace",
         "now",
@@ -63,6 +64,8 @@ class Sender:
         self.namespace: str = namespace
         self.max_buffer: int = max_buffer
         """Bytes that may wait for one connection."""
+        self.emits: int = 0
+        """Events that handlers have emitted."""
         self.now: Callable[[], float] = now
         """Reads the clock of the connections' deadlines."""
         self.thread: int = get_ident()
@@ -150,7 +153,7 @@ def _answer(
 
 
 def _text(message: str) -> str:
-    return cut(message, MAX_MESSAGE).encode(errors="backslashreplace").decode()
+    return sendable(cut(message, MAX_MESSAGE))
 
 
 def _shortened(details: object) -> dict[str, Any]:

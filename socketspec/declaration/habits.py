@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from socketspec.errors import ConfigurationError
 
-__all__ = ("Once", "refuse_bare", "refuse_habit")
+__all__ = ("Once", "refuse_as_router", "refuse_bare", "refuse_habit")
 
 _HABITS: Final[Mapping[str, str]] = {
     "connect": "@socket.on_connect",
@@ -18,6 +18,9 @@ _HABITS: Final[Mapping[str, str]] = {
 }
 """Events of Socket.IO that are hooks here."""
 
+_OF_FASTAPIS: Final = ("routes", "_contains_router")
+"""What FastAPI's ``include_router`` asks of a router, by its version."""
+
 
 def refuse_bare(given: object, decorator: str, example: str) -> None:
     """Raise `ConfigurationError` where `decorator`, such as ``"socket.on"``, stands without parentheses, and so gets
@@ -26,6 +29,16 @@ def refuse_bare(given: object, decorator: str, example: str) -> None:
     if callable(given):
         name = getattr(given, "__name__", example)
         raise ConfigurationError(f"@{decorator} stands without parentheses over {name}(). Write {example}.")
+
+
+class NoSuchAttribute(ConfigurationError, AttributeError):
+    """For ``hasattr`` there is no such attribute; whoever needs it is told what to write."""
+
+
+def refuse_as_router(attribute: str, instead: str) -> None:
+    """Raise `ConfigurationError` for an attribute that FastAPI's ``include_router`` asks of a router."""
+    if attribute in _OF_FASTAPIS:
+        raise NoSuchAttribute(instead)
 
 
 def refuse_habit(event: str) -> None:

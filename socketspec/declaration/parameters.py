@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import is_dataclass
 from typing import Annotated, Any, Final, get_args, get_origin
-from urllib.parse import unquote
 
 from pydantic import AliasChoices, BaseModel, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
@@ -75,7 +74,7 @@ class Parameter:
         if self._place == "header":
             return "header", handshake.headers
         if self._place == "cookie":
-            return "cookie", _cookies(handshake)
+            return "cookie", handshake.cookies
         return "path", handshake.path_params
 
     def _absent(self, loc: tuple[str, ...]) -> Any:
@@ -182,18 +181,6 @@ def _take(values: Mapping[str, Any], name: str, *, several: bool) -> Any:
     if name not in values:
         return _MISSING
     return values.getlist(name) if several and isinstance(values, QueryParams) else values[name]
-
-
-def _cookies(handshake: Handshake) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for header in handshake.headers.getlist("cookie"):
-        for part in header.split(";"):
-            name, equals, value = part.partition("=")
-            if equals:
-                value = value.strip()
-                quoted = len(value) > 1 and value[0] == value[-1] == '"'
-                found.setdefault(name.strip(), unquote(value[1:-1] if quoted else value))
-    return found
 
 
 def _refused(loc: Iterable[str], error: ValidationError) -> ValidationFailed:

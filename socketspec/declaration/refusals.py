@@ -89,7 +89,7 @@ def _of_http(error: Any) -> EventError | None:
     if not isinstance(message, str):
         message, details = _phrase(status), {"detail": error.detail}
     headers: Mapping[str, str] = error.headers or {}
-    wait = next((value for name, value in headers.items() if name.lower() == "retry-after"), "")
+    wait = next((str(value) for name, value in headers.items() if name.lower() == "retry-after"), "")
     if wait.isascii() and wait.isdigit() and len(wait) < 10:
         details["retry_after"] = int(wait)
     return EventError(message, code=_BY_STATUS.get(status, ErrorCode.REFUSED), details=details)

@@ -20,7 +20,7 @@ from socketspec.protocol.encoding import OVERHEAD, Message, encode_payload
 from socketspec.protocol.publications import Position, Publication, Topic
 from socketspec.protocol.spans import HISTORY_LOST, Span
 from socketspec.protocol.spans import unrecovered as unrecovered_row
-from socketspec.text import cut, get_logger
+from socketspec.text import cut, get_logger, sendable
 
 __all__ = ("CatchingUp", "Held", "Keep", "Lag", "unrecovered")
 
@@ -260,7 +260,7 @@ def _is_in(conn: Connection, lag: Lag) -> bool:
 def unrecovered(reason: str, message: str = "") -> dict[str, Any]:
     """What the answer says of a room that could not be recovered."""
     row = unrecovered_row(reason)
-    return {**row, "message": cut(message, MAX_MESSAGE)} if message else row
+    return {**row, "message": sendable(cut(message, MAX_MESSAGE))} if message else row
 
 
 def _message(room: str, item: Publication) -> Message:

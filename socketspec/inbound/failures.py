@@ -13,7 +13,7 @@ from socketspec.declaration.registry import EventSpec, Hook, Registry
 from socketspec.errors import BackendError, ErrorCode, EventError, TimedOut
 from socketspec.inbound.timeouts import AnsweredTimeout
 from socketspec.telemetry.context import Requests, log_context
-from socketspec.text import get_logger
+from socketspec.text import get_logger, sendable
 
 __all__ = ("Failures", "outcome_of")
 
@@ -82,8 +82,7 @@ class Failures:
         message = "The server failed to handle this event."
         details: dict[str, Any] = {}
         if self._debug:
-            text = str(error)[:1000].encode(errors="backslashreplace").decode()
-            details = {"exception": type(error).__name__, "text": text}
+            details = {"exception": type(error).__name__, "text": sendable(error)[:1000]}
         conn.send_error(
             EventError(message, code=ErrorCode.HANDLER_ERROR, details=details),
             event=event,

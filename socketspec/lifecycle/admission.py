@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from socketspec.declaration.refusals import as_event_error, status_of
 from socketspec.declaration.registry import Hook
@@ -26,12 +26,14 @@ from socketspec.session.lookup import SessionLookup
 from socketspec.session.revocation import Revoked
 from socketspec.telemetry.failure_watch import FailureWatch
 from socketspec.telemetry.log_pace import OnceAMinute
-from socketspec.text import cut, get_logger, one_line
+from socketspec.text import cut, get_logger, one_line, sendable
 
 __all__ = ("Admission", "Admissions", "refusal_code")
 
 logger: logging.Logger = get_logger("socketspec")
 
+MAX_TEXT: Final = 1000
+"""Characters of a refusal's text that are sent."""
 UNAVAILABLE = (503, "The cluster backend cannot be reached; connect again.")
 
 
@@ -168,7 +170,7 @@ class Admissions:
         if refusal is None and status_of(error) == 500:
             logger.error("A dependency of the handshake failed", exc_info=error)
             self._failures.note(error)
-        text = "The server failed." if refusal is None else refusal.message
+        text = "The server failed." if refusal is None else cut(sendable(refusal.message), MAX_TEXT)
         return Admission(connection=connection, refusal=(status_of(error), text), cause=error)
 
     def _provide(self, arrival: Arrival, owner: object, function: Callable[..., Any]) -> Callable[..., Any]:

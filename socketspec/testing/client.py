@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from socketspec.app.app import SocketApp
-from socketspec.app.mounts import Mounted, mounted
+from socketspec.app.mounts import Mounted, mounted, refuse_bare
 from socketspec.identity import Identity
 from socketspec.runtime.engine import Engine
 from socketspec.testing.asgi import ASGI, ASGILine, Lifespan
@@ -104,6 +104,7 @@ class AsyncTestClient:
         found = [place.socket for place in self._places]
         self._sockets = dict.fromkeys(found if self._given is None else [*found, self._given])
         if not self._sockets:
+            refuse_bare(self.app)
             raise ValueError(
                 f"TestClient found no SocketApp in this {type(self.app).__name__}: mount one on it, with "
                 "mount(socket, app), before the test begins; or pass the one that it serves as "

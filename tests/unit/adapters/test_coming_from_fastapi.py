@@ -20,10 +20,28 @@ ROUTERS = "tests.unit.app.test_routers"
 APPLICATIONS = "tests.unit.testing.test_applications"
 EXPECTATIONS = "tests.unit.testing.test_expectations"
 FAILURES = "tests.unit.testing.test_failures"
+DISPATCH = "tests.unit.inbound.test_dispatch"
 PLANS = "tests.unit.declaration.test_plans"
 
 TESTS = {
     '`@app.get("/items")`': (PLANS, "test_an_async_handler_without_dependencies_is_called_directly"),
+    "a `def` route": ("tests.unit.app.test_sync", "test_handlers_hooks_and_guards_that_are_plain_functions_may_call"),
+    "the body's model, a 422 for what does not fit": (
+        DISPATCH,
+        "test_a_payload_that_does_not_fit_names_the_places_and_the_event",
+    ),
+    "a return annotation, `response_model=`": (
+        "tests.unit.inbound.test_replies",
+        "test_a_response_model_takes_the_annotations_place",
+    ),
+    "a `ConnectionManager` of one's own": (
+        "tests.unit.app.test_rooms",
+        "test_a_broadcast_reaches_members_and_nobody_else",
+    ),
+    "`except WebSocketDisconnect`": (
+        "tests.unit.inbound.test_handlers_end",
+        "test_emit_says_that_and_why_the_connection_has_gone",
+    ),
     "`Depends(get_db)`, `Annotated`, nested, cached, `yield`, sync or async": (
         PLANS,
         "test_dependencies_of_every_form_are_provided",
@@ -48,12 +66,26 @@ TESTS = {
         ROUTERS,
         "test_a_dependency_of_a_router_refuses_each_event_of_it_and_no_other",
     ),
-    "a timeout or rate limit around a route": (ROUTERS, "test_the_schema_tells_limits_and_timeouts"),
+    "a timeout or rate limit around a route": (
+        "tests.unit.inbound.test_timeouts",
+        "test_the_events_timeout_comes_before_its_routers_and_that_before_the_apps",
+    ),
+    '`@app.middleware("http")`': (DISPATCH, "test_middleware_runs_outermost_first_and_may_answer_itself"),
+    "the lifespan of the application": (
+        "tests.e2e.test_mounting",
+        "test_the_apps_own_lifespan_runs_inside_the_sockets_and_its_state_reaches_routes",
+    ),
+    "`request.state`, `app.state`": (
+        GUARDS,
+        "test_state_of_the_application_and_of_its_middleware_is_seen_by_shared_dependencies",
+    ),
+    "`CORSMiddleware`": ("tests.unit.security.test_origins", "test_a_listed_origin_may_connect"),
     "`Query()`, `Header()`, `Cookie()`, `Path()`, plain parameters": (
         SHARED,
         "test_a_shared_dependency_gets_what_the_handshake_has_as_fastapi_gives_it",
     ),
     "`Request`, a body, `Form`, `File`": (SHARED, "test_what_a_handshake_has_not_is_refused_at_registration"),
+    "`BackgroundTasks`, `Response`": (SHARED, "test_what_a_handshake_has_not_is_refused_at_registration"),
     "`WebSocket`, `HTTPConnection`": (
         SHARED,
         "test_a_view_of_the_handshake_can_neither_accept_nor_send_nor_receive_nor_close",
@@ -65,12 +97,21 @@ TESTS = {
     ),
     "`{tenant}` in a path": (GUARDS, "test_variables_of_the_path_reach_handlers_guards_and_dependencies"),
     "`Security(…, scopes=[…])`, `SecurityScopes`": (SHARED, "test_security_scopes_are_collected_on_the_way"),
+    "`OAuth2PasswordBearer`, `HTTPBearer`, `APIKeyHeader`, …": (
+        SHARED,
+        "test_fastapis_security_schemes_read_the_handshake",
+    ),
     "a user dependency": (AUTH, "test_the_identity_is_a_dependency_of_http_routes_and_of_events"),
     "`app.dependency_overrides`": (
         GUARDS,
         "test_overrides_of_the_application_reach_its_guards_and_the_sockets_dependencies",
     ),
     "an exception handler": (GUARDS, "test_a_guard_refuses_the_socket_exactly_as_it_refuses_fastapis_own"),
+    "`/docs`": ("tests.unit.pages.test_pages", "test_without_a_token_option_everybody_sees_the_page"),
+    "`fastapi dev`, `fastapi run`": (
+        "tests.e2e.test_dev",
+        "test_it_prints_addresses_that_work_with_docs_and_debug_on",
+    ),
     "`TestClient(app)`": (APPLICATIONS, "test_the_lifespan_the_guards_the_state_and_the_routes_are_the_applications"),
     '`client.websocket_connect("/ws")`, `receive_json()`': (EXPECTATIONS, "test_what_a_connection_brings"),
     "`app.dependency_overrides[…]` in a test": (

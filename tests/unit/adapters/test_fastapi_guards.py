@@ -14,8 +14,9 @@ from starlette.websockets import WebSocketDisconnect
 
 import socketspec
 from socketspec import Connection, SocketApp
+from socketspec.adapters.asgi import ASGIApp
 from socketspec.adapters.fastapi import mount
-from socketspec.errors import ConfigurationError
+from socketspec.errors import ConfigurationError, EventError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # that it would like another HTTP client
@@ -241,3 +242,31 @@ def test_a_header_of_a_guard_is_read_as_on_http() -> None:
             pass
         with pytest.raises(WebSocketDenialResponse), client.websocket_connect("/ws", headers={"X-Key": "wrong"}):
             pass
+
+
+@pytest.mark.parametrize("served", ["by FastAPI", "alone"])
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (HTTPException(401, "half a pair: \ud800"), 401),
+        (HTTPException(401, {"of": object()}), 401),
+        (HTTPException(401, {"of": float("nan")}), 401),
+        (HTTPException(401, "x", {"X-Place": "Łódź", "X-Kept": "yes"}), 401),
+        (HTTPException(401, "x", {"X-Lines": "a\r\nb: c", "X-Kept": "yes"}), 401),
+        (HTTPException(429, "x", {"Retry-After": 5}), 429),  # type: ignore[dict-item] # untyped
+        (EventError("half a pair: \ud800", code="NOT_FOUND"), 404),
+    ],
+)
+def test_a_refusal_that_cannot_be_encoded_is_still_the_answer(served: str, error: Exception, status: int) -> None:
+    async def refuses() -> None:
+        raise error
+
+    socket = SocketApp(dependencies=[socketspec.Depends(refuses)])
+    app: Any = ASGIApp(socket)
+    if served == "by FastAPI":
+        app = FastAPI()
+        mount(socket, app)
+    with TestClient(app) as client, pytest.raises(WebSocketDenialResponse) as denied:
+        client.websocket_connect("/ws").__enter__()
+    kept = {"yes"} if "X-Kept" in (getattr(error, "headers", None) or {}) else set()
+    assert (denied.value.status_code, {*denied.value.headers.get_list("x-kept")}) == (status, kept)

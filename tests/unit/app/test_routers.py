@@ -181,7 +181,7 @@ async def test_on_error_of_a_router_is_for_its_events_before_the_apps() -> None:
         seen.append("router")
 
     socket.include_router(router)
-    async with TestClient(socket) as client:
+    async with TestClient(socket, raise_server_exceptions=False) as client:
         conn = await client.connect()
         await ask(conn, "outside")
         await ask(conn, "inside")
@@ -236,6 +236,8 @@ def test_whatever_cannot_work_is_refused_with_what_to_write() -> None:
         (lambda: SocketApp().include_router(SocketApp()), "move its events to an EventRouter"),  # type: ignore[arg-type] # untyped
         (lambda: SocketApp().include_router(pytest), "pass the router in it"),  # type: ignore[arg-type] # untyped
         (lambda: SocketApp().include_router(EventRouter(), prefix=5), "prefix must be a str"),  # type: ignore[arg-type] # untyped
+        (lambda: FastAPI().include_router(SocketApp()), r"Write mount\(socket, app\)"),  # type: ignore[arg-type] # untyped
+        (lambda: mount(SocketApp(), FastAPI(), dependencies=[5]), r"mount\(dependencies=\[5\]\)"),
         (lambda: FastAPI().include_router(EventRouter()), r"write socket\.include_router\(router\)"),  # type: ignore[arg-type] # untyped
         (lambda: mount(EventRouter(), FastAPI()), r"socket\.include_router\(router\)"),  # type: ignore[arg-type] # untyped
         (lambda: ASGIApp(EventRouter()), r"socket\.include_router\(router\)"),  # type: ignore[arg-type] # untyped
@@ -243,6 +245,11 @@ def test_whatever_cannot_work_is_refused_with_what_to_write() -> None:
     for call, message in cases:
         with pytest.raises(ConfigurationError, match=message):
             call()
+
+
+def test_a_router_of_events_has_no_routes_for_those_who_only_ask() -> None:
+    assert not hasattr(EventRouter(), "routes")
+    assert not hasattr(SocketApp(), "routes")
 
 
 def test_what_cannot_stand_beside_another_is_refused() -> None:

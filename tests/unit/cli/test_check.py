@@ -126,6 +126,24 @@ def test_it_prints_what_is_registered_and_0_says_that_nothing_is_wrong(check: Ch
     assert result.out.endswith("Nothing looks wrong.\n")
 
 
+@pytest.mark.parametrize("target", ["app", "socket"])
+def test_a_module_may_have_routers_of_events_under_a_name(check: Check, target: str) -> None:
+    routed = """
+from socketspec import EventRouter
+orders = EventRouter(prefix="orders.")
+
+@orders.on("place")
+async def place(conn: Connection) -> None: ...
+
+socket = SocketApp()
+socket.include_router(orders)
+mount(socket, app)
+"""
+    result = check(START + routed, target, "--json")
+    assert [event["event"] for event in result.json["apps"][0]["events"]] == ["orders.place"]
+    assert "refused" not in {code for _, code in result.found}
+
+
 def test_machines_get_the_same_as_json_and_the_same_each_time(check: Check) -> None:
     app = check(START + SHOP, "socket", "--json").json["apps"][0]
     assert app["mounted"][0]["dependencies"] == ["MODULE.session"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
@@ -91,6 +92,50 @@ async def test_every_hook_and_middleware_gets_its_dependencies_and_cleans_up() -
         "disconnect client_closed db",
     ]
     assert log.count("+") == log.count("-") == len(said)
+
+
+NOBODY: Any = Depends(nobody)
+
+
+def uncalled(conn: Connection, *, found: Any = Depends) -> bool:
+    return bool(found)
+
+
+def uncalled_of_fastapi(conn: Connection, *, found: Any = fastapi.Depends) -> bool:
+    return bool(found)
+
+
+def uncalled_annotated(conn: Connection, *, found: Annotated[str, fastapi.Security] = "") -> bool:
+    return bool(found)
+
+
+def with_a_comma(conn: Connection, *, found: Any = (NOBODY,)) -> bool:
+    return bool(found)
+
+
+def in_a_union(conn: Connection, *, found: Annotated[str, fastapi.Depends(nobody)] | None = None) -> bool:
+    return found is None
+
+
+def in_a_list(conn: Connection, *, found: list[Annotated[str, Depends(nobody)]] | None = None) -> bool:
+    return found is None
+
+
+def uncalled_query(conn: Connection, *, found: Any = fastapi.Query) -> bool:
+    return bool(found)
+
+
+@pytest.mark.parametrize(
+    "guard",
+    [uncalled, uncalled_of_fastapi, uncalled_annotated, with_a_comma, in_a_union, in_a_list, uncalled_query],
+)
+def test_a_marker_where_nothing_reads_it_is_refused_with_what_to_write(guard: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"parameter 'found'.*[Ww]rite"):
+        SocketApp().room_guard("staff")(guard)
+    with pytest.raises(ConfigurationError, match=r"parameter 'found'.*[Ww]rite"):
+        SocketApp().on("event")(guard)
+    with pytest.raises(ConfigurationError, match=r"parameter 'found'.*[Ww]rite"):
+        SocketApp(dependencies=[Depends(functools.partial(guard, nobody))])
 
 
 def test_a_hook_that_asks_where_it_is_passed_something_is_refused() -> None:

@@ -7,8 +7,16 @@ from typing import Annotated, Any
 import fastapi
 import pytest
 from fastapi.requests import HTTPConnection
-from fastapi.security import SecurityScopes
+from fastapi.security import (
+    APIKeyCookie,
+    APIKeyHeader,
+    APIKeyQuery,
+    HTTPBearer,
+    OAuth2PasswordBearer,
+    SecurityScopes,
+)
 from pydantic import BaseModel
+from starlette.requests import cookie_parser
 
 from socketspec import Connection, Depends, Identity, SocketApp
 from socketspec.errors import ConfigurationError
@@ -69,12 +77,31 @@ async def test_a_shared_dependency_gets_what_the_handshake_has_as_fastapi_gives_
             "limit": 3,
             "tags": ["a", "b"],
             "tenant": 7,
-            "session": "x y",
+            "session": "x%20y",
             "ids": [1, 2],
             "size": 50,
             "verbose": True,
             "variables": {"tenant": 7},
         }
+
+
+async def test_a_cookie_parameter_is_the_cookie_that_fastapi_and_the_connection_have() -> None:
+    header = r'sid=old; prefs={"a": "b"}; sid="say \"hi\" %20"'
+
+    def by_parameters(
+        sid: Annotated[str, fastapi.Cookie()], prefs: Annotated[str, fastapi.Cookie()], lone: str = fastapi.Cookie("")
+    ) -> dict[str, str]:
+        return {"sid": sid, "prefs": prefs, "lone": lone}
+
+    socket = SocketApp()
+
+    @socket.on("cookies")
+    async def handler(conn: Connection, got: Annotated[dict[str, str], Depends(by_parameters)]) -> dict[str, object]:
+        return {"got": got, "same": {**conn.cookies, "lone": ""} == got}
+
+    async with TestClient(socket) as client:
+        conn = await client.connect(headers={"Cookie": header})
+        assert await ask(conn, "cookies") == {"got": {**cookie_parser(header), "lone": ""}, "same": True}
 
 
 @pytest.mark.parametrize(
@@ -170,6 +197,31 @@ async def test_security_scopes_are_collected_on_the_way() -> None:
 
     async with TestClient(socket) as client:
         assert await ask(await client.connect(), "x") == {"both": ["a", "b"], "one": ["c"]}
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        OAuth2PasswordBearer("token"),
+        HTTPBearer(),
+        APIKeyHeader(name="x-key"),
+        APIKeyCookie(name="key"),
+        APIKeyQuery(name="key"),
+    ],
+    ids=lambda scheme: type(scheme).__name__,
+)
+async def test_fastapis_security_schemes_read_the_handshake(scheme: Any) -> None:
+    socket = SocketApp()
+
+    @socket.on("whoami")
+    async def whoami(conn: Connection, given: Annotated[Any, fastapi.Security(scheme)]) -> dict[str, str]:
+        return {"given": getattr(given, "credentials", given)}
+
+    headers = {"Authorization": "Bearer f00d", "X-Key": "f00d", "Cookie": "key=f00d"}
+    async with TestClient(socket) as client:
+        conn = await client.connect(headers=headers, query_params={"key": "f00d"})
+        assert await ask(conn, "whoami") == {"given": "f00d"}
+        assert await ask(await client.connect(), "whoami") == "AUTH_ERROR"
 
 
 async def test_the_identity_is_given_by_its_type() -> None:

@@ -52,6 +52,30 @@ async def test_a_handler_that_sends_in_a_loop_ends_with_its_connection(caplog: p
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+async def test_a_handler_that_does_nothing_but_send_ends_too_and_leaves_others_their_turn() -> None:
+    app, ended = SocketApp(), list[str]()
+
+    @app.on("watch")
+    async def watch(conn: Connection) -> None:
+        for _ in range(100_000):  # it stands for ever: nothing in it waits
+            await conn.emit("tick")
+        ended.append("by itself")
+
+    @app.on("ask")
+    async def ask(conn: Connection) -> dict[str, bool]:
+        return {"answered": True}
+
+    async with TestClient(app) as client:
+        ada, bob = await client.connect(), await client.connect()
+        await ada.send("watch")
+        assert await bob.request("ask") == {"answered": True}
+        assert ended == []
+        await ada.close()
+        engine = await running(app)
+        await until(lambda: len(engine.handlers) == 0)
+    assert ended == []
+
+
 @pytest.mark.parametrize("how", ["by the server", "by the client"])
 async def test_emit_says_that_and_why_the_connection_has_gone(how: str) -> None:
     app, raised = SocketApp(), list[Disconnected]()

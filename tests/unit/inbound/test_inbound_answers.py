@@ -14,6 +14,7 @@ from socketspec.backend.memory import MemoryLimits
 from socketspec.errors import (
     BackendError,
 )
+from socketspec.inbound.catching_up import unrecovered
 from socketspec.logs import JsonFormatter
 from socketspec.protocol.handshake import Handshake
 from socketspec.security.ratelimit import RateLimit
@@ -155,6 +156,28 @@ async def test_a_text_that_cannot_be_sent_is_shown_escaped() -> None:
         conn = await client.connect()
         await conn.send("fail", id=1)
         assert (await error_of(conn))["details"]["text"] == "half a pair: \\ud800"
+
+
+class MuteError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+async def test_an_exception_without_a_text_is_answered_too() -> None:
+    app = SocketApp(debug=True)
+
+    @app.on("fail")
+    async def fail(conn: Connection) -> None:
+        raise MuteError
+
+    async with TestClient(app, raise_server_exceptions=False) as client:
+        conn = await client.connect()
+        await conn.send("fail", id=1)
+        assert (await error_of(conn))["details"]["exception"] == "MuteError"
+
+
+def test_why_a_room_could_not_be_recovered_can_always_be_sent() -> None:
+    assert unrecovered("refused", "half a pair: \ud800")["message"] == "half a pair: \\ud800"
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), BackendError("redis is gone")])

@@ -18,6 +18,7 @@ from starlette.routing import Mount
 from socketspec import Connection, SocketApp
 from socketspec.adapters.asgi import ASGIApp
 from socketspec.adapters.fastapi import mount
+from socketspec.errors import ConfigurationError
 from socketspec.testing import HandshakeRefused, TestClient
 from tests.engines import is_running
 from tests.unit.testing.apps import ADA, Order, shop
@@ -81,6 +82,13 @@ async def test_of_several_sockets_one_is_named() -> None:
         for path, namespace in (("/a", "/"), ("/b", "/b"), ("/sub/c", "/c")):
             async with client.connect(path) as conn:
                 assert conn.connection.namespace == namespace
+
+
+async def test_an_app_that_is_mounted_as_it_is_says_so() -> None:
+    app = FastAPI()
+    app.mount("/ws", SocketApp())
+    with pytest.raises(ConfigurationError, match=r"mount\(socket, app, path='/ws'\)"):
+        await TestClient(app).__aenter__()
 
 
 async def test_an_app_mounted_as_asgi_and_one_that_is_named() -> None:
