@@ -18,6 +18,7 @@ from typing import Any
 from socketspec.declaration.compiler import ROOT, Bound, Compiler, Stage, Step, Values, bind, run
 from socketspec.declaration.dependencies import Dependency, call_in_thread
 from socketspec.declaration.foreign import refuse_fastapi
+from socketspec.declaration.markers import dependency_of
 from socketspec.declaration.outbound import OutboundType
 from socketspec.declaration.payloads import PayloadType
 from socketspec.declaration.replies import reply_type, settled
@@ -28,7 +29,6 @@ from socketspec.declaration.signatures import (
     Scope,
     Signature,
     bare,
-    dependency_of,
     describe,
     innermost,
     kind_of,
