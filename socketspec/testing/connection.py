@@ -111,7 +111,9 @@ class TestConnection:
 
     async def send(self, event: str, payload: object = None, *, id: str | int | None = None) -> None:
         """Send one event. `payload` is a model, dataclass or mapping."""
-        envelope: dict[str, Any] = {"event": event, "payload": {} if payload is None else payload}
+        envelope: dict[str, Any] = {"event": event}
+        if payload is not None:
+            envelope["payload"] = payload
         if id is not None:
             envelope["id"] = id
         await self.send_raw(self._encoded(envelope))
