@@ -14,8 +14,9 @@ from socketspec.declaration.events import Event
 from socketspec.declaration.groups import Given, Path, check_middleware
 from socketspec.declaration.habits import refuse_bare
 from socketspec.declaration.patterns import RoomPattern
-from socketspec.declaration.plans import HookPlan, Shape
+from socketspec.declaration.plans import HookPlan
 from socketspec.declaration.registry import Guard, Registry
+from socketspec.declaration.shapes import Shape
 from socketspec.declaration.signatures import EMPTY, describe, enclosing_locals
 from socketspec.declaration.specs import EventOptions
 from socketspec.declaration.variables import RoomVariables

@@ -23,6 +23,7 @@ from socketspec.declaration.foreign import (
     security_scopes_of,
     view_of,
 )
+from socketspec.declaration.markers import dependency_of
 from socketspec.declaration.parameters import explicit, implicit, is_body
 from socketspec.declaration.resources import Resources
 from socketspec.declaration.signatures import (
@@ -31,7 +32,6 @@ from socketspec.declaration.signatures import (
     Kind,
     Scope,
     Signature,
-    dependency_of,
     describe,
     kind_of,
     means,

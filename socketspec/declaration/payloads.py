@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, Union, get_args
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, PydanticSerializationError, SchemaValidator, to_json
@@ -18,7 +20,9 @@ from socketspec.declaration.models import (
     name_of,
     settings_in,
 )
+from socketspec.declaration.signatures import EMPTY, bare, is_union
 from socketspec.errors import ConfigurationError, ValidationFailed
+from socketspec.protocol.decoding import NoPayload
 from socketspec.text import cut
 
 __all__ = ("MAX_DEPTH", "MAX_ERRORS", "PayloadType", "misfit")
@@ -48,7 +52,8 @@ _LEAST, _MOST = -(2**63), 2**64 - 1
 class PayloadType:
     """A payload's type, compiled: validates what clients send, and describes itself as JSON Schema.
 
-    `namespace` resolves names that the annotation's own models left open (models local to a function).
+    `namespace` resolves names that the annotation's own models left open (models local to a function). A copy of
+    `default` is what a message without a payload brings; it is not validated. With one, the type may admit None.
     Raises `ConfigurationError` for a type that is not an object or that Pydantic cannot handle.
     """
 
@@ -62,17 +67,23 @@ class PayloadType:
     validate_python: Callable[[Any], Any]
     """Validates a parsed object. Raises Pydantic's `ValidationError`; `validate` translates that."""
 
-    def __init__(self, annotation: Any, *, namespace: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, annotation: Any, *, namespace: Mapping[str, Any] | None = None, default: Any = EMPTY) -> None:
+        if default is not EMPTY:
+            annotation = _without_none(annotation)
         self.annotation = annotation
         self.name = name_of(annotation)
         if not is_object(annotation):
+            instead = "put a single value, a list or an optional value in a field of it."
+            if is_object(_without_none(annotation)):
+                instead = "or give it a default, such as None, for messages without a payload."
             raise ConfigurationError(
-                f"{self.name!r} cannot be a payload: a payload is always an object. "
-                f"Use {ACCEPTED}, and put a single value, a list or an optional value in a field of it."
+                f"{self.name!r} cannot be a payload: a payload is always an object. Use {ACCEPTED}, "
+                f"{'' if instead.startswith('or') else 'and '}{instead}"
             )
         self.is_plain = is_plain(annotation)
         self._adapter = compile_model(dict[str, Any] if self.is_plain else annotation, self.name, namespace or {})
-        self.validate_python = _check_tree if self.is_plain else _validator(self._adapter)
+        validate = _check_tree if self.is_plain else _validator(self._adapter)
+        self.validate_python = validate if default is EMPTY else _or_default(validate, default)
 
     def __repr__(self) -> str:
         return f"PayloadType({self.name})"
@@ -100,6 +111,20 @@ class PayloadType:
         Raises `ConfigurationError` if a field has no JSON Schema.
         """
         return json_schema(self._adapter, self.name, mode)
+
+
+def _without_none(annotation: Any) -> Any:
+    """What is left of an optional type; any other as it is."""
+    inner, _ = bare(annotation)
+    options = tuple(option for option in get_args(inner) if option is not NoneType) if is_union(inner) else ()
+    return Union[options] if options else annotation  # noqa: UP007 # the types are known at run time only
+
+
+def _or_default(validate: Callable[[Any], Any], default: Any) -> Callable[[Any], Any]:
+    def validate_or_default(value: Any) -> Any:
+        return copy.deepcopy(default) if value.__class__ is NoPayload else validate(value)
+
+    return validate_or_default
 
 
 def _validator(adapter: TypeAdapter[Any]) -> Callable[[Any], Any]:
@@ -238,6 +263,8 @@ def _is_leaf(item: Any, kind: object) -> bool:
 
 def _locate(value: Any) -> Any:
     """Find what is wrong with `value` and where; return it if nothing is."""
+    if not value:  # no payload
+        return {}
     level: list[tuple[Any, _Link]] = [(value, None)]
     for _ in range(MAX_DEPTH):
         below: list[tuple[Any, _Link]] = []

@@ -15,12 +15,17 @@ from functools import partial, wraps
 from types import MappingProxyType
 from typing import Any
 
+from pydantic.fields import FieldInfo
+
 from socketspec.declaration.compiler import ROOT, Bound, Compiler, Stage, Step, Values, bind, run
 from socketspec.declaration.dependencies import Dependency, call_in_thread
 from socketspec.declaration.foreign import refuse_fastapi
+from socketspec.declaration.markers import dependency_of
 from socketspec.declaration.outbound import OutboundType
+from socketspec.declaration.parameters import is_body
 from socketspec.declaration.payloads import PayloadType
 from socketspec.declaration.replies import reply_type, settled
+from socketspec.declaration.shapes import Shape
 from socketspec.declaration.signatures import (
     EMPTY,
     Argument,
@@ -28,7 +33,6 @@ from socketspec.declaration.signatures import (
     Scope,
     Signature,
     bare,
-    dependency_of,
     describe,
     innermost,
     kind_of,
@@ -43,7 +47,6 @@ __all__ = (
     "HookPlan",
     "Replaced",
     "Scoped",
-    "Shape",
     "compile_handler",
     "compile_handshake",
     "compile_hook",
@@ -77,30 +80,6 @@ class HandlerPlan:
     """Whether it asks for anything beside the connection and the payload."""
     wants_scope: bool = False
     """Whether a dependency looks at the handshake as FastAPI's `WebSocket` or `HTTPConnection`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """How a hook, guard, middleware or auth backend is called."""
-
-    what: str
-    """For messages: "a room guard"."""
-    positional: tuple[str, ...]
-    keywords: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ()
-    """Those of `keywords` that it need not take."""
-    stage: Stage = Stage.EVENT
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What is passed, in order."""
-        return (*self.positional, *self.keywords)
-
-    def shown(self, func: object) -> str:
-        """The signature to write."""
-        named = [name for name in self.keywords if name not in self.optional]
-        expected = ", ".join([*self.positional, *(["*", *named] if named else [])])
-        return f"{self.what} looks like this: async def {getattr(func, '__name__', 'hook')}({expected})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -285,16 +264,31 @@ def _handler(compiler: Compiler, signature: Signature) -> tuple[PayloadType | No
         raise ConfigurationError(f"{owner} takes no parameters, but gets the connection. {_SHAPE}")
     _first(compiler, signature.arguments[0], owner)
     payload: PayloadType | None = None
+    name: str | None = None
     sources: list[int | None] = [ROOT]
     for argument in signature.arguments[1:]:
         if argument.position is inspect.Parameter.VAR_POSITIONAL:
             raise ConfigurationError(f"{owner}: *{argument.name} would stay empty. {_SHAPE}")
         if payload is None and _is_payload(compiler, argument, owner):
-            payload = _payload(argument, signature)
+            payload, name = _payload(argument, signature), argument.name
             sources.append(_PAYLOAD)
+        elif not (argument.is_variadic or compiler.is_provided(argument, owner)) and is_body(argument.annotation):
+            raise ConfigurationError(_no_payload(argument, owner, name))
         else:
             sources.append(compiler.source(argument, owner))
     return payload, sources
+
+
+def _no_payload(argument: Argument, owner: str, payload: str | None) -> str:
+    if payload is None:
+        return (
+            f"{owner}: parameter {argument.name!r} looks like the payload, which is given by position. "
+            f"Put it behind the connection, before the `*`. {_SHAPE}"
+        )
+    return (
+        f"{owner}: the payload is {payload!r}, and an event has only one, so nothing provides {argument.name!r}. "
+        f"Make one model that has both as fields, or write {argument.name}=Depends(…). {_SHAPE}"
+    )
 
 
 def _first(compiler: Compiler, argument: Argument, owner: str) -> None:
@@ -329,8 +323,13 @@ def _is_payload(compiler: Compiler, argument: Argument, owner: str) -> bool:
 
 def _payload(argument: Argument, signature: Signature) -> PayloadType:
     annotation = dict if argument.annotation is EMPTY else argument.annotation
+    if isinstance(argument.default, FieldInfo):
+        raise ConfigurationError(
+            f"{signature.owner}: the default of parameter {argument.name!r}, the payload, is a Field(), which is for "
+            f"fields of models. Write the value itself: {argument.name}: Model = Model(…)."
+        )
     try:
-        return PayloadType(annotation, namespace=signature.namespace)
+        return PayloadType(annotation, namespace=signature.namespace, default=argument.default)
     except ConfigurationError as error:
         raise ConfigurationError(
             f"{signature.owner}: parameter {argument.name!r} is the payload. {error} {_SHAPE}"

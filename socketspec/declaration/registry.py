@@ -20,13 +20,13 @@ from socketspec.declaration.plans import (
     HandlerPlan,
     HookPlan,
     Scoped,
-    Shape,
     compile_handler,
     compile_handshake,
     compile_hook,
 )
 from socketspec.declaration.rooms import DeclaredRooms
 from socketspec.declaration.sending import DeclaredSends
+from socketspec.declaration.shapes import Shape
 from socketspec.declaration.signatures import Kind, enclosing_locals, kind_of
 from socketspec.declaration.variables import RoomVariables
 from socketspec.errors import ConfigurationError

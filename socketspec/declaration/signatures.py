@@ -11,11 +11,11 @@ import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from socketspec.declaration.dependencies import Dependency, Depends
+from socketspec.declaration.dependencies import Dependency
 from socketspec.errors import ConfigurationError
 
 __all__ = (
@@ -25,7 +25,6 @@ __all__ = (
     "Scope",
     "Signature",
     "bare",
-    "dependency_of",
     "describe",
     "enclosing_locals",
     "innermost",
@@ -320,74 +319,3 @@ def means(annotation: Any, wanted: type[Any]) -> bool:
         return inner.__bound__ is not None and means(inner.__bound__, wanted)
     origin = get_origin(inner) or inner
     return isinstance(origin, type) and issubclass(origin, wanted)
-
-
-def dependency_of(argument: Argument, owner: str) -> Dependency | None:
-    """The dependency an argument declares by default or `Annotated`, with its callable filled in.
-
-    Raises `ConfigurationError` for a marker that stands where nobody reads it: its value would be the marker itself.
-    """
-    if argument.bound:
-        return None
-    inner, metadata = bare(argument.annotation)
-    for value in (argument.default, *metadata):
-        _check_called(value, argument.name, owner)
-    marker = Dependency.read(argument.default)
-    annotated = [found for found in map(Dependency.read, metadata) if found is not None]
-    if annotated and marker is None and argument.default is not EMPTY:
-        raise ConfigurationError(
-            f"{owner}: parameter {argument.name!r} has both Depends in its Annotated type and a default value. "
-            "Take the default away: the dependency always provides the value."
-        )
-    marker = marker or (annotated[-1] if annotated else None)
-    if marker is None:
-        _refuse_hidden(argument, inner, owner)
-        return None
-    if marker.dependency is not None:
-        return marker
-    if inner in (EMPTY, Any) or is_union(inner) or not isinstance(get_origin(inner) or inner, type):
-        raise ConfigurationError(
-            f"{owner}: parameter {argument.name!r} says Depends() without what to call, and its annotation "
-            "is not a class that could be called. Write Depends(the_function)."
-        )
-    return replace(marker, dependency=inner)
-
-
-def _check_called(value: object, name: str, owner: str) -> None:
-    """Raise `ConfigurationError` for ``Depends``, ``Query`` and their like without parentheses."""
-    if not (inspect.isfunction(value) or inspect.isclass(value)):
-        return
-    package = value.__module__.partition(".")[0]
-    if (package in ("fastapi", "starlette") and value.__name__ in _MARKERS) or value is Depends:
-        raise ConfigurationError(
-            f"{owner}: parameter {name!r} has {value.__name__} without parentheses, which declares nothing. "
-            f"Write {value.__name__}({'get_it' if value.__name__ in _CALLING else ''})."
-        )
-
-
-def _refuse_hidden(argument: Argument, inner: Any, owner: str) -> None:
-    """Raise `ConfigurationError` for a ``Depends(…)`` within a union, a collection or a default's tuple."""
-    default = argument.default
-    found: Dependency | None = None
-    if isinstance(default, tuple | list):
-        items: Sequence[Any] = default
-        found = next(filter(None, map(Dependency.read, items)), None)
-    found = found or _within(inner, _MOST_WRAPPERS)
-    if found is not None:
-        shown = getattr(found.dependency, "__name__", "get_it")
-        raise ConfigurationError(
-            f"{owner}: parameter {argument.name!r} has Depends inside of something else, where it declares nothing. "
-            f"Write it outermost: Annotated[the_type, Depends({shown})], or as the default itself."
-        )
-
-
-def _within(annotation: Any, depth: int) -> Dependency | None:
-    """The first marker in the arguments of a type, `depth` levels down at most."""
-    for option in get_args(annotation) if depth else ():
-        inner, metadata = bare(option)
-        for value in metadata:
-            if (found := Dependency.read(value)) is not None:
-                return found
-        if (found := _within(inner, depth - 1)) is not None:
-            return found
-    return None

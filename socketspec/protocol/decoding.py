@@ -17,7 +17,7 @@ from pydantic_core import from_json
 from socketspec.errors import ValidationFailed
 from socketspec.protocol.formats import MAX_DEPTH, Format
 
-__all__ = ("MAX_ITEMS", "Envelope", "decode")
+__all__ = ("MAX_ITEMS", "Envelope", "NoPayload", "decode")
 
 
 MAX_ID_LENGTH: Final = 128
@@ -39,6 +39,12 @@ _PARSER_SAYS: Final = {
     "exceeds max_": "the data ends early",
 }
 """What the MessagePack parser says of the data, and what that means to those who sent it."""
+
+
+class NoPayload(dict[str, Any]):
+    """Stands in an envelope for a payload that the message does not have, or has as null."""
+
+    __slots__ = ()
 
 
 class Envelope(NamedTuple):
@@ -71,7 +77,7 @@ def decode(data: str | bytes, format: Format, *, max_items: int = MAX_ITEMS) -> 
         raise ValidationFailed(f"`event` must be a non-empty string, not {_kind(event)}.")
     payload = value.get("payload")
     if payload is None:
-        payload = {}
+        payload = NoPayload()
     elif type(payload) is not dict:
         raise ValidationFailed(f"`payload` must be an object, not {_kind(payload)}.")
     return Envelope(event, payload, _check_id(value.get("id")))

@@ -118,7 +118,9 @@ class TestConnection:
         """
         if self._left and self.inbox.ended is not None:
             raise ConnectionClosed(*self.inbox.ended, f" by this test before {event!r} was sent: reconnect() first")
-        envelope: dict[str, Any] = {"event": event, "payload": {} if payload is None else payload}
+        envelope: dict[str, Any] = {"event": event}
+        if payload is not None:
+            envelope["payload"] = payload
         if id is not None:
             envelope["id"] = id
         await self.send_raw(self._encoded(envelope))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+from socketspec.declaration.markers import dependency_of
 from socketspec.declaration.outbound import OutboundType
 from socketspec.declaration.patterns import RoomPattern
 from socketspec.declaration.payloads import PayloadType
-from socketspec.declaration.signatures import Scope, dependency_of, describe, innermost, resolve
+from socketspec.declaration.signatures import Scope, describe, innermost, resolve
 from socketspec.errors import ConfigurationError
 from socketspec.text import cut
 

@@ -125,6 +125,52 @@ def uncalled_query(conn: Connection, *, found: Any = fastapi.Query) -> bool:
     return bool(found)
 
 
+def two_dependencies(conn: Connection, *, found: Annotated[str, Depends(nobody)] = Depends(somebody)) -> bool:
+    return bool(found)
+
+
+def two_annotated(conn: Connection, *, found: Annotated[str, fastapi.Depends(nobody), Depends(somebody)]) -> bool:
+    return bool(found)
+
+
+def dependency_and_query(conn: Connection, *, found: Annotated[str, Depends(nobody), fastapi.Query()]) -> bool:
+    return bool(found)
+
+
+def two_queries(conn: Connection, *, found: Annotated[int, fastapi.Query()] = fastapi.Query(5)) -> bool:
+    return bool(found)
+
+
+def query_default(conn: Connection, *, found: Annotated[int, fastapi.Query(5)]) -> bool:
+    return bool(found)
+
+
+def query_in_a_union(conn: Connection, *, found: Annotated[int, fastapi.Query()] | None = None) -> bool:
+    return bool(found)
+
+
+def function_as_default(conn: Connection, *, found: int | None = nobody) -> bool:  # type: ignore[assignment] # refused
+    return bool(found)
+
+
+@pytest.mark.parametrize(
+    "guard",
+    [two_dependencies, two_annotated, dependency_and_query, two_queries, query_default, query_in_a_union],
+)
+def test_only_one_marker_may_provide_a_parameter_and_only_where_it_is_read(guard: Any) -> None:
+    for register in (SocketApp().room_guard("staff"), SocketApp().on("event"), SocketApp().on_connect):
+        with pytest.raises(ConfigurationError, match=r"parameter 'found'.*Write"):
+            register(guard)
+
+
+def test_a_function_as_a_default_is_no_dependency() -> None:
+    for register in (SocketApp().room_guard("staff"), SocketApp().on("event"), SocketApp().on_connect):
+        with pytest.raises(
+            ConfigurationError, match=r"'found' would get the function nobody itself.*Depends\(nobody\)"
+        ):
+            register(function_as_default)
+
+
 @pytest.mark.parametrize(
     "guard",
     [uncalled, uncalled_of_fastapi, uncalled_annotated, with_a_comma, in_a_union, in_a_list, uncalled_query],

@@ -13,13 +13,13 @@ from typing_extensions import TypeAliasType
 
 from socketspec.declaration.dependencies import Depends
 from socketspec.declaration.foreign import refuse_fastapi
+from socketspec.declaration.markers import dependency_of
 from socketspec.declaration.signatures import (
     EMPTY,
     Argument,
     Kind,
     Scope,
     bare,
-    dependency_of,
     describe,
     enclosing_locals,
     kind_of,
