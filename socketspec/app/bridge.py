@@ -10,6 +10,7 @@ from contextvars import copy_context
 from typing import Any, Final, Generic, TypeVar
 
 from socketspec.app.whereabouts import FORKED
+from socketspec.concurrency.threads import waiting_here
 from socketspec.runtime.engine import Engine
 
 __all__ = ("Bridge",)
@@ -32,7 +33,10 @@ _TOO_LATE: Final = (
 
 
 class Bridge:
-    """Runs coroutines in the event loop of a running app, for other threads."""
+    """Runs coroutines in the event loop of a running app, for other threads.
+
+    While a thread waits, it runs what is not `async` of what it waits for: guards and dependencies.
+    """
 
     def __init__(self, engine: Callable[[], Engine | None]) -> None:
         self._engine = engine
@@ -74,17 +78,16 @@ class _Call(Generic[T]):
 
     def wait(self, timeout: float) -> T:
         """Have the work done, and wait for its result."""
-        try:
-            self._engine.loop.call_soon_threadsafe(self._start)
-        except RuntimeError:  # the event loop was closed just now
-            raise self._ended() from None
-        try:
-            return self._result.result(timeout)
-        except TimeoutError:
+        with waiting_here(self._context) as thread:
+            try:
+                self._engine.loop.call_soon_threadsafe(self._start)
+            except RuntimeError:  # the event loop was closed just now
+                raise self._ended() from None
+            thread.wait_for(self._result, timeout)
             if self._result.done():
-                raise  # it is the work's own
+                return self._result.result()
             self._give_up()
-            raise TimeoutError(_TOO_LATE.format(name=self._name, timeout=timeout)) from None
+            raise TimeoutError(_TOO_LATE.format(name=self._name, timeout=timeout))
 
     def _start(self) -> None:
         if self._result.set_running_or_notify_cancel():  # else the caller has given up

@@ -1,6 +1,8 @@
 """`socket.sync`: what an app offers, for code that cannot await: `def` routes and handlers, threads, executors.
 
-Each call runs in the app's event loop, in a copy of the caller's context variables, and waits there for the result.
+Each call runs in the app's event loop, in a copy of the caller's context variables, and the calling thread waits for
+the result. What is not `async` and is called on the way, such as a `def` guard or dependency, runs in that thread
+meanwhile: threads that wait here never wait for a thread.
 """
 
 from __future__ import annotations
@@ -173,7 +175,7 @@ class Sync:
 
     - `RuntimeError` in the app's own event loop, which it would block for ever, and where the app does not run;
     - `TimeoutError` when the time is over. Then it may or may not have been done: a broadcast that must not come twice
-      takes an `idempotency_key`.
+      takes an `idempotency_key`. A `def` guard or dependency that runs at that moment is waited for.
     """
 
     def __init__(self, rooms: Rooms, users: Users, sessions: Sessions, engine: Callable[[], Engine | None]) -> None:

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from threading import get_ident
-from typing import Any, Final
+from typing import Any, Final, Never
 
 from socketspec.concurrency.elsewhere import ELSEWHERE
 from socketspec.connection.gone import is_expected
@@ -30,6 +30,13 @@ __all__ = ("Connection", "connection_id")
 
 EMITS_A_TURN: Final = 64
 """Events that handlers of a node emit before the event loop gets its turn: only then is a client that left noticed."""
+_IS_AUTHENTICATED: Final = (
+    "conn.identity cannot be set: rooms, limits and revocation go by the credentials that the client came with. Who a "
+    "client is, an auth backend says (SocketApp(auth=…)). What a handler finds out goes into conn.metadata['user']."
+)
+_IS_OWN: Final = (
+    "conn.{name} cannot be set. What is to be kept for this connection goes into its dict: conn.metadata['key'] = …"
+)
 
 
 def connection_id() -> str:
@@ -46,8 +53,10 @@ class Connection:
     __slots__ = (
         "__weakref__",
         "_closing",
+        "_identity",
         "_metadata",
         "_sender",
+        "_session",
         "_state",
         "clock",
         "close_reason",
@@ -57,10 +66,8 @@ class Connection:
         "handshake",
         "held",
         "id",
-        "identity",
         "in_flight",
         "resources",
-        "session",
         "spent",
         "topics",
         "transport",
@@ -83,9 +90,8 @@ class Connection:
         id: str,
     ) -> None:
         self.id: str = id
-        self.identity: Identity = identity
-        """Who is connected."""
-        self.session: Session = session
+        self._identity = identity
+        self._session = session
         self.connected_at: float = time.time()
         """Seconds since the epoch."""
         self._metadata: dict[str, Any] | None = None
@@ -116,18 +122,45 @@ class Connection:
         self.close_reason: str = ""
 
     def __repr__(self) -> str:
-        return f"<Connection {self.id} {self._state.value} user={self.identity.user_id!r}>"
+        return f"<Connection {self.id} {self._state.value} user={self._identity.user_id!r}>"
 
     @property
     def state(self) -> State:
         """Where the connection stands."""
         return self._state
 
+    @state.setter
+    def state(self, value: Never) -> None:
+        raise AttributeError(_IS_OWN.format(name="state"))
+
     def move(self, state: State) -> None:
         """Change the state. Raises `RuntimeError` if the table in `connection.states` does not allow it."""
         if state not in TRANSITIONS[self._state]:
             raise RuntimeError(f"a connection cannot go from {self._state.value} to {state.value}")
         self._state = state
+
+    @property
+    def identity(self) -> Identity:
+        """Who is connected."""
+        return self._identity
+
+    @identity.setter
+    def identity(self, value: Never) -> None:
+        raise AttributeError(_IS_AUTHENTICATED)
+
+    @property
+    def session(self) -> Session:
+        """How long the client may stay, and by what it may come back."""
+        return self._session
+
+    @session.setter
+    def session(self, value: Never) -> None:
+        raise AttributeError(_IS_OWN.format(name="session"))
+
+    def authenticated(self, identity: Identity, session: Session) -> None:
+        """Go on as this identity, in this session. For the parts of a running app: limits and revocation follow it."""
+        self._identity = identity
+        self._session = session
 
     @property
     def is_open(self) -> bool:
@@ -166,6 +199,10 @@ class Connection:
             self._metadata = {}
         return self._metadata
 
+    @metadata.setter
+    def metadata(self, value: Never) -> None:
+        raise AttributeError(_IS_OWN.format(name="metadata"))
+
     @property
     def rooms(self) -> frozenset[str]:
         """The rooms it is in. In `on_disconnect`: those it was in."""
@@ -193,7 +230,7 @@ class Connection:
                 return
             raise Disconnected(self.id, self.close_reason)
         sender = self._sender
-        sender.send(self.id, self.session.id, self.transport.write, message)
+        sender.send(self.id, self._session.id, self.transport.write, message)
         if self.transport.buffered > sender.max_buffer // 2:
             await self.transport.drain()
         sender.emits += 1
@@ -213,7 +250,7 @@ class Connection:
     def send(self, message: Message) -> None:
         """Send a finished message. For the parts of a running app."""
         if self.is_open or self._state is State.AUTHENTICATING:
-            self._sender.send(self.id, self.session.id, self.transport.write, message)
+            self._sender.send(self.id, self._session.id, self.transport.write, message)
 
     def send_error(self, error: EventError, *, event: str | None, id: str | int | None = None, number: int = 0) -> None:
         """Send `error` as ``__error__``, for the request with this number; 0: it gets a number now."""

@@ -22,10 +22,11 @@ refused when it is registered.
 - An error of the handler is raised at the `yield`. A dependency may replace it by raising another one, but catching it
   does not undo it: the handler failed, dependencies further out (a transaction, say) see the error too, and the event
   is answered with it. An error of a clean-up counts as the handler's.
-- What is not `async` (classes included) runs in a worker thread of asyncio's default executor, with a copy of the
-  context variables; a generator's two halves share one copy. At most ``min(32, cpus + 4)`` of these threads run at a
-  time in the whole process, unless you give the loop another executor. A cancelled event waits for its thread to
-  finish, so that nothing is cleaned up while it is still in use.
+- What is not `async` (classes included) runs in a worker thread, with a copy of the context variables; a generator's
+  two halves share one copy. An event loop has at most 40 of these threads, apart from those of asyncio's default
+  executor and of HTTP routes. What is called on behalf of a thread that waits for `socket.sync` (the guard of a room
+  that a `def` handler joins) runs in that thread. A cancelled event waits for its thread to finish, so that nothing is
+  cleaned up while it is still in use.
 
 FastAPI's own `Depends` and `Security` mean the same here. Its scopes ``"function"`` and ``"request"`` both mean the
 event, whose reply is sent after the clean-up.
@@ -42,6 +43,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final, Literal, TypeVar
 
+from socketspec.concurrency.threads import begin
 from socketspec.errors import ConfigurationError
 
 __all__ = ("Dependency", "Depends")
@@ -141,7 +143,7 @@ async def enter_in_thread(manager: AbstractContextManager[Any], stack: AsyncExit
 
 
 async def run_in_thread(call: Callable[[], _T], context: Context, *, always: bool = False) -> _T:
-    """Run `call` in the default executor. A cancellation is raised when the thread is done, not before.
+    """Run `call` in a thread, see `concurrency.threads`. A cancellation is raised when it is done, not before.
 
     If it arrives before a thread was free, `call` is not run at all, unless it is to run `always`.
     """
@@ -156,7 +158,7 @@ async def run_in_thread(call: Callable[[], _T], context: Context, *, always: boo
             # A future cannot carry it: on Python 3.11 the event would wait forever.
             raise RuntimeError("StopIteration was raised in a worker thread") from error
 
-    future = asyncio.get_running_loop().run_in_executor(None, context.run, run)
+    future = begin(partial(context.run, run))
     while not future.done():
         try:
             await asyncio.wait((future,))

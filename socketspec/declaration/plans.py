@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from socketspec.concurrency.deadline import Deadline, held
 from socketspec.declaration.compiler import ROOT, Bound, Compiler, Stage, Step, Values, bind, run
 from socketspec.declaration.dependencies import Dependency, call_in_thread
 from socketspec.declaration.foreign import refuse_fastapi
@@ -355,7 +356,10 @@ def _handler_call(
         return lambda conn, payload: bound([conn, payload])
     if any(managed for _, managed in steps):
         bound = settled(bound, reply, is_async=is_async)
-    runs = _runner(steps, bound if is_async else partial(_in_thread, bound))
+    last = bound if is_async else partial(_in_thread, bound)
+    if any(managed for _, managed in steps):
+        return lambda conn, payload: _with_untimed_clean_up(steps, last, [conn, payload])
+    runs = _runner(steps, last)
     return lambda conn, payload: runs([conn, payload])
 
 
@@ -378,6 +382,23 @@ async def _with_clean_up(steps: Sequence[Step], last: Bound, values: Values) -> 
         await run(steps, values, stack)
         result = await last(values)
     return result  # noqa: RET504  # mypy: a stack may suppress errors; this one never does
+
+
+async def _with_untimed_clean_up(steps: Sequence[Step], last: Bound, values: Values) -> Any:
+    """As `_with_clean_up`; the event's timeout counts up to the clean-up, which is never cut off in its middle."""
+    result: Any = None
+    deadline: Deadline | None = None
+    try:
+        async with AsyncExitStack() as stack:
+            try:
+                await run(steps, values, stack)
+                result = await last(values)
+            finally:
+                deadline = held()
+    finally:
+        if deadline is not None:
+            deadline.go_on()
+    return result
 
 
 async def _in_thread(bound: Bound, values: Values) -> Any:

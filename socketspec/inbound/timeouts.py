@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+from socketspec.concurrency.deadline import Deadline, running
 from socketspec.errors import TimedOut
 
 __all__ = ("GRACE", "AnsweredTimeout", "within")
@@ -25,7 +25,8 @@ async def within(handling: Awaitable[Any], error: TimedOut, seconds: float, answ
     """Await `handling`; after `seconds`, cancel it, and raise `error` when it has ended.
 
     Where that takes more than `GRACE`, `answer` is called meanwhile, and `AnsweredTimeout` is raised, whatever it ends
-    in. A `TimeoutError` of its own is none of this, and is raised as it is.
+    in. A `TimeoutError` of its own is none of this, and is raised as it is. The clean-up of dependencies after a handler
+    that ended in time is not cut off, and does not make it late.
     """
     answered = False
 
@@ -34,13 +35,13 @@ async def within(handling: Awaitable[Any], error: TimedOut, seconds: float, answ
         answered = True
         answer()
 
-    deadline = asyncio.timeout(seconds)
-    reminder = asyncio.get_running_loop().call_later(seconds + GRACE, late)
+    deadline = Deadline(seconds, GRACE, late)
     try:
-        async with deadline:
-            result = await handling
+        async with deadline.timeout:
+            with running(deadline):
+                result = await handling
     except TimeoutError as ended:
-        if not deadline.expired():
+        if not deadline.expired:
             raise
         if answered:
             raise AnsweredTimeout(error.message, details=error.details) from ended.__cause__
@@ -50,7 +51,7 @@ async def within(handling: Awaitable[Any], error: TimedOut, seconds: float, answ
             raise AnsweredTimeout(error.message, details=error.details) from failure
         raise
     finally:
-        reminder.cancel()
+        deadline.close()
     if answered:
         raise AnsweredTimeout(error.message, details=error.details)
     return result

@@ -41,10 +41,9 @@ class Credentials:
         """Set the connection's identity and session; close it if either was revoked after `checked_at`."""
         now = self._now()
         ahead = now - time.time()  # makes a time since the epoch one of the event loop's clock
-        conn.identity = identity
         if session.expires_at is not None and (conn.session is not session or conn.clock.expires_at is None):
             conn.clock.session_resumed(session.expires_at + ahead, now)
-        conn.session = session
+        conn.authenticated(identity, session)
         expires_at = identity.token_expires_at
         conn.clock.token_refreshed(None if expires_at is None else expires_at + ahead)
         deadline = conn.clock.next_deadline()

@@ -14,6 +14,7 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 
 from socketspec.backend.protocols import Backend, LeasedPresence
+from socketspec.concurrency import threads
 from socketspec.concurrency.tasks import Tasks
 from socketspec.concurrency.timing_wheel import Loop, TimingWheel
 from socketspec.connection.connection import Connection, connection_id
@@ -167,6 +168,7 @@ class Engine:
         except BaseException:
             await self.backend.stop(self.settings.namespace, self.deliver)
             raise
+        threads.retain(self.loop)
         engines.add(self)
 
     def deliver(self, topic: Topic, publications: Sequence[Publication]) -> Awaitable[None] | None:
@@ -224,7 +226,10 @@ class Engine:
         engines.remove(self)
         if self._leased is not None:
             self._leased.unwatch(self.settings.namespace, self.orders.displaced)
-        await self.backend.stop(self.settings.namespace, self.deliver)
+        try:
+            await self.backend.stop(self.settings.namespace, self.deliver)
+        finally:
+            threads.release(self.loop)
 
     async def admit(self, handshake: Handshake, dependencies: Hook | None = None) -> Admission:
         """Decide about an opening handshake, after its `dependencies` have run; None: those of the app."""

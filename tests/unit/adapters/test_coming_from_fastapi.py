@@ -21,6 +21,7 @@ APPLICATIONS = "tests.unit.testing.test_applications"
 EXPECTATIONS = "tests.unit.testing.test_expectations"
 FAILURES = "tests.unit.testing.test_failures"
 DISPATCH = "tests.unit.inbound.test_dispatch"
+SET = "tests.unit.connection.test_what_is_set"
 PLANS = "tests.unit.declaration.test_plans"
 
 TESTS = {
@@ -90,6 +91,7 @@ TESTS = {
         SHARED,
         "test_a_view_of_the_handshake_can_neither_accept_nor_send_nor_receive_nor_close",
     ),
+    "`request.state.user = …`, `websocket.state`": (SET, "test_metadata_is_each_connections_own"),
     "`raise HTTPException(403)`": (REFUSALS, "test_fastapis_refusals_are_answers_and_the_connection_stays"),
     "`raise WebSocketException(1008)`": (
         GUARDS,

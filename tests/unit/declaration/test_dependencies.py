@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import FrozenInstanceError
+from functools import partial
 from typing import Any
 from unittest.mock import Mock
 
 import fastapi
 import pytest
 
+from socketspec.concurrency.threads import WORKERS, begin
 from socketspec.declaration.dependencies import Dependency, Depends, enter_in_thread, run_in_thread
 from socketspec.errors import ConfigurationError
 
@@ -110,9 +111,7 @@ async def test_cancellation_waits_until_the_thread_is_done() -> None:
 @pytest.mark.parametrize("always", [False, True])
 async def test_work_cancelled_before_a_thread_was_free_runs_only_if_it_must(always: bool) -> None:
     release, ran = threading.Event(), threading.Event()
-    loop = asyncio.get_running_loop()
-    loop.set_default_executor(ThreadPoolExecutor(max_workers=1))
-    busy = loop.run_in_executor(None, release.wait, 10)
+    busy = [begin(partial(release.wait, 10)) for _ in range(WORKERS)]
     task = asyncio.create_task(run_in_thread(ran.set, copy_context(), always=always))
     await asyncio.wait((task,), timeout=0)
     task.cancel()
@@ -120,7 +119,7 @@ async def test_work_cancelled_before_a_thread_was_free_runs_only_if_it_must(alwa
     release.set()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await busy
+    await asyncio.gather(*busy)
     assert ran.is_set() is always
 
 

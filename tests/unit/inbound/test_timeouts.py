@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from socketspec import Connection, Depends, EventRouter, SocketApp
+from socketspec.errors import PermissionDenied
+from socketspec.inbound.timeouts import GRACE
 from socketspec.testing import TestClient, TestConnection
 from tests.engines import engine_of
 
@@ -130,3 +132,99 @@ async def test_the_events_timeout_comes_before_its_routers_and_that_before_the_a
         assert (await ask(conn, "outer"))["payload"]["details"] == {"timeout": 0.05}
         assert (await ask(conn, "own"))["payload"]["details"] == {"timeout": 0.06}
     assert socket.registry.timeout == 30
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_the_clean_up_after_a_handler_that_ended_in_time_runs_to_its_end(fails: bool) -> None:
+    seen: list[str] = []
+    over = asyncio.Event()
+
+    async def transaction() -> AsyncIterator[str]:
+        try:
+            yield "open"
+        finally:
+            seen.append("begins")
+            await over.wait()  # far longer than the timeout and what is waited after it
+            seen.append("ended")
+
+    socket = SocketApp(timeout=0.05)
+
+    @socket.on("pay")
+    async def pay(conn: Connection, it: str = Depends(transaction)) -> dict[str, int]:
+        if fails:
+            raise PermissionDenied("Not you.")
+        return {"paid": 1}
+
+    async with TestClient(socket) as client, client.connect() as conn:
+        await conn.send("pay", {}, id=1)
+        await asyncio.sleep(0.05 + GRACE + 0.1)
+        assert seen == ["begins"]
+        over.set()
+        answer = await conn.receive()
+        assert seen == ["begins", "ended"]
+        assert engine_of(socket).counters.events["pay", "refused" if fails else "ok"] == 1
+    if fails:
+        assert answer["payload"]["code"] == "PERMISSION_ERROR"
+    else:
+        assert (answer["event"], answer["payload"]) == ("__ack__", {"paid": 1})
+
+
+async def test_the_clean_up_of_a_plain_generator_is_not_cut_off_either() -> None:
+    seen: list[str] = []
+
+    def transaction() -> Iterator[str]:
+        try:
+            yield "open"
+            seen.append("committed")
+        except BaseException:
+            seen.append("rolled back")
+            raise
+        finally:
+            threading.Event().wait(0.2)
+
+    socket = SocketApp(timeout=0.05)
+
+    @socket.on("pay")
+    def pay(conn: Connection, it: str = Depends(transaction)) -> dict[str, int]:
+        return {"paid": 1}
+
+    async with TestClient(socket) as client, client.connect() as conn:
+        assert await conn.request("pay") == {"paid": 1}
+    assert seen == ["committed"]
+
+
+async def test_middleware_is_timed_again_after_the_clean_up() -> None:
+    async def resource() -> AsyncIterator[str]:
+        yield "open"
+
+    socket = SocketApp(timeout=0.05)
+
+    @socket.middleware
+    async def hangs(conn: Any, event: str, payload: Any, next_handler: Any) -> Any:
+        await next_handler(conn, event, payload)
+        await asyncio.Event().wait()
+
+    @socket.on("e")
+    async def e(conn: Connection, it: str = Depends(resource)) -> None: ...
+
+    async with TestClient(socket) as client, client.connect() as conn:
+        assert (await ask(conn, "e"))["payload"]["code"] == "TIMEOUT_ERROR"
+
+
+async def test_a_guards_clean_up_does_not_end_the_timeout_of_the_handler_that_joins() -> None:
+    async def resource() -> AsyncIterator[str]:
+        yield "open"
+
+    socket = SocketApp(timeout=0.05, rooms=["r"])
+
+    @socket.room_guard("r")
+    async def guard(conn: Connection, it: str = Depends(resource)) -> bool:
+        return True
+
+    @socket.on("join")
+    async def join(conn: Connection) -> None:
+        await socket.rooms.join(conn, "r")
+        await asyncio.Event().wait()
+
+    async with TestClient(socket) as client, client.connect() as conn:
+        assert (await ask(conn, "join"))["payload"]["code"] == "TIMEOUT_ERROR"
