@@ -219,7 +219,9 @@ def test_a_fence_that_is_never_closed_is_an_error(tmp_path: Path) -> None:
 def test_there_are_examples_on_the_first_screen_and_in_the_tutorial() -> None:
     pages = {example.fences[0].page for example in EXAMPLES}
     tutorial = {page for page in PAGES if page.parent.name == "tutorial" and page.name != "index.md"}
-    files = {fence.page for fence in FENCES if _FILE.fullmatch(fence.source.strip())}  # an example with tests of its own
+    files = {
+        fence.page for fence in FENCES if _FILE.fullmatch(fence.source.strip())
+    }  # an example with tests of its own
     assert {ROOT / "README.md", ROOT / "docs" / "index.md", *tutorial} <= pages | files
 
 
