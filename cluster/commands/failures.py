@@ -9,8 +9,11 @@ from redis import exceptions as replied
 from socketspec.cluster.commands.command import Command
 from socketspec.cluster.servers.shard import NotSentError
 from socketspec.cluster.servers.trouble import missing_command
+from socketspec.errors import BackendError
 
 __all__ = (
+    "READS",
+    "UnsureError",
     "explained",
     "is_connection_lost",
     "is_not_carried_out",
@@ -18,6 +21,16 @@ __all__ = (
     "refusal",
     "unanswered",
 )
+
+READS: Final = frozenset(
+    {"count_members", "read", "XRANGE", "XREVRANGE", "HGETALL", "HKEYS", "HVALS", "HMGET", "SRANDMEMBER", "ZRANGE"}
+)
+"""Commands and scripts that only read and whose replies may be long."""
+
+
+class UnsureError(BackendError):
+    """Nobody knows whether the command was carried out. Every other `BackendError` of a command says that it was not."""
+
 
 NOT_CARRIED_OUT: Final = (
     NotSentError,
@@ -72,23 +85,26 @@ def is_connection_lost(error: Exception) -> bool:
     return isinstance(error, replied.ConnectionError | replied.TimeoutError | OSError)
 
 
-def unanswered(command: Command, cause: str, *, is_sent: bool, problem: str) -> str:
-    """The sentence for a command without an answer; `problem` says why it was not carried out, if it was not sent."""
+def unanswered(command: Command, cause: str, *, is_sent: bool, problem: str) -> BackendError:
+    """The error for a command without an answer; `problem` says why it was not carried out, if it was not sent."""
     if is_sent:
-        return f"{command.name} was sent to Redis, but {cause} answered: whether it was carried out is unknown."
-    return f"{command.name} was not carried out: {cause} accepted, because {problem.rstrip('.')}."
+        return _unsure(command, f"{cause} answered")
+    return BackendError(f"{command.name} was not carried out: {cause} accepted, because {problem.rstrip('.')}.")
 
 
-def refusal(command: Command, error: Exception) -> str:
-    """The sentence for an error that trying again does not help against."""
+def _unsure(command: Command, why: str) -> BackendError:
+    if command.name in READS:  # nothing would have changed
+        return BackendError(f"{command.name} was sent to Redis, but {why}.")
+    return UnsureError(f"{command.name} was sent to Redis, but {why}: whether it was carried out is unknown.")
+
+
+def refusal(command: Command, error: Exception) -> BackendError:
+    """The error for an error that trying again does not help against."""
     if is_connection_lost(error):
-        return (
-            f"{command.name} was sent to Redis, but its answer did not come ({error}): "
-            "whether it was carried out is unknown."
-        )
+        return _unsure(command, f"its answer did not come ({str(error).rstrip('.')})")
     # redis-py takes the name off where it has a class for it.
     name = next((name for kind, name in _NAMES if isinstance(error, kind)), "")
-    return f"{command.name} was refused by Redis: {explained(command, f'{name} {error}'.lstrip())}"
+    return BackendError(f"{command.name} was refused by Redis: {explained(command, f'{name} {error}'.lstrip())}")
 
 
 def explained(command: Command, text: str) -> str:

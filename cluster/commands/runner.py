@@ -19,6 +19,7 @@ from redis import exceptions as replied
 
 from socketspec.cluster.commands.command import Argument, Command
 from socketspec.cluster.commands.failures import (
+    READS,
     is_connection_lost,
     is_not_carried_out,
     is_of_another_type,
@@ -45,10 +46,6 @@ STOP_GRACE: Final = 1.0
 """Seconds that commands under way get when the runner stops."""
 _EARLY_WAKE_RETRY: Final = 0.001
 
-READS: Final = frozenset(
-    {"count_members", "read", "XRANGE", "XREVRANGE", "HGETALL", "HKEYS", "HVALS", "HMGET", "SRANDMEMBER", "ZRANGE"}
-)
-"""Commands and scripts that only read and whose replies may be long."""
 _PASS_OVER: Final = READS | {"GET", "HDEL"}
 
 
@@ -80,7 +77,7 @@ class _Call:
         self.is_sent = False
         self.problem = problem
 
-    def unanswered(self, cause: str) -> str:
+    def unanswered(self, cause: str) -> BackendError:
         return unanswered(self.command, cause, is_sent=self.is_sent, problem=self.problem)
 
 
@@ -149,12 +146,23 @@ class Runner:
 
     async def run_all(self, commands: Sequence[Command]) -> list[Any]:
         """The replies, in order. Raises the first error, when all commands have ended."""
+        outcomes = await self.outcomes(commands)
+        for outcome in outcomes:
+            if isinstance(outcome, BackendError):
+                raise outcome
+        return outcomes
+
+    async def outcomes(self, commands: Sequence[Command]) -> list[Any]:
+        """What became of each command, in order: its reply, or a `BackendError`; an `UnsureError` where nobody knows.
+
+        Raises `BackendError` where none of them was sent.
+        """
         replies: list[asyncio.Future[Any]] = []
         try:
             replies += map(self._submit, commands)
             if replies:
                 await asyncio.wait(replies)
-            return [reply.result() for reply in replies]
+            return [reply.exception() or reply.result() for reply in replies]
         finally:
             for reply in replies:
                 if not reply.cancel() and not reply.cancelled():
@@ -169,7 +177,8 @@ class Runner:
             self._drop_cancelled()
         if limit := self._exceeded(size):
             waiting = f"{self._pending} commands of {self.pending_bytes:,} bytes"
-            raise self._failure(f"{command.name} was not sent: {waiting} wait for Redis already ({limit}).")
+            self.failed += 1
+            raise BackendError(f"{command.name} was not sent: {waiting} wait for Redis already ({limit}).")
         self._number += 1
         call = _Call(command, self._number, loop.time() + self._timeout, loop.create_future(), size)
         self._put((call,))
@@ -377,13 +386,10 @@ class Runner:
             self._no_longer_wait(call for call in queue.calls if call.reply.done())
             queue.calls = wanted
 
-    def _fail(self, call: _Call, text: str) -> None:
+    def _fail(self, call: _Call, error: BackendError) -> None:
         if not call.reply.done():
-            call.reply.set_exception(self._failure(text))
-
-    def _failure(self, text: str) -> BackendError:
-        self.failed += 1
-        return BackendError(text)
+            self.failed += 1
+            call.reply.set_exception(error)
 
 
 def _answer(call: _Call, reply: Any) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Self, TypeVar, overload
 
+from socketspec.cluster.commands.command import Command
 from socketspec.cluster.commands.keys import Keys
 from socketspec.cluster.publishers.events import AsyncPublisherSender, event_of
 from socketspec.cluster.publishers.lives import Lives
 from socketspec.cluster.publishers.publisher import configuration
 from socketspec.cluster.publishers.requests import Request, Requests
-from socketspec.cluster.publishers.wording import not_sent
+from socketspec.cluster.publishers.wording import has_failed, not_sent
 from socketspec.cluster.servers.topology import make_topology
 from socketspec.declaration.contracts import Broadcasts
 from socketspec.declaration.events import Event
@@ -90,11 +91,10 @@ class AsyncPublisher:
         self, messages: Iterable[tuple[str, str, object]], *, namespace: str | None = None
     ) -> list[Receipt]:
         """See `Publisher.broadcast_many`."""
-        receipts: list[Receipt] = []
-        for request in self._requests.batches(messages, namespace):
-            batch: list[Receipt] = await self._run(request)
-            receipts += batch
-        return receipts
+        many = self._requests.broadcast_many(messages, namespace)
+        for commands in many.batches:
+            many.took((await self._outcomes([commands]))[0])
+        return many.receipts()
 
     async def broadcast_all(
         self,
@@ -153,14 +153,24 @@ class AsyncPublisher:
         return await self._run(self._requests.history(room, limit, since, namespace))
 
     async def _run(self, request: Request[T]) -> T:
+        return request.result(await self._outcomes(request.stages))
+
+    async def _outcomes(self, stages: Sequence[Sequence[Command]]) -> list[list[Any]]:
+        """See `BlockingExecutor.run_stages`."""
         if self._is_closed:
-            raise BackendError("This publisher is closed, so nothing was sent.")
+            return [[BackendError("This publisher is closed, so nothing was sent.")] * len(stages[0])]
         try:
             runner = await self._lives.runner()
         except BackendError as error:  # of the connecting
-            raise not_sent(request.stages[0], error) from error
-        replies: list[Any] = []
-        for commands in request.stages:
-            # One command alone is the usual case, and `run` costs less.
-            replies += [await runner.run(commands[0])] if len(commands) == 1 else await runner.run_all(commands)
-        return request.parse(replies)
+            return [[not_sent([command], error) for command in stages[0]]]
+        outcomes: list[list[Any]] = []
+        for commands in stages:
+            try:
+                # One command alone is the usual case, and `run` costs less.
+                one = len(commands) == 1
+                outcomes.append([await runner.run(commands[0])] if one else await runner.outcomes(commands))
+            except BackendError as error:
+                outcomes.append([error] * len(commands))
+            if has_failed(outcomes[-1]):
+                break
+        return outcomes

@@ -9,12 +9,12 @@ from typing import Any, Final, NamedTuple
 from redis.exceptions import AskError, MovedError, NoScriptError
 
 from socketspec.cluster.commands.command import Argument, Command
-from socketspec.cluster.commands.failures import is_not_carried_out
+from socketspec.cluster.commands.failures import READS, UnsureError, is_not_carried_out
 from socketspec.cluster.commands.publishing import still_to_send, with_nodes
 from socketspec.cluster.options import Address, RedisOptions, Servers
 from socketspec.cluster.publishers.blocking_link import BlockingLink, LinkBroken
 from socketspec.cluster.publishers.blocking_servers import NEEDS_CLUSTER_URL, BlockingServers, Place
-from socketspec.cluster.publishers.wording import not_sent, refused, said, what
+from socketspec.cluster.publishers.wording import has_failed, not_sent, refused, said, what
 from socketspec.cluster.servers.backoff import Backoff
 from socketspec.cluster.servers.shard import REPLIES
 from socketspec.errors import BackendError
@@ -41,10 +41,19 @@ class BlockingExecutor:
         self._timeout = options.command_timeout
         self._servers = BlockingServers(servers, options)
 
-    def run_stages(self, stages: Sequence[Sequence[Command]]) -> list[Any]:
-        """Run each stage's commands together, when the one before is done; all replies in order."""
+    def run_stages(self, stages: Sequence[Sequence[Command]]) -> list[list[Any]]:
+        """Run each stage's commands together, when the one before is done, and end with the first one that fails.
+
+        For each stage that was begun what became of its commands: a reply, or a `BackendError`, which is an
+        `UnsureError` where nobody knows.
+        """
         deadline = time.monotonic() + self._timeout
-        return [reply for commands in stages for reply in self._run(commands, deadline)]
+        outcomes: list[list[Any]] = []
+        for commands in stages:
+            outcomes.append(self._run(commands, deadline))
+            if has_failed(outcomes[-1]):
+                break
+        return outcomes
 
     def close(self) -> None:
         """Close the connections. Those in use are closed by whoever uses them."""
@@ -60,12 +69,11 @@ class BlockingExecutor:
                 continue  # to where the servers said that they belong
             pause = backoff.next()
             if time.monotonic() + pause >= deadline:
-                raise self._failure(commands, unsent, replies)
+                for item in unsent:
+                    replies[item.number] = self._unreached(commands[item.number], item)
+                break
             time.sleep(pause)
             self._servers.forget_places()
-        for reply in replies:
-            if isinstance(reply, BackendError):
-                raise reply if len(replies) == 1 else _partial(replies, str(reply)) from reply
         return replies
 
     def _attempt(
@@ -73,7 +81,11 @@ class BlockingExecutor:
     ) -> list[_Unsent]:
         """One try. Writes answers and errors into `replies`; returns what was certainly not executed."""
         if self._servers.is_closed:
-            raise BackendError(f"This publisher is closed, so {what(commands[unsent[0].number])} was not sent.")
+            for item in unsent:
+                replies[item.number] = BackendError(
+                    f"This publisher is closed, so {what(commands[item.number])} was not sent."
+                )
+            return []
         groups: dict[Place, list[_Unsent]] = {}
         try:
             for item in unsent:
@@ -122,11 +134,10 @@ class BlockingExecutor:
         rest = still_to_send(command, reply)
         if rest is None:
             return reply
-        try:
-            (nodes,) = self._run([rest], deadline)
-        except BackendError as error:
+        (nodes,) = self._run([rest], deadline)
+        if isinstance(nodes, BackendError):
             # What is kept is found there by all who listen, whatever became of the sending.
-            return error if isinstance(reply, int) else with_nodes(reply, 0)
+            return nodes if isinstance(reply, int) else with_nodes(reply, 0)
         return with_nodes(reply, nodes)
 
     def _outcome(self, item: _Unsent, place: Place, command: Command, answer: Any) -> Any:
@@ -135,7 +146,9 @@ class BlockingExecutor:
             reason = f"{place.address}: {answer}"
             if not answer.is_sent:
                 return _Unsent(item.number, reason)
-            return BackendError(f"Redis did not confirm {what(command)} ({reason}): it may have been executed, or not.")
+            if command.name in READS:
+                return BackendError(f"Redis did not tell {what(command)} ({reason}).")
+            return UnsureError(f"Redis did not confirm {what(command)} ({reason}): it may have been executed, or not.")
         if not isinstance(answer, REPLIES):
             return answer
         if not is_not_carried_out(answer):
@@ -151,25 +164,10 @@ class BlockingExecutor:
         target = Address(answer.host or place.address.host, answer.port)
         return _Unsent(item.number, reason, Place(target, is_asking=not is_moved))
 
-    def _failure(self, commands: Sequence[Command], unsent: Sequence[_Unsent], replies: list[Any]) -> BackendError:
-        first = unsent[0]
-        if len(unsent) == len(commands):
-            named = what(commands[first.number])
-            return BackendError(
-                f"Redis could not be reached within {self._timeout:g} s, so {named} was not sent. {first.reason}"
-            )
-        for item in unsent:
-            replies[item.number] = BackendError(item.reason)
-        reached = f"Redis could not be reached within {self._timeout:g} s"
-        return _partial(replies, f"{reached}, so it was not sent. {first.reason}")
-
-
-def _partial(replies: Sequence[Any], reason: str) -> BackendError:
-    failed = [index for index, reply in enumerate(replies) if isinstance(reply, BackendError)]
-    return BackendError(
-        f"{len(failed)} of {len(replies)} commands sent together failed, the first of them number {failed[0] + 1}: "
-        f"{reason}"
-    )
+    def _unreached(self, command: Command, item: _Unsent) -> BackendError:
+        return BackendError(
+            f"Redis could not be reached within {self._timeout:g} s, so {what(command)} was not sent. {item.reason}"
+        )
 
 
 def _exchange(link: BlockingLink, commands: Sequence[Command], is_asking: bool, deadline: float) -> list[Any]:

@@ -110,13 +110,13 @@ class Publisher:
     ) -> list[Receipt]:
         """Send many ``(room, event, payload)``, up to 500 in one round trip, each of which may take `timeout` seconds.
 
-        Where one message cannot be sent, those of later round trips are not sent.
+        All are encoded before the first is sent. Where one cannot be sent, those of later round trips are not sent, and
+        the error says how many of all were sent, how many were not, and of how many nobody knows.
         """
-        receipts: list[Receipt] = []
-        for request in self._requests.batches(messages, namespace):
-            batch: list[Receipt] = self._run(request)
-            receipts += batch
-        return receipts
+        many = self._requests.broadcast_many(messages, namespace)
+        for commands in many.batches:
+            many.took(self._executor.run_stages([commands])[0])
+        return many.receipts()
 
     def broadcast_all(
         self,
@@ -181,7 +181,7 @@ class Publisher:
         return self._run(self._requests.history(room, limit, since, namespace))
 
     def _run(self, request: Request[T]) -> T:
-        return request.parse(self._executor.run_stages(request.stages))
+        return request.result(self._executor.run_stages(request.stages))
 
 
 def configuration(

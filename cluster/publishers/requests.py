@@ -6,44 +6,87 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from socketspec.cluster.commands.command import Command
 from socketspec.cluster.commands.keys import Keys
 from socketspec.cluster.commands.publishing import parse_receipt, publish_any_command, publish_command
 from socketspec.cluster.commands.unreadable import Unreadable
 from socketspec.cluster.presence.commands import count_command, parse_count
+from socketspec.cluster.publishers.wording import first_error, has_failed, many_failed
 from socketspec.cluster.stores.history import parse_read, read_command
 from socketspec.cluster.stores.sessions import revoke_command
 from socketspec.declaration.contracts import Broadcasts, Contract, compile_broadcasts
 from socketspec.declaration.events import Event
 from socketspec.declaration.rooms import DeclaredRooms, Room, no_history
 from socketspec.declaration.sending import Contracts, DeclaredSends
-from socketspec.errors import ConfigurationError
+from socketspec.errors import BackendError, ConfigurationError
 from socketspec.protocol.names import check_namespace, check_outbound, check_room_name, check_user_id
 from socketspec.protocol.orders import KEPT, control_topic, disconnect_order, revoke_order
 from socketspec.protocol.publications import Position, Publication, Receipt, RoomMessage, Topic, room_message
 from socketspec.session.revocation import check_ttl, revocation_subjects
 from socketspec.telemetry.tracing import installed
 
-__all__ = ("MAX_BATCH", "Request", "Requests")
+__all__ = ("MAX_BATCH", "Many", "Request", "Requests")
 
 MAX_BATCH: Final = 500
 """Publications that one round trip of `broadcast_many` carries."""
 MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
 """Bytes of payloads at which a batch is sent though it has fewer publications."""
 
+_RECORDED: Final = (
+    "The revocation is recorded, so that what it names is refused from now on; but what is open may have stayed open: "
+    "call revoke again when this is mended."
+)
+
 T = TypeVar("T")
+
+
+Outcomes: TypeAlias = Sequence[Sequence[Any]]
+"""For each stage of a request that was begun, a reply or a `BackendError` for each of its commands."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request(Generic[T]):
-    """Commands to run in stages, each when the one before is done. `parse` is given all their replies in one list."""
+    """Commands to run in stages, each when the one before is done. `parse` is given all their replies in one list.
+
+    `troubles` says for each stage what it means when it fails, as what follows is not done, and what came before is.
+    """
 
     stages: tuple[tuple[Command, ...], ...]
     parse: Callable[[list[Any]], T]
+    troubles: tuple[str, ...] = ()
+
+    def result(self, outcomes: Outcomes) -> T:
+        """The result of what became of the commands. Raises `BackendError`."""
+        error = first_error(outcomes[-1])
+        if error is None:
+            return self.parse([reply for replies in outcomes for reply in replies])
+        trouble = self.troubles[len(outcomes) - 1] if self.troubles else ""
+        if not trouble:
+            raise error
+        raise BackendError(f"{trouble} {error}") from error
+
+
+class Many:
+    """Messages for many rooms, in as many round trips as it takes."""
+
+    def __init__(self, batches: Sequence[tuple[Command, ...]]) -> None:
+        self.batches: Sequence[tuple[Command, ...]] = batches
+        self._outcomes: list[Any] = []
+
+    def took(self, outcomes: Sequence[Any]) -> None:
+        """Take what became of the next batch. Raises `BackendError` for one that has failed, with all the numbers."""
+        self._outcomes += outcomes
+        if has_failed(outcomes):
+            error = many_failed(self._outcomes, sum(map(len, self.batches)))
+            raise error from first_error(outcomes)
+
+    def receipts(self) -> list[Receipt]:
+        """The receipts of all, when all have been taken."""
+        return [parse_receipt(reply) for reply in self._outcomes]
 
 
 class Requests:
@@ -87,10 +130,9 @@ class Requests:
         publication = self._publication(topic, event, payload, exclude)
         return Request(((self._publish(topic, publication, _check_key(idempotency_key)),),), _first_receipt)
 
-    def batches(
-        self, messages: Iterable[tuple[str, str, object]], namespace: str | None
-    ) -> Iterator[Request[list[Receipt]]]:
-        """Send to many rooms, in as many requests as it takes."""
+    def broadcast_many(self, messages: Iterable[tuple[str, str, object]], namespace: str | None) -> Many:
+        """Send to many rooms. All messages are checked and encoded now, before the first is sent."""
+        batches: list[tuple[Command, ...]] = []
         commands: list[Command] = []
         size = 0
         for number, message in enumerate(messages, 1):
@@ -103,10 +145,11 @@ class Requests:
             commands.append(self._publish(topic, publication, None))
             size += len(publication.payload)
             if len(commands) >= MAX_BATCH or size >= MAX_BATCH_BYTES:
-                yield Request((tuple(commands),), _receipts)
+                batches.append(tuple(commands))
                 commands, size = [], 0
         if commands:
-            yield Request((tuple(commands),), _receipts)
+            batches.append(tuple(commands))
+        return Many(batches)
 
     def broadcast_all(
         self, event: str, payload: object, exclude: str | Iterable[str], namespace: str | None
@@ -125,7 +168,8 @@ class Requests:
         topic = self._topic("user", check_user_id(user_id), namespace)
         order = disconnect_order(user=user_id, code=code, reason=reason)
         stages = (count_command(self._keys, topic),), (self._order(topic.namespace, order),)
-        return Request(stages, lambda replies: self._counted(topic, replies))
+        troubles = "Nobody was disconnected, as it is unknown how many are connected.", ""
+        return Request(stages, lambda replies: self._counted(topic, replies), troubles)
 
     def revoke(
         self,
@@ -141,7 +185,8 @@ class Requests:
         where = self._checked_namespace(namespace)
         subjects = revocation_subjects(where, session=session, user=user, token_id=token_id)
         records = tuple(revoke_command(self._keys, subject, ttl=ttl) for subject in subjects)
-        return Request((records, (self._order(where, revoke_order(subjects, reason)),)), _nothing)
+        stages = records, (self._order(where, revoke_order(subjects, reason)),)
+        return Request(stages, _nothing, ("", _RECORDED))
 
     def count(self, room: str, namespace: str | None) -> Request[int]:
         """Count the members of a room."""
@@ -221,10 +266,6 @@ def _check_range(limit: object, since: object) -> None:
 
 def _first_receipt(replies: list[Any]) -> Receipt:
     return parse_receipt(replies[0])
-
-
-def _receipts(replies: list[Any]) -> list[Receipt]:
-    return [parse_receipt(reply) for reply in replies]
 
 
 def _nothing(_: list[Any]) -> None:

@@ -12,13 +12,14 @@ from pydantic import BaseModel
 
 from socketspec.cluster.commands.command import Command
 from socketspec.cluster.commands.envelope import decode, decode_body
+from socketspec.cluster.commands.failures import UnsureError
 from socketspec.cluster.commands.keys import Keys
 from socketspec.cluster.publishers.async_publisher import AsyncPublisher
 from socketspec.cluster.publishers.publisher import Publisher
 from socketspec.cluster.publishers.requests import MAX_BATCH, MAX_BATCH_BYTES, Request, Requests
 from socketspec.declaration.contracts import Broadcasts
 from socketspec.declaration.rooms import Room
-from socketspec.errors import ConfigurationError, ContractError, SocketSpecError
+from socketspec.errors import BackendError, ConfigurationError, ContractError, SocketSpecError
 from socketspec.protocol.orders import KEPT, control_topic
 from socketspec.protocol.publications import History, Position, Receipt, Topic
 from socketspec.session.revocation import revocation_subjects
@@ -148,29 +149,60 @@ def test_a_room_declared_without_history_has_none_to_read() -> None:
 @given(st.integers(min_value=0, max_value=3 * MAX_BATCH + 1))
 def test_many_messages_become_full_batches_in_order(count: int) -> None:
     made = requests(rooms=["{r}"])
-    batches = list(made.batches(((str(n), "e", {"n": n}) for n in range(count)), None))
-    sizes = [len(batch.stages[0]) for batch in batches]
+    batches = made.broadcast_many(((str(n), "e", {"n": n}) for n in range(count)), None).batches
+    sizes = [len(batch) for batch in batches]
     assert sizes == [MAX_BATCH] * (count // MAX_BATCH) + [count % MAX_BATCH] * (count % MAX_BATCH > 0)
-    keys = [command.keys for batch in batches for command in batch.stages[0]]
+    keys = [command.keys for batch in batches for command in batch]
     assert keys == [(KEYS.channel(room(str(n))),) for n in range(count)]
 
 
 def test_a_batch_of_large_messages_is_sent_earlier() -> None:
     text = "x" * (MAX_BATCH_BYTES // 3)
-    batches = list(requests().batches((("r", "e", {"text": text}) for _ in range(7)), None))
-    assert [len(batch.stages[0]) for batch in batches] == [3, 3, 1]
+    many = requests().broadcast_many((("r", "e", {"text": text}) for _ in range(7)), None)
+    assert [len(batch) for batch in many.batches] == [3, 3, 1]
 
 
-def test_messages_are_taken_from_an_iterator_only_as_they_are_sent() -> None:
-    taken: list[int] = []
+def test_a_message_that_cannot_be_encoded_is_found_before_any_is_sent() -> None:
+    good: list[tuple[str, str, object]] = [("r", "e", None)] * (2 * MAX_BATCH)
+    with pytest.raises(TypeError):
+        requests().broadcast_many([*good, ("r", "e", {"x": object()})], None)
 
-    def messages() -> Any:
-        for number in range(10 * MAX_BATCH):
-            taken.append(number)
-            yield "r", "e", None
 
-    next(requests().batches(messages(), None))
-    assert len(taken) == MAX_BATCH
+SENT, UNSENT, UNSURE = 1, BackendError("refused"), UnsureError("it may have been executed")
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "text"),
+    [
+        ([UNSENT] * 2, "None of 1000 messages was sent. The first that was not sent is number 1: refused"),
+        ([SENT, UNSENT], "999 of 1000 messages were not sent, 1 were sent. The first .* not sent is number 2: refused"),
+        (
+            [UNSENT, SENT, UNSURE, UNSURE],
+            "2 of 1000 messages may have been sent, or not; 997 were not sent, 1 were sent. "
+            "The first that may have been sent is number 3: it may have been executed",
+        ),
+    ],
+)
+def test_an_error_of_many_counts_over_all_that_were_given_and_the_worst_case_names_it(
+    outcomes: list[Any], text: str
+) -> None:
+    many = requests(rooms=["r"]).broadcast_many([("r", "e", None)] * 1000, None)
+    with pytest.raises(BackendError, match=f"^{text}"):
+        many.took(outcomes)
+    later = requests(rooms=["r"]).broadcast_many([("r", "e", None)] * 1500, None)
+    later.took([SENT] * 500)
+    with pytest.raises(BackendError, match=r"^1000 of 1500 messages .* 500 were sent.*number 501"):
+        later.took([UNSENT] * 500)
+
+
+def test_an_error_of_two_stages_says_what_the_first_has_done() -> None:
+    request = requests().revoke(None, "u", None, 60.0, "", None)
+    with pytest.raises(BackendError, match=r"^refused"):
+        request.result([[UNSENT]])
+    with pytest.raises(BackendError, match=r"^The revocation is recorded.* may have stayed open.* refused"):
+        request.result([[1], [UNSENT]])
+    with pytest.raises(BackendError, match=r"^Nobody was disconnected.* refused"):
+        requests().disconnect_user("u", 4000, "", None).result([[UNSENT]])
 
 
 @pytest.mark.parametrize(
@@ -190,9 +222,9 @@ def test_messages_are_taken_from_an_iterator_only_as_they_are_sent() -> None:
         (lambda made: made.revoke(None, "u", None, 0, "", None), "more than 0 seconds"),
         (lambda made: made.revoke(None, "u", None, float("nan"), "", None), "more than 0 seconds"),
         (lambda made: made.count(" r", None), "white space"),
-        (lambda made: list(made.batches([("r", "e", None), ("", "e", None)], None)), "room name"),
-        (lambda made: list(made.batches([("r", "e", None), ("r", "e")], None)), "message 2 must be .room, event, pay"),
-        (lambda made: list(made.batches(["ree"], None)), "message 1 must be .*not 'ree'"),
+        (lambda made: made.broadcast_many([("r", "e", None), ("", "e", None)], None), "room name"),
+        (lambda made: made.broadcast_many([("r", "e", None), ("r", "e")], None), "message 2 must be .room, event, pay"),
+        (lambda made: made.broadcast_many(["ree"], None), "message 1 must be .*not 'ree'"),
         (lambda made: made.history("r", -1, None, None), r"history\(limit=-1\) must be a whole number"),
         (lambda made: made.history("r", True, None, None), r"history\(limit=True\) must be a whole number"),
     ],
