@@ -325,17 +325,25 @@ class RedisPresence(Presence):
         if space is not None and displaced in space.tell_displaced:
             space.tell_displaced.remove(displaced)
 
-    # Who is there
+    def why_closed(self, namespace: str) -> str:
+        """See `LeasedPresence`. A lease that has ended and was not asked for since may be renewed in a moment."""
+        space = self._namespaces.get(namespace)
+        return self._ended(space) if space is not None and space.is_troubled else ""
 
     def ended(self) -> str:
         """Which leases of this node have ended and are not renewed, for people; empty where all stand."""
-        now = self._clock()
-        return "; ".join(
-            f"this node's lease in {space.name!r} has ended {now - space.lease.ends:.1f} s ago, and Redis does not "
-            "renew it: nobody can enter. The log says why"
-            for space in self._namespaces.values()
-            if space.is_begun and space.uses and not space.lease.stands
+        return "; ".join(filter(None, map(self._ended, self._namespaces.values())))
+
+    def _ended(self, space: Space) -> str:
+        if not space.lease.ends or space.lease.stands:
+            return ""
+        ago = self._clock() - space.lease.ends
+        return (
+            f"this node's lease in {space.name!r} has ended {ago:.1f} s ago, and Redis does not renew it: nobody can "
+            "enter. The log says why"
         )
+
+    # Who is there
 
     def now(self) -> float:
         """See `LeasedPresence`. While no namespace is started it is our own time."""
