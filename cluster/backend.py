@@ -121,7 +121,7 @@ class RedisBackend:
         """See `Measured`."""
         life = self._present()
         return BackendFigures(
-            ready=life.is_started and life.subscriptions.health()[0],
+            ready=life.is_started and life.health().ready,
             failures=life.runner.failed,
             restored=life.subscriptions.losses,
             seconds=life.runner.seconds,

@@ -171,6 +171,8 @@ class Life:
         deaf = sorted({namespace for namespace, *_ in self._apps if not self._hears_orders(namespace)})
         if ready and deaf:
             return Health(False, f"what nodes tell each other is not heard in {', '.join(map(repr, deaf))}")
+        if ready and (ended := self.presence.ended()):
+            return Health(False, ended)
         dropped = self.unreadable.recently()
         return Health(ready, f"{detail}; {dropped}" if dropped else detail)
 

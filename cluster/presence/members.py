@@ -49,6 +49,9 @@ HOOKS_PATIENCE: Final = 2.0
 """Seconds that leave hooks wait to know whether another node has run them, counted from the first that wait."""
 STOP_PATIENCE: Final = 2.0
 """Seconds that the last stop gives Redis to forget this node; after that the lease ends by itself."""
+LAST_PATIENCE: Final = 8.0
+"""The same where Redis may have members of rooms: their leave hooks have run here, and whoever buries this node later
+would run them again. No longer than what is left of the time in which a container has to stop."""
 LEAST_TTL: Final = 600.0
 """Seconds that presence keys outlive the last node that kept them alive, at least."""
 
@@ -124,13 +127,26 @@ class RedisPresence(Presence):
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-        try:
-            async with asyncio.timeout(STOP_PATIENCE):
-                await self._vacate(space)
-        except (BackendError, TimeoutError) as error:
-            logger.warning("This node's presence ends with its lease, not now: %s", str(error) or "no answer in time")
+        await self._vacate_in_time(space)
         for done in space.leaves.values():
             _resolve(done)
+
+    async def _vacate_in_time(self, space: Space) -> None:
+        """Do so as soon as Redis lets us; what is taken out twice is no harm."""
+        has_members = any(topic.kind == "room" for topic in space.topics())
+        trouble = "no answer in time"
+        try:
+            async with asyncio.timeout(LAST_PATIENCE if has_members else STOP_PATIENCE):
+                while True:
+                    try:
+                        await self._vacate(space)
+                        return
+                    except BackendError as error:
+                        trouble = str(error)
+                        await asyncio.sleep(RETRY)
+        except TimeoutError:
+            twice = "; its members are told to have left once more then" if has_members else ""
+            logger.warning("This node's presence ends with its lease, not now%s: %s", twice, trouble)
 
     async def _vacate(self, space: Space) -> None:
         """Take all of this node's members out of Redis, and give its lease back.
@@ -178,7 +194,7 @@ class RedisPresence(Presence):
         members.setdefault(member.connection_id, packed)
         if limit is not None:
             space.limits[topic] = limit
-        space.told.discard(entry)
+        space.forget_told(entry)
         space.entering.add(entry)
         try:
             entered = await self._ask_to_enter(space, entry, packed, limit)
@@ -297,9 +313,7 @@ class RedisPresence(Presence):
             with suppress(BackendError):
                 await self._leases.wait_for(space, max(space.over_since + HOOKS_PATIENCE - now, 0.0))
         entry = topic, connection_id
-        was_told = entry in space.told
-        space.told.discard(entry)
-        return not was_told
+        return not space.forget_told(entry)
 
     def watch(self, namespace: str, displaced: Displaced) -> None:
         """See `LeasedPresence`."""
@@ -310,6 +324,24 @@ class RedisPresence(Presence):
         space = self._namespaces.get(namespace)
         if space is not None and displaced in space.tell_displaced:
             space.tell_displaced.remove(displaced)
+
+    def why_closed(self, namespace: str) -> str:
+        """See `LeasedPresence`. A lease that has ended and was not asked for since may be renewed in a moment."""
+        space = self._namespaces.get(namespace)
+        return self._ended(space) if space is not None and space.is_troubled else ""
+
+    def ended(self) -> str:
+        """Which leases of this node have ended and are not renewed, for people; empty where all stand."""
+        return "; ".join(filter(None, map(self._ended, self._namespaces.values())))
+
+    def _ended(self, space: Space) -> str:
+        if not space.lease.ends or space.lease.stands:
+            return ""
+        ago = self._clock() - space.lease.ends
+        return (
+            f"this node's lease in {space.name!r} has ended {ago:.1f} s ago, and Redis does not renew it: nobody can "
+            "enter. The log says why"
+        )
 
     # Who is there
 

@@ -22,6 +22,8 @@ LEFT_OF_LATE: Final = 60.0
 """Seconds that this node compares a topic again which its last member has left, when the server's data may be older."""
 MOST_LEFT: Final = 10_000
 """Such topics at most; of more, those that were left first are given up."""
+MOST_TOLD: Final = 100_000
+"""Members at most that have left and whose leaving another node has told, so that no hook runs here for them."""
 
 
 class Space:
@@ -59,6 +61,8 @@ class Space:
         """Topics of `limits` where others may have been given the places of our members."""
         self.told: set[Entry] = set()
         """Members, also some that have left since, of whose leaving another node has told its apps."""
+        self._told_and_left: dict[Entry, float] = {}
+        """Those that have left, and when by the local clock, the newest last: where there are no hooks nobody asks."""
         self.entering: set[Entry] = set()
         self.leaves: dict[Entry, asyncio.Future[None]] = {}
         """Leaves that Redis has not carried out yet."""
@@ -101,6 +105,8 @@ class Space:
         members = self.members.get(topic)
         if members is None or members.pop(id, None) is None:
             return False
+        if entry in self.told:
+            self._told_has_left(entry)
         if not members:
             del self.members[topic]
             self.limits.pop(topic, None)
@@ -162,8 +168,27 @@ class Space:
         if was_claimed:
             here = ((topic, id) for topic, ids in self.members.items() for id in ids)
             self.told.update(entry for entry in here if entry not in self.entering and entry[0].kind == "room")
-            self.told.update(entry for entry in self.leaves if entry[0].kind == "room")
+            for entry in self.leaves:
+                if entry[0].kind == "room":
+                    self.told.add(entry)
+                    self._told_has_left(entry)
             self.contested.update(self.limits)
+
+    def forget_told(self, entry: Entry) -> bool:
+        """Take it out of `told`; whether it was there."""
+        if entry not in self.told:
+            return False
+        self.told.remove(entry)
+        self._told_and_left.pop(entry, None)
+        return True
+
+    def _told_has_left(self, entry: Entry) -> None:
+        """Whether its hooks are to be run is asked soon, or never."""
+        now = self.lease.clock()
+        self._told_and_left.pop(entry, None)
+        self._told_and_left[entry] = now
+        while len(self._told_and_left) > MOST_TOLD or next(iter(self._told_and_left.values())) < now - LEFT_OF_LATE:
+            self.forget_told(next(iter(self._told_and_left)))
 
     def were_told(self, topic: Topic) -> list[str | bytes]:
         """Members of `topic` of whose leaving another node has told: connection id, packed member, and so on."""

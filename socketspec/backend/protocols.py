@@ -180,6 +180,10 @@ class LeasedPresence(Protocol):
         """
         ...
 
+    def why_closed(self, namespace: str) -> str:
+        """Why nobody can enter on this node, for people, where that is not about to change; else empty."""
+        ...
+
     def watch(self, namespace: str, displaced: Displaced) -> None:
         """Tell `displaced` of members of a started namespace who lost their place: others took this node for dead, and
         gave it away."""

@@ -28,7 +28,7 @@ from socketspec.telemetry.failure_watch import FailureWatch
 from socketspec.telemetry.log_pace import OnceAMinute
 from socketspec.text import cut, get_logger, one_line, sendable
 
-__all__ = ("Admission", "Admissions", "refusal_code")
+__all__ = ("Admission", "Admissions", "refusal_code", "unavailable")
 
 logger: logging.Logger = get_logger("socketspec")
 
@@ -70,6 +70,12 @@ class Admission:
         """Close what is kept for a connection that did not come about. Nothing happens where it did."""
         if self.resources is not None and not self.resources.owned and not self.resources.closed:
             await self.resources.close()
+
+
+def unavailable(connection: str, why: object) -> Admission:
+    """Refuse a client because of the backend; the log says `why`."""
+    logger.error("Refused a connection with HTTP 503: %s", why)
+    return Admission(connection=connection, refusal=UNAVAILABLE)
 
 
 def refusal_code(error: EventError) -> CloseCode:
@@ -137,8 +143,7 @@ class Admissions:
         except EventError as error:
             return admit(identity=None, error=error)
         except BackendError as error:
-            logger.error("Refused a connection with HTTP 503, unable to look up its session: %s", error)
-            return Admission(connection=connection, refusal=UNAVAILABLE)
+            return unavailable(connection, f"unable to look up its session: {error}")
         return admit(identity=identity, session=session, checked_at=checked_at)
 
     async def _guarded(self, handshake: Handshake, connection: str, dependencies: Hook) -> Admission:
@@ -164,8 +169,7 @@ class Admissions:
             subprotocol, format = negotiate(handshake.subprotocols)
             return Admission(connection=connection, subprotocol=subprotocol, format=format, identity=None, error=error)
         if isinstance(error, BackendError):
-            logger.error("Refused a connection with HTTP 503: %s", error)
-            return Admission(connection=connection, refusal=UNAVAILABLE)
+            return unavailable(connection, error)
         refusal = as_event_error(error)
         if refusal is None and status_of(error) == 500:
             logger.error("A dependency of the handshake failed", exc_info=error)

@@ -35,7 +35,7 @@ from socketspec.inbound.failures import Failures
 from socketspec.inbound.limiter import Limiter
 from socketspec.inbound.protocol_events import ProtocolEvents
 from socketspec.inbound.resume import Resume
-from socketspec.lifecycle.admission import Admission, Admissions
+from socketspec.lifecycle.admission import Admission, Admissions, unavailable
 from socketspec.lifecycle.closing import Closing
 from socketspec.lifecycle.credentials import Credentials
 from socketspec.lifecycle.deadlines import due
@@ -236,9 +236,19 @@ class Engine:
         id = connection_id()  # made here already, so that log records of the handshake carry it as well
         with log_context(id, self.requests):
             admission = await self._admissions.admit(handshake, id, dependencies or self._at_handshake)
+            if admission.refusal is None and (why := self._why_closed(admission)):
+                await admission.abandon()
+                admission = unavailable(id, why)
         if admission.refusal is not None:
             self.counters.count_refused(admission.refusal[0])
         return admission
+
+    def _why_closed(self, admission: Admission) -> str:
+        """Why nobody who is somebody can come in now; empty where they can."""
+        identity = admission.identity
+        if self._leased is None or identity is None or not identity.is_authenticated or identity.user_id is None:
+            return ""
+        return self._leased.why_closed(self.settings.namespace)
 
     async def identify(self, handshake: Handshake) -> Identity:
         """Who sends this, by the app's auth backends, unless revoked. Raises `AuthError` and `BackendError`."""

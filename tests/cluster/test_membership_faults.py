@@ -195,3 +195,23 @@ async def test_who_was_told_when_a_reaper_stopped_in_the_midst_is_told_by_the_ne
         successor.runner.wake()
         await until(lambda: len(successor.told) == 3, "the next one tells them", 4 * LEASE)
         assert successor.lost_by_topic == {room: ["x"] for room in ROOMS}
+
+
+async def test_a_node_that_stops_while_redis_is_away_has_nobody_told_twice(server: Server, tmp_path: Path) -> None:
+    """It has run the leave hooks, and stays until Redis knows: else another node would bury it and run them again."""
+    options = {"backend": {"lease": 5.0, "command_timeout": 2.0}, "drain_window": 0, "drain_grace": 0.5}
+    with nodes(tmp_path, [server.url] * 2, options) as two:
+        async with two.client(0, "room") as stays, two.client(1, "room"), two.client(1, "room"):
+            server.stop_for()
+            await asyncio.sleep(0.2)
+            two[1].begin_stop()
+            await asyncio.sleep(4.3)
+            server.cont()
+            await asyncio.to_thread(two[1].process.wait, 10)
+
+            async def count() -> object:
+                return await ask(stays, "count", {"room": "room"})
+
+            await eventually_async(count, {"count": 1}, 3, "they are gone with their node, before its lease ends")
+            assert len(server.ask("ZRANGE", "socketspec:{nodes:%2F}:leases", 0, -1)) == 1
+            assert await two.get(0, "/left") == []

@@ -205,3 +205,15 @@ async def test_memory_stays_bounded_while_redis_is_away(server: Server, tmp_path
         assert (await s.nodes.get(0, "/rss"))["kib"] - before < 60_000
         server.restart()
         await recovered(s, 20)
+
+
+async def test_a_node_whose_lease_cannot_be_renewed_is_not_ready_though_it_hears(
+    server: Server, tmp_path: Path
+) -> None:
+    """Nobody could enter there. Redis refuses to write, and the links stand."""
+    options = {"backend": {"lease": 2.0, "command_timeout": 1.0}}
+    with nodes(tmp_path, [server.url], options) as one:
+        server.ask("CONFIG", "SET", "min-replicas-to-write", 1)
+        await one.until_ready(0, False, 6)
+        server.ask("CONFIG", "SET", "min-replicas-to-write", 0)
+        await one.until_ready(0, True, 4)

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.torture.book import Book, Order
 from tests.cluster.torture.breaks import BREAKS
+from tests.cluster.torture.common import Line
 from tests.cluster.torture.run import BrokenPromise, torture
 from tests.cluster.torture.schedule import FAULTS, MODES, Mode, schedule
 from tests.servers import started
@@ -62,3 +64,22 @@ def test_a_seed_says_it_all(mode: Mode) -> None:
 def test_a_fault_that_does_not_exist_is_said() -> None:
     with pytest.raises(ValueError, match="no fault of cluster has any of"):
         next(schedule(1, "cluster", ["redis flushed"]))
+
+
+def test_who_was_being_thrown_out_when_their_node_was_killed_may_be_told_by_nobody() -> None:
+    """Redis may have carried out the leave, and the node have died before the hook. Of all others somebody is told."""
+    book = Book()
+    book.read("0.0", [Line(1.0, what, id, room) for id in "abc" for what, room in (("open", ""), ("join", "talk:0"))])
+    book.orders.append(Order(2.0, "disconnected", "u", frozenset("a")))
+    book.sent_away.add("b")
+    book.node_dies("0.0", "abc", [])
+    wrong = book.hooks_are_wrong(())
+    assert len(wrong) == 1
+    assert wrong[0].startswith("c is no member of talk:0; joins less leaves: 1 instead of 0")
+
+
+def test_who_was_thrown_out_of_a_node_that_lives_is_told() -> None:
+    book = Book()
+    book.read("0.0", [Line(1.0, "open", "a", ""), Line(1.0, "join", "a", "talk:0")])
+    book.sent_away.add("a")
+    assert book.hooks_are_wrong(())

@@ -49,6 +49,11 @@ class Book:
     """Connection and room of which nobody can say whether the hook was to run: their node was killed in the midst."""
     half_way: set[str] = field(default_factory=set)
     """Connections that were being closed when their node was killed: the same in all of their rooms."""
+    killed: set[str] = field(default_factory=set)
+    """Nodes that were killed."""
+    sent_away: set[str] = field(default_factory=set)
+    """Connections that their node closed, or had been ordered to close: where it was killed meanwhile they are half way
+    out of their rooms, though their clients had not heard of it yet."""
     lines: dict[str, list[tuple[float, str]]] = field(default_factory=lambda: defaultdict(list))
     """What the journals say, by connection."""
     lost_data_at: float = 0.0
@@ -90,11 +95,13 @@ class Book:
                 if line.what == "leave":
                     self.told_by[pair].add(node)
 
-    def node_dies(self, on_it: Collection[str], under_way: Iterable[tuple[str, str]]) -> None:
+    def node_dies(self, node: str, on_it: Collection[str], under_way: Iterable[tuple[str, str]]) -> None:
         """A node is killed, with the connections that clients have open on it, and what they have just asked for.
 
         Call it with the node's journal read to its end, once it is dead.
         """
+        self.killed.add(node)
+        self.sent_away.update(id for order in self.orders for id in order.connections)
         self.doubtful.update(under_way)
         self.half_way |= self.opened - self.closed - set(on_it)
 
@@ -146,11 +153,17 @@ class Book:
             found.append(f"{connection} is {where} of {room}; joins less leaves: {counted} instead of {wanted}: {told}")
         return found
 
+    def _is_half_way(self, connection: str) -> bool:
+        """Whether Redis may have taken it out of some of its rooms, and its node have died before it ran the hooks."""
+        if connection in self.half_way:
+            return True
+        return connection in self.sent_away - self.closed and self.home.get(connection, "") in self.killed
+
     def _right_counts(self, pair: tuple[str, str], *, is_member: bool) -> set[int]:
         """What the joins less the leaves may be; see the documentation, "What holds when things fail"."""
         connection, _ = pair
         home, right = self.home.get(connection, ""), {int(is_member)}
-        if not is_member and (pair in self.doubtful or connection in self.half_way):
+        if not is_member and (pair in self.doubtful or self._is_half_way(connection)):
             right |= {-1, 1}
         if not is_member and home in self.died_with_primary and {home} < self.told_by[pair]:
             right.add(-1)

@@ -29,6 +29,8 @@ class Crowd:
         self._random = Random(f"{seed} officer")
         self._go = asyncio.Event()
         self._officer_is_idle = True
+        self._ordered_away = ""
+        """The user who is being thrown out: nodes may have heard of it before the order is acknowledged."""
         self._generation = 0
         self._tasks: list[asyncio.Task[None]] = []
         self.players = [
@@ -77,6 +79,10 @@ class Crowd:
         """Whose connection to the present process of `node` is open."""
         return [one for one in self.players if one.is_open and one.node is node and one.life == node.life]
 
+    def ordered_away(self) -> frozenset[str]:
+        """Connections that nodes may be closing for an order that is not acknowledged yet."""
+        return self._connections_of(self._ordered_away)
+
     def _any_node(self, random: Random) -> Node:
         return random.choice(self._ground.nodes)
 
@@ -86,8 +92,9 @@ class Crowd:
             await asyncio.sleep(self._random.uniform(0.5, 2.0))
             await self._go.wait()
             self._officer_is_idle = False
-            user = self._random.choice(self.players).user
+            self._ordered_away = user = self._random.choice(self.players).user
             await (self._revoke(user) if self._random.random() < 0.4 else self._disconnect(user))
+            self._ordered_away = ""
 
     async def _disconnect(self, user: str) -> None:
         before = self._connections_of(user)

@@ -55,7 +55,8 @@ class Faults:
         is_resuming = [one.id for one in there if any(room.endswith("*") for _, room in one.asking.values())]
         node.process.kill()
         self._book.read(str(node), node.new_lines())
-        self._book.node_dies([one.id for one in there if one.id not in is_resuming], asking)
+        self._book.sent_away |= self._crowd.ordered_away()
+        self._book.node_dies(str(node), [one.id for one in there if one.id not in is_resuming], asking)
 
     def _by_name(self) -> dict[str, Callable[[Round], Awaitable[None]]]:
         return {

@@ -227,6 +227,8 @@ class Player:
                 answer.set_result(ENDED)
 
     def _judge(self, id: str, code: int) -> None:
+        if code != 1006:
+            self._book.sent_away.add(id)
         age = time.monotonic() - self._session[1]
         if code == 4002 and age < SESSION - MARGIN:
             self._book.wrong(f"the session of {id} ended after {age:.0f} s instead of {SESSION:.0f}: {self}")

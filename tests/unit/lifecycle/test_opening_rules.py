@@ -9,6 +9,8 @@ import time
 import pytest
 
 from socketspec import Connection, Identity, SocketApp
+from socketspec.backend.memory import MemoryBackend, MemoryPresence
+from socketspec.backend.protocols import Displaced
 from socketspec.errors import (
     AuthError,
     BackendError,
@@ -18,6 +20,7 @@ from socketspec.errors import (
     RoomNotFound,
 )
 from socketspec.protocol.handshake import Handshake
+from socketspec.protocol.publications import Topic
 from socketspec.session import SessionConfig
 from socketspec.session.session_tokens import new_token
 from socketspec.testing import HandshakeRefused, TestClient
@@ -64,6 +67,45 @@ async def test_a_session_that_cannot_be_looked_up_is_refused_with_503(caplog: py
     (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert "redis is gone" in record.getMessage()
     assert record.exc_info is None
+
+
+class EndedLease(MemoryPresence):
+    """Of a node whose lease has ended while `ended` says so."""
+
+    ended = "the lease has ended"
+
+    def now(self) -> float:
+        return time.time()
+
+    async def runs_leave_hooks(self, topic: Topic, connection_id: str) -> bool:
+        return True
+
+    def why_closed(self, namespace: str) -> str:
+        return self.ended
+
+    def watch(self, namespace: str, displaced: Displaced) -> None:
+        """Nobody is displaced."""
+
+    def unwatch(self, namespace: str, displaced: Displaced) -> None:
+        """As `watch`."""
+
+
+async def test_where_nobody_can_enter_users_are_refused_with_503_and_the_log_says_why(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Not accepted first, and closed some seconds later. Who is nobody does not enter, and comes in."""
+    backend = MemoryBackend()
+    backend.presence = presence = EndedLease()
+    async with TestClient(SocketApp(backend=backend, auth=ByName())) as client:
+        with pytest.raises(HandshakeRefused) as refused:
+            await client.connect(query_params={"user": "ada"})
+        assert refused.value.status == 503
+        assert "the lease has ended" in caplog.text
+        presence.ended = ""
+        await client.connect(query_params={"user": "ada"})
+    presence.ended = "the lease has ended"
+    async with TestClient(SocketApp(backend=backend)) as client:
+        await client.connect()
 
 
 async def test_a_user_id_that_nobody_can_have_is_refused_and_the_log_says_why(

@@ -12,3 +12,4 @@ def no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (dead_nodes, leases, members):
         monkeypatch.setattr(module, "RETRY", 0.002)
     monkeypatch.setattr(members, "LEAVE_PATIENCE", 0.02)
+    monkeypatch.setattr(members, "LAST_PATIENCE", 0.05)

@@ -8,6 +8,7 @@ import logging
 import pytest
 
 from socketspec.cluster.options import RedisOptions
+from socketspec.cluster.presence import members
 from socketspec.cluster.presence.members import RedisPresence
 from socketspec.concurrency.tasks import Tasks
 from socketspec.errors import BackendError
@@ -223,3 +224,37 @@ async def test_a_stop_while_redis_is_away_ends_and_says_what_that_means(caplog: 
         await presence.enter(ROOM, member("a"))
         redis.refuse = everything
     assert "ends with its lease" in caplog.text
+
+
+async def test_a_stop_waits_for_redis_where_it_has_members_that_were_told_to_leave(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else whoever buries this node later tells them once more."""
+    monkeypatch.setattr(members, "LAST_PATIENCE", 5.0)
+    redis, told = FakeRedis(), Told()
+    async with started(redis, lost=told) as presence:
+        await presence.enter(ROOM, member("a"))
+        redis.refuse = everything
+        await presence.leave(ROOM, "a")
+        stopping = asyncio.create_task(presence.stop("/", told))
+        await asyncio.sleep(0.1)
+        assert not stopping.done()
+        assert redis.inside(ROOM) == {"a"}
+        redis.refuse = nothing
+        await stopping
+        assert redis.is_empty
+
+
+async def test_a_node_whose_lease_has_ended_says_so() -> None:
+    redis = FakeRedis()
+    async with started(redis) as presence:
+        assert presence.ended() == ""
+        redis.refuse = everything
+        redis.now += 8.0 + 2.5
+        assert "lease in '/' has ended 2.5 s ago, and Redis does not renew it: nobody can enter" in presence.ended()
+        assert presence.why_closed("/") == "", "it may be renewed in a moment"
+        presence.distrust()
+        await until(lambda: "ended" in presence.why_closed("/"), "that was tried in vain")
+        redis.refuse = nothing
+        await until(lambda: presence.ended() == presence.why_closed("/") == "", "it is renewed")
+    assert presence.ended() == presence.why_closed("/") == ""
