@@ -25,8 +25,8 @@ async def within(handling: Awaitable[Any], error: TimedOut, seconds: float, answ
     """Await `handling`; after `seconds`, cancel it, and raise `error` when it has ended.
 
     Where that takes more than `GRACE`, `answer` is called meanwhile, and `AnsweredTimeout` is raised, whatever it ends
-    in. A `TimeoutError` of its own is none of this, and is raised as it is. The clean-up of dependencies after a handler
-    that ended in time is not cut off, and does not make it late.
+    in. A `TimeoutError` of its own is none of this, and is raised as it is. The clean-up of dependencies after a
+    handler that ended in time is not cut off, and does not make it late.
     """
     answered = False
 
