@@ -19,6 +19,7 @@ except ImportError as _error:
 
 from socketspec.adapters.asgi import NOT_FOUND, Receive, Scope, answer, handshake_of, send_response
 from socketspec.adapters.asgi_transport import Event, Send
+from socketspec.adapters.fastapi_errors import answer_errors
 from socketspec.adapters.fastapi_routes import add_websocket_route, mounted_on
 from socketspec.app.app import SocketApp
 from socketspec.app.mounts import refuse_bare
@@ -83,7 +84,8 @@ def mount(socket: SocketApp, app: Starlette | Router, path: str = "/ws", *, depe
     What guards the routes of a FastAPI application or router guards the socket: dependencies of the application, of the
     router and of `include_router` run at the opening handshake, as for FastAPI's own WebSocket routes, then
     `dependencies`, then those of `socket`. What one raises is answered by the application's exception handlers. What
-    they open is closed when the connection has ended.
+    they open is closed when the connection has ended. An `EventError`, such as `PermissionDenied`, is answered by the
+    application with the status for it, over HTTP too, unless it has an exception handler for it.
 
     The schema page, health report and debug feed get routes of their own at the paths `socket` was given; apps may
     share a health path, which is ready when all of them are. The application keeps its own lifespan; the socket app
@@ -112,6 +114,8 @@ def mount(socket: SocketApp, app: Starlette | Router, path: str = "/ws", *, depe
     if prefix + path in taken:
         raise ConfigurationError(f"There is a WebSocket route at {prefix + path!r} already; mount at another path.")
     listed("mount", dependencies)
+    if isinstance(app, Starlette):
+        answer_errors(app)
     add_websocket_route(socket, router, path, dependencies)
     for page in socket.pages.paths:
         _add_page(socket, router, prefix, page)
@@ -137,6 +141,7 @@ def _wrap_lifespan(socket: SocketApp, router: Router) -> None:
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[Any]:
         mounted_on(socket, app)
+        answer_errors(app)
         refuse_bare(router)
         async with socket.lifespan(), inner(app) as state:
             yield state

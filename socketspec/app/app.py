@@ -28,6 +28,7 @@ from socketspec.declaration.groups import Path, given_timeout
 from socketspec.declaration.habits import refuse_habit
 from socketspec.declaration.registry import Registry
 from socketspec.declaration.rooms import DeclaredRooms, Room
+from socketspec.declaration.savepoints import Restore, saved
 from socketspec.declaration.signatures import listed
 from socketspec.declaration.specs import EventOptions
 from socketspec.declaration.whole import check_whole
@@ -204,6 +205,16 @@ class SocketApp(Misuse, Including):
             declaration.apply(self.registry, path)
             if declaration.is_app_wide:
                 self._taken.add(declaration)
+
+    def save(self) -> Restore:
+        """What puts back what is declared here as it is now."""
+        parts = self.registry.save(), saved(self._taken)
+
+        def restore() -> None:
+            for part in parts:
+                part()
+
+        return restore
 
     def _check_event(self, options: EventOptions, event: str) -> None:
         options.name(())

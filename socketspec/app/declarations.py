@@ -52,6 +52,10 @@ class Declarations:
         """Have what was declared here, or on something that came by `path`. Raises `ConfigurationError`."""
         raise NotImplementedError
 
+    def declare(self, declaration: Declaration) -> None:
+        """Have what was declared here, in all its places or, where it raises `ConfigurationError`, in none."""
+        raise NotImplementedError
+
     def _check_event(self, options: EventOptions, event: str) -> None:
         raise NotImplementedError
 
@@ -107,7 +111,7 @@ class Declarations:
 
         def register(function: F) -> F:
             given = Given(function, enclosing_locals(function))
-            self.take(Declaration(lambda registry, path: registry.add_event(options.spec(given, registry, path))))
+            self.declare(Declaration(lambda registry, path: registry.add_event(options.spec(given, registry, path))))
             return function
 
         return register
@@ -132,7 +136,7 @@ class Declarations:
             hook = registry.compiled(function, _ON_ERROR, given.caller_locals)[0]
             (registry.group(path).on_error if path else registry.on_error).append(hook)
 
-        self.take(Declaration(apply))
+        self.declare(Declaration(apply))
         return function
 
     @overload
@@ -172,7 +176,7 @@ class Declarations:
             registry.once.add(function, shape.what)
             getattr(registry, hooks).append(registry.compiled(function, shape, caller_locals)[0])
 
-        self.take(Declaration(apply, is_app_wide=True))
+        self.declare(Declaration(apply, is_app_wide=True))
         return function
 
     def _room_hook(self, decorator: str, given: Any) -> Any:
@@ -201,7 +205,7 @@ class Declarations:
                 getattr(registry, decorator).append(when_it_matches)
                 registry.hook_patterns.append((shown, pattern))
 
-            self.take(Declaration(apply, is_app_wide=True))
+            self.declare(Declaration(apply, is_app_wide=True))
             return function
 
         return register
@@ -225,7 +229,7 @@ class Declarations:
                 guard, plan = registry.compiled(function, shape, caller_locals)
                 registry.guards.append(Guard(parsed, guard, _variables(parsed, plan, function)))
 
-            self.take(Declaration(apply, is_app_wide=True))
+            self.declare(Declaration(apply, is_app_wide=True))
             return function
 
         return register
@@ -237,7 +241,7 @@ class Declarations:
         """
         check_middleware(function)
         given = Given(function, enclosing_locals(function))
-        self.take(Declaration(lambda registry, path: registry.add_middleware(given, path)))
+        self.declare(Declaration(lambda registry, path: registry.add_middleware(given, path)))
         return function
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, overload
 
@@ -20,6 +21,7 @@ from socketspec.declaration.groups import (
 from socketspec.declaration.habits import refuse_as_router
 from socketspec.declaration.registry import Registry
 from socketspec.declaration.rooms import DeclaredRooms, Room
+from socketspec.declaration.savepoints import Restore, saved
 from socketspec.declaration.signatures import listed
 from socketspec.declaration.specs import EventOptions
 from socketspec.errors import ConfigurationError, EventError
@@ -52,7 +54,7 @@ class Including(Declarations):
         `prefix` stands before the router's own, `tags` and `dependencies` come before its. Included again with another
         prefix, its events are there under both; what is not about its events alone (hooks, guards, rooms, typed events)
         is there once. Raises `ConfigurationError` for a router that is there already, that would include itself, or
-        whose declarations cannot stand beside those that are there.
+        whose declarations cannot stand beside those that are there; then nothing of it is taken.
         """
         where = f"{self._shown}.include_router("
         _check_router(where, router)
@@ -68,9 +70,28 @@ class Including(Declarations):
                 f"{where}…): this router is included already{f' with the prefix {prefix!r}' if prefix else ''}. "
                 "Include it once, or again with another prefix=."
             )
-        router.send_to(self, () if options.is_empty else (options,))
+        with self._as_a_whole():
+            router.send_to(self, () if options.is_empty else (options,))
         self._paths.add((id(router), prefix))
         self._routers.append(router)
+
+    def declare(self, declaration: Declaration) -> None:
+        """Have what was declared here, in all its places or, where it raises `ConfigurationError`, in none."""
+        with self._as_a_whole():
+            self.take(declaration)
+
+    def save(self) -> Restore:
+        """What puts back what is declared here, and wherever this is included, as it is now."""
+        raise NotImplementedError
+
+    @contextmanager
+    def _as_a_whole(self) -> Iterator[None]:
+        restore = self.save()
+        try:
+            yield
+        except BaseException:
+            restore()
+            raise
 
     def includes(self, other: object) -> bool:
         """Whether `other` is a router that is included here, directly or by another one."""
@@ -139,6 +160,20 @@ class EventRouter(Including):
         for target, outer in self._targets:
             target.take(declaration, (*outer, self._options, *path))
 
+    def save(self) -> Restore:
+        """What puts back what is declared here, and wherever this is included, as it is now."""
+        parts = (
+            self._draft.save(),
+            saved(self._declared, self._targets),
+            *(target.save() for target in {id(target): target for target, _ in self._targets}.values()),
+        )
+
+        def restore() -> None:
+            for part in parts:
+                part()
+
+        return restore
+
     def send_to(self, target: Including, outer: Path) -> None:
         """Have `target` take everything that is declared here, now or later, by way of `outer`."""
         for declaration, path in self._declared:
@@ -164,7 +199,7 @@ class EventRouter(Including):
             if registry.sender is not None:
                 made.attach(registry.sender)
 
-        self.take(Declaration(apply, is_app_wide=True))
+        self.declare(Declaration(apply, is_app_wide=True))
         return made
 
     def _check_event(self, options: EventOptions, event: str) -> None:

@@ -160,6 +160,10 @@ class Event(Generic[T]):
         self._apps = [known for known in self._apps if known() is not None]
         self._apps.append(weakref.ref(sender))
 
+    def detach(self, sender: EventSender) -> None:
+        """Undo an `attach`."""
+        self._apps = [known for known in self._apps if known() is not sender]
+
     def _sender(self) -> EventSender:
         if self._owner is not None:
             return self._owner

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Final
 
+from socketspec.declaration.savepoints import Restore, saved
 from socketspec.errors import ConfigurationError
 
 __all__ = ("Once", "refuse_as_router", "refuse_bare", "refuse_habit")
@@ -60,6 +61,10 @@ class Once:
 
     def __init__(self) -> None:
         self._registered: dict[Hashable, list[object]] = {}
+
+    def save(self) -> Restore:
+        """What puts it back as it is now."""
+        return saved(self._registered, *self._registered.values())
 
     def add(self, function: Callable[..., Any], what: str, of: Hashable = None) -> None:
         """Raise `ConfigurationError` where `function` is `what` already, and `of` the same: it would run twice."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from socketspec.errors import ErrorCode, EventError, ValidationFailed
 
-__all__ = ("as_event_error", "status_of")
+__all__ = ("as_event_error", "http_status_of", "status_of")
 
 _BY_STATUS: Final = {
     400: ErrorCode.REFUSED,
@@ -34,6 +34,15 @@ _STATUS_OF: Final[Mapping[str, int]] = {
     ErrorCode.PAYLOAD_TOO_LARGE: 413,
     ErrorCode.NOT_FOUND: 404,
     ErrorCode.ROOM_NOT_FOUND: 404,
+}
+
+_HTTP_STATUS_OF: Final[Mapping[str, int]] = {
+    **_STATUS_OF,
+    ErrorCode.PERMISSION_ERROR: 403,
+    ErrorCode.UNKNOWN_EVENT: 404,
+    ErrorCode.VALIDATION_ERROR: 422,
+    ErrorCode.HANDLER_ERROR: 500,
+    ErrorCode.TIMEOUT_ERROR: 504,
 }
 
 
@@ -65,6 +74,11 @@ def status_of(error: BaseException) -> int:
         status: int = getattr(error, "status_code", 500)
         return status if 400 <= status < 600 else 500
     return 500 if kind is None else 403  # as Starlette, which closes before it has accepted
+
+
+def http_status_of(error: EventError) -> int:
+    """The HTTP status that a route answers with which ended in `error`; 400 for codes of your own."""
+    return _HTTP_STATUS_OF.get(error.code, 400)
 
 
 def _kind(error: BaseException) -> str | None:

@@ -25,6 +25,7 @@ from socketspec.declaration.plans import (
     compile_hook,
 )
 from socketspec.declaration.rooms import DeclaredRooms
+from socketspec.declaration.savepoints import Restore, saved
 from socketspec.declaration.sending import DeclaredSends
 from socketspec.declaration.shapes import Shape
 from socketspec.declaration.signatures import Kind, enclosing_locals, kind_of
@@ -132,6 +133,29 @@ class Registry:
         self._fixed: dict[str, Handler] = {}
         """Those of `_handlers` in which nothing can be overridden; middleware sees to that itself."""
         self._overrides_compiled = 0
+
+    def save(self) -> Restore:
+        """What puts everything back that was registered, as it is now."""
+        typed, wants_scope = dict(self.typed_events), self.wants_scope
+        groups = [part for group in self._groups.values() for part in (group.middleware, group.on_error)]
+        hooks = (self.on_connect, self.on_disconnect, self.on_error, self.on_room_join, self.on_room_leave)
+        parts = (
+            self.once.save(),
+            self.rooms.save(),
+            saved(self.events, self.sends.by_event, self.typed_events, self.errors.by_code, self.auth),
+            saved(self._groups, self._named, *groups, self.middleware, self.guards, *hooks, self.hook_patterns),
+        )
+
+        def restore() -> None:
+            for name, event in self.typed_events.items():
+                if self.sender is not None and name not in typed:
+                    event.detach(self.sender)
+            for part in parts:
+                part()
+            self.wants_scope = wants_scope
+            self._forget()
+
+        return restore
 
     def add_event(self, spec: EventSpec) -> None:
         """Register an event. Raises `ConfigurationError` when the name is taken."""

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple, Self
 
 from socketspec.declaration.patterns import RoomPattern
+from socketspec.declaration.savepoints import Restore
 from socketspec.errors import ConfigurationError, RoomNotFound, ValidationFailed
 from socketspec.protocol.names import check_room_name
 from socketspec.protocol.publications import History
@@ -58,6 +59,15 @@ class DeclaredRooms:
         self.rooms: tuple[Room, ...] = ()
         self._declared: list[_Declared] = []
         self.add(rooms)
+
+    def save(self) -> Restore:
+        """What puts it back as it is now."""
+        before = self.rooms, self._declared
+
+        def restore() -> None:
+            self.rooms, self._declared = before
+
+        return restore
 
     def add(self, rooms: Sequence[Room]) -> None:
         """Declare more. Raises `ConfigurationError` as the constructor, and then declares none of them."""
