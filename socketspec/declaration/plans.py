@@ -80,6 +80,8 @@ class HandlerPlan:
     """Whether it asks for anything beside the connection and the payload."""
     wants_scope: bool = False
     """Whether a dependency looks at the handshake as FastAPI's `WebSocket` or `HTTPConnection`."""
+    path_variables: Mapping[str, str]
+    """The variables that a path has to have, each with who asks for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -93,6 +95,8 @@ class HookPlan:
     is_provided: bool
     """Whether it asks for anything beside that."""
     wants_scope: bool
+    path_variables: Mapping[str, str]
+    """As in a `HandlerPlan`."""
 
 
 def compile_handler(
@@ -130,6 +134,7 @@ def compile_handler(
         call=_handler_call(func, signature, sources, steps, reply, is_async=is_async),
         is_provided=bool(steps),
         wants_scope=compiler.wants_scope,
+        path_variables=compiler.path_variables,
     )
 
 
@@ -177,6 +182,7 @@ def compile_hook(
         annotations=annotations,
         is_provided=bool(steps),
         wants_scope=compiler.wants_scope,
+        path_variables=compiler.path_variables,
     )
 
 
@@ -194,7 +200,13 @@ def compile_handshake(
         for evaluate, _ in steps:
             values.append(await evaluate(values))
 
-    return HookPlan(call=call, annotations={}, is_provided=bool(steps), wants_scope=compiler.wants_scope)
+    return HookPlan(
+        call=call,
+        annotations={},
+        is_provided=bool(steps),
+        wants_scope=compiler.wants_scope,
+        path_variables=compiler.path_variables,
+    )
 
 
 def _inputs(
