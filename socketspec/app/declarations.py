@@ -14,6 +14,7 @@ from socketspec.declaration.contracts import Broadcasts, Emits
 from socketspec.declaration.events import Event
 from socketspec.declaration.groups import Given, Path, check_middleware
 from socketspec.declaration.habits import refuse_bare, refuse_star
+from socketspec.declaration.options import knows_options, without_parentheses
 from socketspec.declaration.patterns import RoomPattern
 from socketspec.declaration.plans import HookPlan
 from socketspec.declaration.registry import Guard, Hook, Registry
@@ -59,6 +60,7 @@ class Declarations:
     def _check_event(self, options: EventOptions, event: str) -> None:
         raise NotImplementedError
 
+    @knows_options("on()")
     def on(
         self,
         event: str,
@@ -116,22 +118,23 @@ class Declarations:
 
         return register
 
-    def on_connect(self, function: F) -> F:
+    def on_connect(self, function: F = EMPTY) -> F:
         """Register a hook ``(conn)`` for new connections. Raise `PermissionDenied` in it to turn the client away.
 
         This and all other hooks may ask for more behind what they get: dependencies, the `Identity` of the client.
         """
         return self._hook("on_connect", function, _ON_CONNECT)
 
-    def on_disconnect(self, function: F) -> F:
+    def on_disconnect(self, function: F = EMPTY) -> F:
         """Register a hook ``(conn, reason)`` for connections that have ended."""
         return self._hook("on_disconnect", function, _ON_DISCONNECT)
 
-    def on_error(self, function: F) -> F:
+    def on_error(self, function: F = EMPTY) -> F:
         """Register a hook ``(conn, error)`` for handlers that failed. On a router: for those of its events.
 
         Annotated with some kind of exceptions, such as ``error: ValueError``, it is for those only.
         """
+        self._check_function(function, "on_error")
         given = Given(function, enclosing_locals(function))
 
         def apply(registry: Registry, path: Path) -> None:
@@ -174,6 +177,7 @@ class Declarations:
 
     def _hook(self, hooks: str, function: F, shape: Shape) -> F:
         """`hooks`: the attribute of the registry."""
+        self._check_function(function, hooks)
         caller_locals = enclosing_locals(function)
 
         def apply(registry: Registry, path: Path) -> None:
@@ -182,6 +186,9 @@ class Declarations:
 
         self.take(Declaration(apply, is_app_wide=True))
         return function
+
+    def _check_function(self, function: object, decorator: str) -> None:
+        without_parentheses(None if function is EMPTY else function, f"{self._shown}.{decorator}")
 
     def _room_hook(self, decorator: str, given: Any) -> Any:
         what = f"an {decorator} hook"
@@ -242,11 +249,12 @@ class Declarations:
 
         return register
 
-    def middleware(self, function: F) -> F:
+    def middleware(self, function: F = EMPTY) -> F:
         """Register ``async def m(conn, event, payload, next_handler)``, which awaits
         ``next_handler(conn, event, payload)`` and returns its result. The first registered is the outermost. On a
         router, it is for the events of that router, inside the app's. Further parameters are provided, as to handlers.
         """
+        self._check_function(function, "middleware")
         check_middleware(function)
         given = Given(function, enclosing_locals(function))
         self.take(Declaration(lambda registry, path: registry.add_middleware(given, path)))

@@ -18,6 +18,7 @@ from socketspec.declaration.groups import (
     given_timeout,
 )
 from socketspec.declaration.habits import refuse_as_router
+from socketspec.declaration.options import knows_options
 from socketspec.declaration.registry import Registry
 from socketspec.declaration.rooms import DeclaredRooms, Room
 from socketspec.declaration.signatures import listed
@@ -99,6 +100,7 @@ class EventRouter(Including):
     Raises `ConfigurationError` for what cannot be meant.
     """
 
+    @knows_options("EventRouter")
     def __init__(
         self,
         *,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from socketspec.declaration.habits import refuse_star
+from socketspec.declaration.options import check_known
 from socketspec.declaration.patterns import RoomPattern
 from socketspec.errors import ConfigurationError, RoomNotFound, ValidationFailed
 from socketspec.protocol.names import check_room_name
@@ -25,6 +26,12 @@ class Room:
     broadcast, for `rooms.history` and for clients that resume. With `client_join`, clients may join by themselves:
     whoever may connect, unless a guard refuses.
     """
+
+    if not TYPE_CHECKING:  # the signature is the dataclass's; this only makes a mistyped option easy to find
+
+        def __new__(cls, *_: Any, **options: Any) -> Room:
+            check_known("Room", options, list(cls.__dataclass_fields__))
+            return object.__new__(cls)
 
     name: str
     history: History | None = None
