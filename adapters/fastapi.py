@@ -22,7 +22,7 @@ from socketspec.adapters.asgi_transport import Event, Send
 from socketspec.adapters.fastapi_errors import answer_errors
 from socketspec.adapters.fastapi_routes import add_websocket_route, mounted_on
 from socketspec.app.app import SocketApp
-from socketspec.app.mounts import refuse_bare
+from socketspec.app.mounts import mounted, place_problems, refuse_bare
 from socketspec.declaration.signatures import listed
 from socketspec.errors import BackendError, ConfigurationError, EventError
 from socketspec.identity import Identity
@@ -143,6 +143,8 @@ def _wrap_lifespan(socket: SocketApp, router: Router) -> None:
         mounted_on(socket, app)
         answer_errors(app)
         refuse_bare(router)
+        for problem in place_problems(socket, [place for place in mounted(app) if place.socket is socket]):
+            raise problem
         async with socket.lifespan(), inner(app) as state:
             yield state
 

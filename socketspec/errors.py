@@ -25,15 +25,16 @@ The docs pages on errors and close codes are made from the tables below.
 from __future__ import annotations
 
 import inspect
-import re
 import sys
 from collections.abc import Callable, Mapping
 from enum import IntEnum, StrEnum
 from types import FrameType
 from typing import Any, ClassVar, Final, NamedTuple
 
-from pydantic import PydanticUserError, TypeAdapter, ValidationError
+from pydantic import PydanticUserError, TypeAdapter
 from pydantic_core import to_jsonable_python
+
+from socketspec.error_classes import check_attributes, is_object, validated, well_formed
 
 __all__ = (
     "CLOSE_CODES",
@@ -227,7 +228,8 @@ class EventError(SocketSpecError):
     `message` and `details` reach the client: put nothing secret in them. Without a message, the class's `message` is
     sent, else the first line of its docstring. Details of a declared type are validated when the error is made, which
     raises `ContractError` where they do not fit, and nothing else of them is sent. A class raises `ConfigurationError`
-    for a code that is malformed or belongs to SocketSpec; an error `ValueError` for a malformed one.
+    for a code that is malformed or belongs to SocketSpec, and for a type of the details that is no object; an error
+    `ValueError` for such a code, where it is no `ErrorCode`, and `TypeError` for details that are no object.
     """
 
     code: str = ErrorCode.REFUSED
@@ -242,6 +244,10 @@ class EventError(SocketSpecError):
         super().__init_subclass__()
         if cls.__module__ != __name__:
             _check_declared_code(cls)
+            try:
+                check_attributes(cls, EventError)
+            except ValueError as error:
+                raise ConfigurationError(f"{cls.__qualname__}: {error}") from None
             declared = _declared_details(cls, inspect.currentframe())
             if declared is not None:
                 cls.details_type, cls._details = declared
@@ -252,13 +258,22 @@ class EventError(SocketSpecError):
         super().__init__(message)
         self.message = message
         if self._details is not None:
-            self.details = _validated(type(self).__qualname__, self._details, {} if details is None else details)
+            try:
+                self.details = validated(self._details, details)
+            except ValueError as error:
+                message = f"{type(self).__qualname__}: the details do not fit their type: {error}"
+                raise ContractError(message) from error.__cause__
         elif details is None or isinstance(details, Mapping):
             self.details = dict(details or {})
+        elif isinstance(details, str | bytes | int | float | list | tuple | set | frozenset):
+            raise TypeError(
+                f"{type(self).__name__}(details={type(details).__name__}): details are an object. Write a dict such as "
+                'details={"left": 3}, or a model'
+            )
         else:
             self.details = details
         if code is not None:
-            self.code = code if isinstance(code, ErrorCode) else _well_formed(code)
+            self.code = code if isinstance(code, ErrorCode) or code == self.code else _free(well_formed(code))
         self.hint: Callable[[], str] | None = None
         """A sentence for developers, such as "Did you mean 'orders:{id}'?". `str` shows it; clients get it only where
         they may know the names in it anyway."""
@@ -270,8 +285,10 @@ class EventError(SocketSpecError):
     def sent_details(self) -> dict[str, Any]:
         """The details as they are sent. Raises whatever the serializing of them does; `TypeError` for no object."""
         details: Any = self.details
-        if self._details is not None:
+        if self._details is not None and details is not None:
             details = self._details.dump_python(details, mode="json", by_alias=True, warnings=False)
+        elif details is None:  # as its declared type allows
+            details = {}
         elif not isinstance(details, dict):
             details = to_jsonable_python(details, by_alias=True)
         if not isinstance(details, dict):
@@ -279,12 +296,16 @@ class EventError(SocketSpecError):
         return details
 
 
-_CODE: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
+_FOR_ALL: Final = frozenset({ErrorCode.REFUSED, ErrorCode.NOT_FOUND})
+"""Our codes that say no more than an app may say itself."""
 
 
-def _well_formed(code: object) -> str:
-    if not isinstance(code, str) or _CODE.fullmatch(code) is None:
-        raise ValueError(f"an error's code is up to 64 capital letters, digits and _, such as 'SOLD_OUT', not {code!r}")
+def _free(code: str) -> str:
+    """`code`, if an app may use it. Raises `ValueError` for one that clients know as SocketSpec's."""
+    if code in {known.value for known in ErrorCode} - _FOR_ALL:
+        raise ValueError(
+            f"{code!r} is SocketSpec's own code. Choose another one, or use the error of socketspec.errors that has it"
+        )
     return code
 
 
@@ -293,7 +314,7 @@ def _check_declared_code(cls: type[EventError]) -> None:
     if code is None:
         return
     try:
-        _well_formed(code)
+        well_formed(code)
     except ValueError as error:
         raise ConfigurationError(f"{cls.__qualname__}: {error}.") from None
     inherited = [base.code for base in cls.__mro__[1:] if issubclass(base, EventError) and base is not EventError]
@@ -312,20 +333,18 @@ def _declared_details(cls: type[EventError], frame: FrameType | None) -> tuple[A
         if isinstance(declared, str):
             names = vars(sys.modules[cls.__module__]) if cls.__module__ in sys.modules else {}
             declared = eval(declared, dict(names), {} if outside is None else dict(outside.f_locals))  # noqa: S307 # the user's own annotation, as typing.get_type_hints does
-        return None if declared in (None, Any, object, dict, dict[str, Any]) else (declared, TypeAdapter(declared))
+        if declared in (None, Any, object, dict, dict[str, Any]):
+            return None
+        if not is_object(declared):
+            raise ConfigurationError(
+                f"{cls.__qualname__}: details are an object, and {getattr(declared, '__name__', declared)} is none. "
+                "Put it into a field of a model, and write `details: ThatModel`."
+            )
+        return declared, TypeAdapter(declared)
     except (NameError, PydanticUserError) as error:
         raise ConfigurationError(
             f"{cls.__qualname__}: the type of `details` cannot be used: {error}. Define it before the error."
         ) from error
-
-
-def _validated(name: str, adapter: TypeAdapter[Any], details: object) -> Any:
-    try:
-        return adapter.validate_python(details, from_attributes=True)
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)[:5]
-        differences = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'details'}: {item['msg']}" for item in found)
-        raise ContractError(f"{name}: the details do not fit their type: {differences}") from error
 
 
 class AuthError(EventError):

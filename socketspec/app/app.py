@@ -26,6 +26,7 @@ from socketspec.connection.outbox import Backpressure
 from socketspec.declaration.events import Event
 from socketspec.declaration.groups import Path, given_timeout
 from socketspec.declaration.habits import refuse_habit
+from socketspec.declaration.options import check_flag, check_text
 from socketspec.declaration.registry import Registry
 from socketspec.declaration.rooms import DeclaredRooms, Room
 from socketspec.declaration.savepoints import Restore, saved
@@ -137,6 +138,10 @@ class SocketApp(Misuse, Including):
         check_secret("SocketApp(docs_access_token=…)", docs_access_token, without="None shows the pages to everybody.")
         check_secret("SocketApp(drain_token=…)", drain_token, without="Leave it out where there is no drain_url.")
         docs, debug = unless_given(docs), unless_given(debug)
+        check_flag("SocketApp(docs", docs)
+        for name, text in (("title", title), ("version", version), ("description", description)):
+            check_text(f"SocketApp({name}", text)
+        docs_url, debug_url = path("docs_url", docs_url), path("debug_url", debug_url)
         self.title: str = title
         self.version: str = version
         self.description: str = description
@@ -183,8 +188,8 @@ class SocketApp(Misuse, Including):
             health=self._health,
             drain=self.drain,
             events_since=self._events_since,
-            docs_url=path("docs_url", docs_url) if docs else None,
-            debug_url=path("debug_url", debug_url) if debug else None,
+            docs_url=docs_url if docs else None,
+            debug_url=debug_url if debug else None,
             health_url=path("health_url", health_url) if health_url is not None else None,
             token=docs_access_token,
             drain_url=path("drain_url", drain_url) if drain_url is not None else None,
@@ -224,6 +229,10 @@ class SocketApp(Misuse, Including):
     def dependency_overrides(self) -> dict[Callable[..., Any], Callable[..., Any]]:
         """For tests: what to call in the place of a dependency, as in FastAPI."""
         return self.registry.overrides.own
+
+    @dependency_overrides.setter
+    def dependency_overrides(self, overrides: dict[Callable[..., Any], Callable[..., Any]]) -> None:
+        self.registry.overrides.own = overrides
 
     @property
     def engine(self) -> Engine | None:

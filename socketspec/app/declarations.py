@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,18 +13,22 @@ from socketspec.connection.connection import Connection
 from socketspec.declaration.contracts import Broadcasts, Emits
 from socketspec.declaration.events import Event
 from socketspec.declaration.groups import Given, Path, check_middleware
-from socketspec.declaration.habits import refuse_bare
+from socketspec.declaration.habits import refuse_bare, refuse_star
+from socketspec.declaration.options import knows_options, without_parentheses
 from socketspec.declaration.patterns import RoomPattern
 from socketspec.declaration.plans import HookPlan
-from socketspec.declaration.registry import Guard, Registry
-from socketspec.declaration.shapes import Shape
+from socketspec.declaration.registry import Guard, Hook, Registry
+from socketspec.declaration.shapes import Shape, error_kinds
 from socketspec.declaration.signatures import EMPTY, describe, enclosing_locals
 from socketspec.declaration.specs import EventOptions
 from socketspec.declaration.variables import RoomVariables
 from socketspec.errors import ConfigurationError, EventError
 from socketspec.security.ratelimit import RateLimit, given_rate_limit
+from socketspec.text import get_logger
 
 __all__ = ("Declaration", "Declarations")
+
+logger: logging.Logger = get_logger("socketspec")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -59,6 +64,7 @@ class Declarations:
     def _check_event(self, options: EventOptions, event: str) -> None:
         raise NotImplementedError
 
+    @knows_options("on()")
     def on(
         self,
         event: str,
@@ -116,24 +122,29 @@ class Declarations:
 
         return register
 
-    def on_connect(self, function: F) -> F:
+    def on_connect(self, function: F = EMPTY) -> F:
         """Register a hook ``(conn)`` for new connections. Raise `PermissionDenied` in it to turn the client away.
 
         This and all other hooks may ask for more behind what they get: dependencies, the `Identity` of the client.
         """
         return self._hook("on_connect", function, _ON_CONNECT)
 
-    def on_disconnect(self, function: F) -> F:
+    def on_disconnect(self, function: F = EMPTY) -> F:
         """Register a hook ``(conn, reason)`` for connections that have ended."""
         return self._hook("on_disconnect", function, _ON_DISCONNECT)
 
-    def on_error(self, function: F) -> F:
-        """Register a hook ``(conn, error)`` for handlers that failed. On a router: for those of its events."""
+    def on_error(self, function: F = EMPTY) -> F:
+        """Register a hook ``(conn, error)`` for handlers that failed. On a router: for those of its events.
+
+        Annotated with some kind of exceptions, such as ``error: ValueError``, it is for those only.
+        """
+        self._check_function(function, "on_error")
         given = Given(function, enclosing_locals(function))
 
         def apply(registry: Registry, path: Path) -> None:
             registry.once.add(function, _ON_ERROR.what, path)
-            hook = registry.compiled(function, _ON_ERROR, given.caller_locals)[0]
+            hook, plan = registry.compiled(function, _ON_ERROR, given.caller_locals)
+            hook = _for_some(hook, plan, function)
             (registry.group(path).on_error if path else registry.on_error).append(hook)
 
         self.declare(Declaration(apply))
@@ -170,6 +181,7 @@ class Declarations:
 
     def _hook(self, hooks: str, function: F, shape: Shape) -> F:
         """`hooks`: the attribute of the registry."""
+        self._check_function(function, hooks)
         caller_locals = enclosing_locals(function)
 
         def apply(registry: Registry, path: Path) -> None:
@@ -179,6 +191,9 @@ class Declarations:
         self.declare(Declaration(apply, is_app_wide=True))
         return function
 
+    def _check_function(self, function: object, decorator: str) -> None:
+        without_parentheses(None if function is EMPTY else function, f"{self._shown}.{decorator}")
+
     def _room_hook(self, decorator: str, given: Any) -> Any:
         what = f"an {decorator} hook"
         if not isinstance(given, str):
@@ -187,6 +202,7 @@ class Declarations:
         room = () if "room" in pattern.variables else ("room",)
         shape = Shape(what=what, positional=("conn",), keywords=(*pattern.variables, *room), optional=room)
         shown = f"@{self._shown}.{decorator}({given!r})"
+        refuse_star(shown, pattern)
 
         def register(function: F) -> F:
             caller_locals = enclosing_locals(function)
@@ -201,6 +217,8 @@ class Declarations:
                     values = variables.values(name)
                     if values is not None:
                         await hook(conn, *values, *((name,) if room else ()))
+                    elif pattern.match(name) is not None:
+                        logger.debug("%s does not run for %r: it annotates other variables", shown, name)
 
                 getattr(registry, decorator).append(when_it_matches)
                 registry.hook_patterns.append((shown, pattern))
@@ -219,7 +237,8 @@ class Declarations:
         """
         refuse_bare(pattern, f"{self._shown}.room_guard", f"@{self._shown}.room_guard('its:{{room}}')")
         parsed = RoomPattern(pattern)
-        shape = Shape(what="a room guard", positional=("conn",), keywords=parsed.variables)
+        refuse_star(f"@{self._shown}.room_guard({pattern!r})", parsed)
+        shape = Shape(what="a room guard", positional=("conn",), keywords=parsed.variables, decides=True)
 
         def register(function: F) -> F:
             caller_locals = enclosing_locals(function)
@@ -234,15 +253,33 @@ class Declarations:
 
         return register
 
-    def middleware(self, function: F) -> F:
+    def middleware(self, function: F = EMPTY) -> F:
         """Register ``async def m(conn, event, payload, next_handler)``, which awaits
         ``next_handler(conn, event, payload)`` and returns its result. The first registered is the outermost. On a
         router, it is for the events of that router, inside the app's. Further parameters are provided, as to handlers.
         """
+        self._check_function(function, "middleware")
         check_middleware(function)
         given = Given(function, enclosing_locals(function))
         self.declare(Declaration(lambda registry, path: registry.add_middleware(given, path)))
         return function
+
+
+def _for_some(hook: Hook, plan: HookPlan, function: Callable[..., Any]) -> Hook:
+    """An `on_error` hook, called for the exceptions that it is annotated with."""
+    try:
+        kinds = error_kinds(plan.annotations.get("error", EMPTY))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{describe(function)} cannot be {_ON_ERROR.what}: {error}.") from error
+    if not kinds:
+        return hook
+
+    @wraps(function)
+    async def when_it_is_one(conn: Connection, error: Exception) -> None:
+        if isinstance(error, kinds):
+            await hook(conn, error)
+
+    return when_it_is_one
 
 
 def _variables(pattern: RoomPattern, plan: HookPlan, function: object) -> RoomVariables:

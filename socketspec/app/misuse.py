@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
 from socketspec.declaration.habits import refuse_as_router
+from socketspec.declaration.options import check_known
 from socketspec.errors import ConfigurationError
 from socketspec.runtime.engine import Engine
-from socketspec.text import did_you_mean, get_logger
+from socketspec.text import get_logger
 
 __all__ = ("NOT_ASGI", "Callers", "Misuse")
 
@@ -39,10 +40,7 @@ class Misuse:
             if cls.__init__ is not owner.__init__:
                 return super().__new__(cls)  # a subclass has options of its own
             known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
-            for name in options:
-                if name not in known:
-                    hint = did_you_mean(name, known) or f"The options are {', '.join(known)}."
-                    raise ConfigurationError(f"SocketApp has no option {name!r}. {hint}")
+            check_known("SocketApp", options, known)
             return super().__new__(cls)
 
         def __getattr__(self, name: str) -> Any:

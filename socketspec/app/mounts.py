@@ -5,15 +5,19 @@ Known by their shape, not by their type: applications and routers have `routes`,
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from socketspec.app.app import SocketApp
 from socketspec.app.misuse import NOT_ASGI
+from socketspec.declaration.signatures import describe
 from socketspec.errors import ConfigurationError
 
-__all__ = ("Mounted", "Serves", "bare", "mounted", "refuse_bare")
+__all__ = ("Mounted", "Serves", "bare", "mounted", "place_problems", "refuse_bare")
 
 _DEEPEST: Final = 32
 """Applications within applications, and wrappers around one, that are looked into."""
@@ -40,6 +44,8 @@ class Mounted(NamedTuple):
     """What outer applications declare for all that is theirs, and frameworks do not run for a sub-application."""
     starts_with_it: bool
     """Whether the application's lifespan starts the app, and stops it in order."""
+    route: Any = None
+    """The route that serves it, where there is one."""
 
 
 class _Place(NamedTuple):
@@ -69,6 +75,69 @@ def refuse_bare(application: Any) -> None:
         )
 
 
+def place_problems(socket: SocketApp, places: Sequence[Mounted]) -> Iterator[ConfigurationError]:
+    """What could work at none of the `places` at which `socket` is mounted, or refuses every client at one of them."""
+    for place in places:
+        for problem in _unfit(getattr(place.route, "dependant", None), place.path):
+            yield ConfigurationError(problem)
+    variables = {name for place in places for name in _variables(place.path)}
+    for name, owner in socket.registry.path_variables.items():
+        if places and name not in variables:
+            shown = ", ".join(sorted({place.path for place in places}))
+            yield ConfigurationError(
+                f"{owner} asks for the path variable {name!r}, which no path has that the app is mounted at ({shown}). "
+                f"Write mount(socket, app, path='/ws/{{{name}}}')."
+            )
+
+
+def _variables(path: str) -> list[str]:
+    return re.findall(r"\{([^}:]+)[^}]*\}", path)
+
+
+def _unfit(dependant: Any, path: str) -> Iterator[str]:
+    """What dependencies that FastAPI runs at the handshake ask for, and no handshake has."""
+    for each in getattr(dependant, "dependencies", ()):
+        call = each.call
+        owner = describe(call) if callable(call) else repr(call)
+        parameters = _parameters(call)
+        request = getattr(each, "request_param_name", None)
+        if request is not None and parameters[request].default is inspect.Parameter.empty:
+            yield (
+                f"{owner} runs at the handshake of {path} and takes a Request, which a WebSocket has not: every client "
+                f"would be refused. Write {request}: HTTPConnection, which both have (from starlette.requests)."
+            )
+        needed = [field.name for field in getattr(each, "body_params", ()) if _is_required(field)]
+        if needed:
+            yield (
+                f"{owner} runs at the handshake of {path} and reads {needed[0]!r} from a body, which a handshake has "
+                "not: every client would be refused. Put that dependency on the HTTP routes that need it."
+            )
+        for field in getattr(each, "path_params", ()):
+            if field.alias not in _variables(path):
+                yield (
+                    f"{owner} runs at the handshake of {path} and asks for the path variable {field.alias!r}, which "
+                    f"that path has not. Write mount(socket, app, path='/ws/{{{field.alias}}}')."
+                )
+        yield from _unfit(each, path)
+
+
+def _parameters(call: Any) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(call).parameters
+    except (TypeError, ValueError):
+        return defaultdict(lambda: _UNKNOWN)
+
+
+_UNKNOWN: Final = inspect.Parameter("unknown", inspect.Parameter.KEYWORD_ONLY, default=None)
+
+
+def _is_required(field: Any) -> bool:
+    is_required = getattr(field, "required", None)
+    if is_required is None:
+        is_required = field.field_info.is_required()
+    return bool(is_required)
+
+
 def _found(application: Any, place: _Place) -> Iterator[Mounted | tuple[str, SocketApp]]:
     application = _unwrapped(application)
     if isinstance(application, SocketApp):
@@ -91,7 +160,8 @@ def _of_route(route: Any, place: _Place, inside: _Place) -> Iterator[Mounted | t
         dependant = getattr(route, "dependant", None)
         runs = tuple(each.call for each in getattr(dependant, "dependencies", ()))
         prefix = path.removesuffix(getattr(served, "path", ""))
-        yield Mounted(app.socket, path, prefix, (*runs, *app.dependencies), place.passed_by, place.depth == 0)
+        calls = (*runs, *app.dependencies)
+        yield Mounted(app.socket, path, prefix, calls, place.passed_by, place.depth == 0, route)
     elif isinstance(endpoint, SocketApp):
         yield path, endpoint
     elif endpoint is None and getattr(route, "app", None) is not None:

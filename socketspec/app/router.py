@@ -19,6 +19,7 @@ from socketspec.declaration.groups import (
     given_timeout,
 )
 from socketspec.declaration.habits import refuse_as_router
+from socketspec.declaration.options import knows_options
 from socketspec.declaration.registry import Registry
 from socketspec.declaration.rooms import DeclaredRooms, Room
 from socketspec.declaration.savepoints import Restore, saved
@@ -120,6 +121,7 @@ class EventRouter(Including):
     Raises `ConfigurationError` for what cannot be meant.
     """
 
+    @knows_options("EventRouter")
     def __init__(
         self,
         *,

@@ -24,7 +24,7 @@ from socketspec.declaration.foreign import (
     view_of,
 )
 from socketspec.declaration.markers import dependency_of
-from socketspec.declaration.parameters import explicit, implicit, is_body
+from socketspec.declaration.parameters import Parameter, explicit, implicit, is_body
 from socketspec.declaration.resources import Resources
 from socketspec.declaration.signatures import (
     EMPTY,
@@ -80,6 +80,8 @@ class Compiler:
         self.connection_type: type[Any] = connection_type
         self.wants_scope: bool = False
         """Whether something asks for a view of the handshake, which shows the whole ASGI scope."""
+        self.path_variables: dict[str, str] = {}
+        """The variables that a path has to have, each with who asks for it."""
         self.scope: Scope = scope
         """The local names that annotations may use."""
         self._given = overrides
@@ -115,7 +117,7 @@ class Compiler:
         if found is not None:
             return found
         if parameter := explicit(argument, owner):
-            return self._parameter(parameter.read)
+            return self._marked(parameter, owner)
         if refuse_fastapi(argument, owner):
             return None
         if shared:
@@ -164,6 +166,11 @@ class Compiler:
         if key not in self._cached:
             self._cached[key] = self._add((evaluated(get), None))
         return self._cached[key]
+
+    def _marked(self, parameter: Parameter, owner: str) -> int:
+        if parameter.path_variable is not None:
+            self.path_variables[parameter.path_variable] = owner
+        return self._parameter(parameter.read)
 
     def _parameter(self, read: Callable[[Handshake], Any]) -> int:
         return self._add((evaluated(lambda values: read(values[ROOT].handshake)), None))
@@ -224,6 +231,7 @@ class Compiler:
         inner._trail, inner._security_scopes = self._trail, self._security_scopes
         inner.call(call)
         self.wants_scope |= inner.wants_scope
+        self.path_variables |= inner.path_variables
         self._used_scopes |= inner._used_scopes
         scopes = self._security_scopes if inner._used_scopes else ()
         name: Hashable = (key, scopes) if dependency.use_cache else object()

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from socketspec.declaration.outbound import OutboundType
+from socketspec.declaration.payloads import without_none
 from socketspec.errors import ConfigurationError, EventError
 
 __all__ = ("DeclaredError", "DeclaredErrors", "compile_errors")
@@ -63,7 +64,7 @@ def compile_errors(option: str, given: object) -> tuple[DeclaredError, ...]:
                 f"{option}=[{item!r}]): list classes, such as {shown}, which are subclasses of EventError."
             )
         where = f"{option}=[{item.__name__}]): the type of the details"
-        details = None if item.details_type is None else OutboundType(item.details_type, what=where)
+        details = None if item.details_type is None else OutboundType(without_none(item.details_type), what=where)
         found.append(DeclaredError(item, details))
     own = DeclaredErrors()
     own.add(found)

@@ -72,6 +72,11 @@ class Dependency:
                 f'Depends(scope={self.scope!r}) must be "connection", for what is kept as long as the connection, or '
                 '"event".'
             )
+        if self.scope == "connection" and not self.use_cache:
+            raise ConfigurationError(
+                'Depends(use_cache=False, scope="connection") says that it is called each time and that it is kept as '
+                "long as the connection. Write one of the two."
+            )
         if self.dependency is not None and not callable(self.dependency):
             raise ConfigurationError(
                 f"Depends() takes something to call, and {self.dependency!r} is not. "

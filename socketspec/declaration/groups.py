@@ -104,6 +104,9 @@ def given_tags(where: str, tags: Sequence[str]) -> tuple[str, ...]:
     """What ``tags=`` was given. `where` begins errors, up to the equals sign: ``"on('act', tags"``."""
     if isinstance(tags, str) or not isinstance(tags, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance] - what untyped code passes
         raise ConfigurationError(f"{where}={tags!r}): tags must be a list, such as tags=['chat'].")
+    for tag in tags:
+        if not isinstance(tag, str):  # pyright: ignore[reportUnnecessaryIsInstance] - as above
+            raise ConfigurationError(f"{where}={tags!r}): a tag is a text, such as 'chat', and {tag!r} is none.")
     return tuple(tags)
 
 

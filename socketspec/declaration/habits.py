@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Final
 
+from socketspec.declaration.patterns import RoomPattern
 from socketspec.declaration.savepoints import Restore, saved
 from socketspec.errors import ConfigurationError
 
-__all__ = ("Once", "refuse_as_router", "refuse_bare", "refuse_habit")
+__all__ = ("Once", "refuse_as_router", "refuse_bare", "refuse_habit", "refuse_star")
 
 _HABITS: Final[Mapping[str, str]] = {
     "connect": "@socket.on_connect",
@@ -54,6 +55,13 @@ def refuse_habit(event: str) -> None:
             "@socket.on('*') is no handler of all events. See every event in a @socket.middleware, and register a "
             "handler for each one that there is."
         )
+
+
+def refuse_star(what: str, pattern: RoomPattern) -> None:
+    """Raise `ConfigurationError` for a ``*`` in the pattern of `what`: it would be that character."""
+    if "*" in pattern.source:
+        instead = pattern.source.replace("*", "{room}", 1)
+        raise ConfigurationError(f"{what}: `*` stands for nothing in a room's pattern. Write {instead!r}.")
 
 
 class Once:

@@ -49,6 +49,12 @@ class Parameter:
         self._aliases = _aliases(argument.name, info, dashes=place == "header" and self._converts)
         self._adapter = _adapter(annotation, f"{owner}: parameter {argument.name!r}")
 
+    @property
+    def path_variable(self) -> str | None:
+        """The variable that the path has to have for this; None: none has to be there."""
+        is_needed = self._place == "path" and not self._is_implicit and self._model is None and self._default is EMPTY
+        return self._aliases[0] if is_needed else None
+
     def read(self, handshake: Handshake) -> Any:
         """The value in this handshake. Raises `ValidationFailed`."""
         place, values = self._values(handshake)

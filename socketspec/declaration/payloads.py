@@ -25,7 +25,7 @@ from socketspec.errors import ConfigurationError, ValidationFailed
 from socketspec.protocol.decoding import NoPayload
 from socketspec.text import cut
 
-__all__ = ("MAX_DEPTH", "MAX_ERRORS", "PayloadType", "misfit")
+__all__ = ("MAX_DEPTH", "MAX_ERRORS", "PayloadType", "misfit", "without_none")
 
 MAX_ERRORS = 20
 """How many errors `ValidationFailed.details` lists."""
@@ -69,12 +69,12 @@ class PayloadType:
 
     def __init__(self, annotation: Any, *, namespace: Mapping[str, Any] | None = None, default: Any = EMPTY) -> None:
         if default is not EMPTY:
-            annotation = _without_none(annotation)
+            annotation = without_none(annotation)
         self.annotation = annotation
         self.name = name_of(annotation)
         if not is_object(annotation):
             instead = "put a single value, a list or an optional value in a field of it."
-            if is_object(_without_none(annotation)):
+            if is_object(without_none(annotation)):
                 instead = "or give it a default, such as None, for messages without a payload."
             raise ConfigurationError(
                 f"{self.name!r} cannot be a payload: a payload is always an object. Use {ACCEPTED}, "
@@ -113,7 +113,7 @@ class PayloadType:
         return json_schema(self._adapter, self.name, mode)
 
 
-def _without_none(annotation: Any) -> Any:
+def without_none(annotation: Any) -> Any:
     """What is left of an optional type; any other as it is."""
     inner, _ = bare(annotation)
     options = tuple(option for option in get_args(inner) if option is not NoneType) if is_union(inner) else ()

@@ -26,7 +26,7 @@ from socketspec.declaration.outbound import OutboundType
 from socketspec.declaration.parameters import is_body
 from socketspec.declaration.payloads import PayloadType
 from socketspec.declaration.replies import reply_type, settled
-from socketspec.declaration.shapes import Shape
+from socketspec.declaration.shapes import Shape, check_answer
 from socketspec.declaration.signatures import (
     EMPTY,
     Argument,
@@ -81,6 +81,8 @@ class HandlerPlan:
     """Whether it asks for anything beside the connection and the payload."""
     wants_scope: bool = False
     """Whether a dependency looks at the handshake as FastAPI's `WebSocket` or `HTTPConnection`."""
+    path_variables: Mapping[str, str]
+    """The variables that a path has to have, each with who asks for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -94,6 +96,8 @@ class HookPlan:
     is_provided: bool
     """Whether it asks for anything beside that."""
     wants_scope: bool
+    path_variables: Mapping[str, str]
+    """As in a `HandlerPlan`."""
 
 
 def compile_handler(
@@ -131,6 +135,7 @@ def compile_handler(
         call=_handler_call(func, signature, sources, steps, reply, is_async=is_async),
         is_provided=bool(steps),
         wants_scope=compiler.wants_scope,
+        path_variables=compiler.path_variables,
     )
 
 
@@ -148,7 +153,9 @@ def compile_hook(
     """
     try:
         scope = Scope(caller_locals or {}, getattr(innermost(func), "__module__", None))
-        signature, kind = resolve(func, scope=scope), kind_of(func)
+        signature, kind = resolve(func, scope=scope, returns=shape.decides), kind_of(func)
+        if shape.decides:
+            check_answer(signature.returns)
         compiler = Compiler(
             connection_type,
             scope,
@@ -176,6 +183,7 @@ def compile_hook(
         annotations=annotations,
         is_provided=bool(steps),
         wants_scope=compiler.wants_scope,
+        path_variables=compiler.path_variables,
     )
 
 
@@ -193,7 +201,13 @@ def compile_handshake(
         for evaluate, _ in steps:
             values.append(await evaluate(values))
 
-    return HookPlan(call=call, annotations={}, is_provided=bool(steps), wants_scope=compiler.wants_scope)
+    return HookPlan(
+        call=call,
+        annotations={},
+        is_provided=bool(steps),
+        wants_scope=compiler.wants_scope,
+        path_variables=compiler.path_variables,
+    )
 
 
 def _inputs(
@@ -218,6 +232,7 @@ def _inputs(
         elif waiting and argument.is_positional and not argument.bound:
             name = waiting.pop(0)
             _check_passed(argument, name, signature.owner, compiler)
+            shape.check(name, argument.name, argument.annotation, compiler.connection_type)
             given.append(name)
             annotations[name] = argument.annotation
             sources.append(index[name])
@@ -268,12 +283,13 @@ def _handler(compiler: Compiler, signature: Signature) -> tuple[PayloadType | No
     name: str | None = None
     sources: list[int | None] = [ROOT]
     for argument in signature.arguments[1:]:
-        if argument.position is inspect.Parameter.VAR_POSITIONAL:
-            raise ConfigurationError(f"{owner}: *{argument.name} would stay empty. {_SHAPE}")
+        if argument.is_variadic:
+            stars = "*" if argument.position is inspect.Parameter.VAR_POSITIONAL else "**"
+            raise ConfigurationError(f"{owner}: {stars}{argument.name} would stay empty; take it away. {_SHAPE}")
         if payload is None and _is_payload(compiler, argument, owner):
             payload, name = _payload(argument, signature), argument.name
             sources.append(_PAYLOAD)
-        elif not (argument.is_variadic or compiler.is_provided(argument, owner)) and is_body(argument.annotation):
+        elif not (compiler.is_provided(argument, owner)) and is_body(argument.annotation):
             raise ConfigurationError(_no_payload(argument, owner, name))
         else:
             sources.append(compiler.source(argument, owner))

@@ -129,6 +129,8 @@ class Registry:
         """What auth backends call where it asks for dependencies, by its owner's id. It takes an `Arrival` first."""
         self.wants_scope: bool = False
         """Whether anything registered looks at the handshake as FastAPI's `WebSocket` or `HTTPConnection`."""
+        self.path_variables: dict[str, str] = {}
+        """What the paths have to have that the app is mounted at: each variable, and who asks for it."""
         self._handlers: dict[str, Handler] = {}
         self._fixed: dict[str, Handler] = {}
         """Those of `_handlers` in which nothing can be overridden; middleware sees to that itself."""
@@ -172,6 +174,7 @@ class Registry:
         self.sends.add(spec.contract.emits)
         self.sends.add(spec.contract.broadcasts)
         self.wants_scope |= spec.plan.wants_scope
+        self.path_variables |= spec.plan.path_variables
         self._forget()
 
     def compiled(
@@ -228,6 +231,7 @@ class Registry:
     def _following(self, plan: HookPlan, compile_anew: Callable[[], HookPlan]) -> Hook:
         version = self.overrides.version
         self.wants_scope |= plan.wants_scope
+        self.path_variables |= plan.path_variables
 
         def call(*inputs: Any) -> Awaitable[Any]:
             nonlocal plan, version

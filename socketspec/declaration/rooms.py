@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from socketspec.declaration.habits import refuse_star
+from socketspec.declaration.options import check_known
 from socketspec.declaration.patterns import RoomPattern
 from socketspec.declaration.savepoints import Restore
 from socketspec.errors import ConfigurationError, RoomNotFound, ValidationFailed
@@ -25,6 +27,12 @@ class Room:
     broadcast, for `rooms.history` and for clients that resume. With `client_join`, clients may join by themselves:
     whoever may connect, unless a guard refuses.
     """
+
+    if not TYPE_CHECKING:  # the signature is the dataclass's; this only makes a mistyped option easy to find
+
+        def __new__(cls, *_: Any, **options: Any) -> Room:
+            check_known("Room", options, list(cls.__dataclass_fields__))
+            return object.__new__(cls)
 
     name: str
     history: History | None = None
@@ -74,6 +82,7 @@ class DeclaredRooms:
         declared = [*self._declared]
         for room in rooms:
             pattern = RoomPattern(room.name)
+            refuse_star(f"Room({room.name!r})", pattern)
             if any(pattern == known.pattern for known in declared):
                 raise ConfigurationError(f"Room {room.name!r} is declared twice; give it once.")
             declared.append(_Declared(pattern, room))
@@ -84,7 +93,11 @@ class DeclaredRooms:
     def of(cls, owner: str, rooms: Sequence[Room | str]) -> Self:
         """From what ``rooms=`` of `owner` was given, where a name stands for a room. Raises `ConfigurationError`."""
         given: Any = rooms  # untyped code passes anything
-        if isinstance(given, str) or not all(isinstance(room, str | Room) for room in given):
+        if (
+            isinstance(given, str | Room)
+            or not isinstance(given, Iterable)
+            or not all(isinstance(room, str | Room) for room in given)
+        ):
             raise ConfigurationError(f'{owner}(rooms={given!r}) must be a list such as [Room("chat:{{name}}")].')
         return cls([Room(room) if isinstance(room, str) else room for room in rooms])
 

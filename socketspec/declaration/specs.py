@@ -21,6 +21,7 @@ from socketspec.declaration.groups import (
     given_tags,
     given_timeout,
 )
+from socketspec.declaration.options import check_flag, check_text
 from socketspec.declaration.plans import compile_handler
 from socketspec.declaration.registry import EventSpec, Registry
 from socketspec.declaration.signatures import EMPTY, listed
@@ -55,6 +56,10 @@ class EventOptions:
         deprecated: bool = False,
     ) -> None:
         where = f"on({event!r}"
+        if description is not None:
+            check_text(f"{where}, description", description)
+        check_flag(f"{where}, ordered", ordered)
+        check_flag(f"{where}, deprecated", deprecated)
         self._event = event
         self._description = description
         self._tags = given_tags(f"{where}, tags", tags)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
@@ -55,8 +55,35 @@ def _adapter(annotation: Any, name: str, pattern: RoomPattern) -> TypeAdapter[An
     if bare(annotation)[0] in (EMPTY, Any, object) or annotation is str:
         return None
     try:
-        return TypeAdapter(annotation)
+        adapter: TypeAdapter[Any] = TypeAdapter(annotation)
     except (PydanticSchemaGenerationError, PydanticUserError, SchemaError, TypeError) as error:
         raise ConfigurationError(
             f"the variable {name!r} of {pattern.source!r} cannot become {annotation!r}, Pydantic says: {error}"
         ) from error
+    if not _reads_text(adapter.core_schema):
+        shown = getattr(annotation, "__name__", None) or str(annotation)
+        raise ConfigurationError(
+            f"the variable {name!r} of {pattern.source!r} is text, which never becomes {shown}. "
+            "Annotate it as str, int, UUID or an Enum"
+        )
+    return adapter
+
+
+_MADE_OF_MORE: Final = frozenset(
+    {"dict", "list", "set", "frozenset", "tuple", "dataclass", "typed-dict", "model-fields", "none", "arguments"}
+)
+"""The kinds of Pydantic's schemas that no text validates against."""
+
+
+def _reads_text(schema: Any) -> bool:
+    """Whether text may be valid; True where that cannot be told, as before a validator of the user's own."""
+    match schema["type"]:
+        case "definitions" | "default" | "nullable":
+            return _reads_text(schema["schema"])
+        case "union":
+            choices = [choice[0] if isinstance(choice, tuple) else choice for choice in schema["choices"]]
+            return any(map(_reads_text, choices))
+        case "model":
+            return bool(schema.get("root_model")) or _reads_text(schema["schema"])
+        case kind:
+            return kind not in _MADE_OF_MORE

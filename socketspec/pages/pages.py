@@ -45,6 +45,11 @@ class Pages:
         drain_url: str | None = None,
         drain_token: str | None = None,
     ) -> None:
+        if drain_url is None and drain_token is not None:
+            raise ConfigurationError(
+                "SocketApp(drain_token=…) opens nothing without drain_url=…: write the path, such as "
+                'drain_url="/socket-drain", or leave the token out.'
+            )
         if drain_url is not None and not drain_token:
             raise ConfigurationError(
                 f"SocketApp(drain_url={drain_url!r}) needs drain_token=…: without one, anybody could stop this node."

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
 from socketspec.connection.outbox import Backpressure
+from socketspec.declaration.options import check_flag
 from socketspec.errors import ConfigurationError
 from socketspec.protocol.names import check_namespace
 from socketspec.security.auth import Auth, AuthBackend
@@ -65,6 +66,13 @@ class Settings:
             raise ConfigurationError(
                 f"SocketApp(connection_limit_policy={self.connection_limit_policy!r}) must be {policies}."
             )
+        if self.connection_limit_policy != "reject" and self.max_connections_per_user is None:
+            raise ConfigurationError(
+                f"SocketApp(connection_limit_policy={self.connection_limit_policy!r}) limits nothing without "
+                "max_connections_per_user=…: write how many connections one user may have."
+            )
+        check_flag("SocketApp(debug", self.debug)
+        check_flag("SocketApp(strict", self.strict)
         _check_positive("auth_timeout", self.auth_timeout)
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from socketspec.app.app import SocketApp
-from socketspec.app.mounts import Mounted
+from socketspec.app.mounts import Mounted, place_problems
 from socketspec.cli.checks.names import called, covers
 from socketspec.declaration.outbound import OutboundType
 from socketspec.declaration.patterns import RoomPattern
@@ -42,6 +42,7 @@ def refused(message: object, app: str = "", code: str = "refused") -> Finding:
 def findings(name: str, socket: SocketApp, places: Sequence[Mounted]) -> list[Finding]:
     """What looks wrong in `socket`, mounted at `places`; the errors first."""
     errors = [refused(problem, name) for problem in problems(socket.registry, DeclaredRooms(socket.rooms.declared))]
+    errors += [refused(problem, name) for problem in place_problems(socket, places)]
     for spec in socket.registry.events.values():
         try:
             socket.registry.handler(spec)

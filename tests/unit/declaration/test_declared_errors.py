@@ -130,11 +130,6 @@ class Second(EventError):
     code = "SOLD_OUT"
 
 
-class Listed(EventError):
-    code = "LISTED"
-    details: list[int]
-
-
 @pytest.mark.parametrize(
     ("errors", "says"),
     [
@@ -144,7 +139,6 @@ class Listed(EventError):
         ([EventError("x")], "list classes, such as EventError"),
         ([ValueError], "list classes"),
         ([SoldOut, Second], "SoldOut and Second have the code 'SOLD_OUT' and different details"),
-        ([Listed], "always an object"),
         (None, "must be a list"),
     ],
 )
@@ -175,7 +169,6 @@ UNSENDABLE = [
     ({"details": {"why": object(), "left": 2}}, {"left": 2, "truncated": True}),
     ({"details": {"why": "\ud800"}}, {"truncated": True}),
     ({"details": {1: {2: object()}}}, {"truncated": True}),
-    ({"details": ["a list"]}, {"truncated": True}),
     ({"message": "half \ud800"}, {}),
     ({"message": Unspeakable()}, {"truncated": True}),
 ]
@@ -219,3 +212,72 @@ async def test_so_it_is_in_the_handshake_and_no_connection_is_left(
         assert closed.value.code == 4001
         await conn.close()
         assert not engine.connections
+
+
+class Left(BaseModel):
+    left: int = 3
+
+
+OF_CLASSES = """
+from __future__ import annotations
+from typing import Optional, TypedDict
+from pydantic import BaseModel
+from socketspec.errors import EventError
+class D(BaseModel): left: int
+class Odd(EventError):
+    code = "ODD"
+    {line}
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("details = D", "Write the type of the details: `details: D`"),
+        ("details = {'left': 1}", "`details: SoldOutDetails`"),
+        ("detail: D", "nobody reads 'detail'. Did you mean 'details'"),
+        ("mesage = 'No.'", "nobody reads 'mesage'. Did you mean 'message'"),
+        ("details: list[D]", "details are an object, and list.* is none"),
+        ("details: int", "details are an object, and int is none"),
+        ("details: D | str", "details are an object"),
+    ],
+)
+def test_what_a_class_declares_and_nobody_reads_is_refused_with_the_class(line: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^Odd: .*{message}"):
+        exec(OF_CLASSES.format(line=line), {"__name__": __name__})  # noqa: S102 # classes that cannot be made
+
+
+@pytest.mark.parametrize("line", ["details: Optional[D]", "details: dict[str, int]", "extra: int = 1", "count = 5"])
+def test_what_a_class_may_declare_is_taken(line: str) -> None:
+    exec(OF_CLASSES.format(line=line), {"__name__": __name__})  # noqa: S102 # as above
+
+
+@pytest.mark.parametrize("details", ["only 3 left", 3, [1], b"x"])
+def test_details_that_are_no_object_are_refused_where_the_error_is_made(details: object) -> None:
+    with pytest.raises(TypeError, match="details are an object"):
+        EventError("No.", details=details)
+
+
+class Perhaps(EventError):
+    code = "PERHAPS"
+    details: Left | None
+
+
+async def test_details_that_may_be_none_are_not_invented() -> None:
+    app = SocketApp()
+
+    @app.on("act", errors=[Perhaps])
+    async def act(conn: Connection) -> None: ...
+
+    assert Perhaps("x").details is None
+    assert (await answer_to(Perhaps("x")))["details"] == {}
+    assert (await answer_to(Perhaps("x", details=Left())))["details"] == {"left": 3}
+    assert app.schema()["events"][0]["errors"][0]["details"] is not None
+
+
+def test_one_of_our_codes_is_no_code_of_an_error_either_unless_it_says_no_more_than_an_app_may() -> None:
+    with pytest.raises(ValueError, match=r"'VALIDATION_ERROR' is SocketSpec's own code.*use the error of"):
+        EventError("x", code="VALIDATION_ERROR")
+    assert EventError("x", code="NOT_FOUND").code == "NOT_FOUND"
+    assert EventError("x", code=ErrorCode.VALIDATION_ERROR).code == "VALIDATION_ERROR"
+    assert NotYours("x", code="PERMISSION_ERROR").code == "PERMISSION_ERROR"
