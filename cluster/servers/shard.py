@@ -370,11 +370,12 @@ def explain(address: Address, error: Exception, link: LinkOptions, *, is_known: 
 
 
 def _login_problem(text: str, link: LinkOptions) -> str:
+    # No colon and no equals sign after the word: what follows one is taken for a password, and kept out of the log.
     if "without any password" in text:
         return "has no password, but was given one: take it out of the URL, or set one there (requirepass)."
     if not link.password:
-        return "asks for a password: put it in the URL (redis://user:password@host) or pass password=."
-    return "refuses the username or the password: check both, and that the user is on."
+        return "asks for a password. Put it in the URL (redis://user:password@host), or pass it as an option."
+    return "refuses the username or the password. Check both, and that the user is on."
 
 
 def _connection_problem(error: Exception, cause: BaseException, link: LinkOptions, hint: str) -> str:
