@@ -97,7 +97,11 @@ def unanswered(command: Command, cause: str, *, is_sent: bool, problem: str) -> 
     """The error for a command without an answer; `problem` says why it was not carried out, if it was not sent."""
     if is_sent:
         return _unsure(command, f"{cause} answered")
-    return BackendError(f"{command.name} was not carried out: {cause} accepted, because {problem.rstrip('.')}.")
+    return BackendError(f"{command.name} was not carried out: {cause} accepted, because {_ended(problem)}")
+
+
+def _ended(sentence: str) -> str:
+    return sentence if sentence.endswith((".", "?")) else f"{sentence}."
 
 
 def _unsure(command: Command, why: str) -> BackendError:

@@ -140,3 +140,11 @@ async def test_with_less_time_than_a_connection_gets_the_error_still_names_the_c
                 await publisher.broadcast("r", "e")
     finally:
         server.cont()
+
+
+async def test_a_question_in_an_error_ends_in_its_own_mark(server: Server) -> None:
+    async with AsyncPublisher(server.url, timeout=0.5) as publisher:
+        await publisher.count("r")
+        server.kill()
+        with pytest.raises(BackendError, match=r"does it listen there\?$"):
+            await publisher.broadcast("r", "e")
