@@ -6,6 +6,7 @@ import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from redis.credentials import CredentialProvider
@@ -218,11 +219,23 @@ def _no_passphrase() -> str:
 
 def tls_context(options: RedisOptions) -> ssl.SSLContext:
     """The TLS settings that `options` ask for. Raises `ConfigurationError` for files that cannot be used."""
+    for name in ("ca_certs", "certfile", "keyfile"):
+        path = getattr(options, name)
+        if isinstance(path, str):  # OpenSSL's errors name no file
+            try:
+                Path(path).stat()
+            except OSError as error:
+                raise ConfigurationError(f"{name}={path!r} cannot be read: {error.strerror}.") from error
     try:
         context = ssl.create_default_context(cafile=options.ca_certs)
         if options.certfile is not None:
             context.load_cert_chain(options.certfile, options.keyfile, password=_no_passphrase)
     except (OSError, TypeError, ValueError) as error:
+        if options.certfile is not None and options.keyfile is None and isinstance(error, ssl.SSLError):
+            raise ConfigurationError(
+                f"certfile={options.certfile!r} has no private key in it: pass keyfile= with the file that has it, or "
+                f"put both into one ({error})."
+            ) from error
         raise ConfigurationError(f"ca_certs, certfile or keyfile cannot be used: {error}") from error
     context.check_hostname = options.check_hostname and options.tls_verify
     if not options.tls_verify:

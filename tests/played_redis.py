@@ -12,7 +12,7 @@ import hiredis
 
 from socketspec.cluster.options import Address, RedisOptions
 from socketspec.cluster.pubsub.subscriptions import Subscriptions
-from socketspec.cluster.servers.shard import LinkOptions
+from socketspec.cluster.servers.shard import LinkOptions, unnoticed
 from tests.virtual_time import listen
 from tests.watching import WatchedTasks
 
@@ -204,7 +204,7 @@ class PlayedTopology:
             raise tag
         return tag
 
-    async def execute(self, words: Sequence[Sequence[Any]]) -> list[Any]:
+    async def execute(self, words: Sequence[Sequence[Any]], begun: Callable[[], object] = unnoticed) -> list[Any]:
         raise NotImplementedError
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from redis import exceptions as replied
 
 from socketspec.cluster.commands.command import Command
+from socketspec.cluster.commands.keys import pattern_of
 from socketspec.cluster.servers.shard import NotSentError
 from socketspec.cluster.servers.trouble import missing_command
 from socketspec.errors import BackendError
@@ -29,7 +31,7 @@ READS: Final = frozenset(
 
 
 class UnsureError(BackendError):
-    """Nobody knows whether the command was carried out. Every other `BackendError` of a command says that it was not."""
+    """Nobody knows whether the command was carried out. Any other `BackendError` of a command says that it was not."""
 
 
 NOT_CARRIED_OUT: Final = (
@@ -43,6 +45,11 @@ NOT_CARRIED_OUT: Final = (
 """Errors that say that nothing was done, and that pass when the servers have settled."""
 
 _LACKS: Final = "the user may not do this: allow it with ACL SETUSER (the documentation of the cluster has the line)"
+_LACKS_NAMES: Final = (
+    ("channel", "&", ", as a user of Redis 7 may use none by default"),
+    ("key", "~", ""),
+)
+"""What a user may not reach, the sign of a pattern for it, and why that may be."""
 _HINTS: Final = {
     "OOM": "its memory is full (maxmemory): raise that, and keep maxmemory-policy noeviction, as any other would drop "
     "revocations, sessions and histories",
@@ -63,6 +70,7 @@ _NAMES: Final = (
     (replied.ClusterCrossSlotError, "CROSSSLOT"),
 )
 _IN_SCRIPTS: Final = (
+    ("ACL failure in script", _LACKS),
     ("executing the script can't", _LACKS),
     ("called from script", "a command that scripts of ours use is switched off there, or renamed (rename-command)"),
 )
@@ -89,7 +97,11 @@ def unanswered(command: Command, cause: str, *, is_sent: bool, problem: str) -> 
     """The error for a command without an answer; `problem` says why it was not carried out, if it was not sent."""
     if is_sent:
         return _unsure(command, f"{cause} answered")
-    return BackendError(f"{command.name} was not carried out: {cause} accepted, because {problem.rstrip('.')}.")
+    return BackendError(f"{command.name} was not carried out: {cause} accepted, because {_ended(problem)}")
+
+
+def _ended(sentence: str) -> str:
+    return sentence if sentence.endswith((".", "?")) else f"{sentence}."
 
 
 def _unsure(command: Command, why: str) -> BackendError:
@@ -111,10 +123,19 @@ def explained(command: Command, text: str) -> str:
     """A server's refusal, which begins with the name of the error, after what to do about it, where we know that."""
     if is_of_another_type(text):
         return f"{_wrong_type(command)} ({text})"
-    hint = _HINTS.get(text.partition(" ")[0]) or missing_command(text)
-    hint = hint or next((hint for words, hint in _IN_SCRIPTS if words in text), "")
+    hint = _HINTS.get(text.partition(" ")[0]) or next((hint for words, hint in _IN_SCRIPTS if words in text), "")
+    hint = _lacks(command, text) if hint is _LACKS else hint or missing_command(text)
     short = text.partition(", with args beginning with")[0]  # they may be a whole script
     return f"{hint} ({short})" if hint else text
+
+
+def _lacks(command: Command, text: str) -> str:
+    """What to do where the user lacks a permission. Redis says which: ``No permissions to access a channel``."""
+    for what, sign, why in _LACKS_NAMES:
+        if command.keys and re.search(rf"\b(a|the|one of the) {what}", text):
+            pattern = pattern_of(command.keys[0])
+            return f"the user may not use this {what}: allow it with ACL SETUSER USER '{sign}{pattern}'{why}"
+    return _LACKS
 
 
 def _wrong_type(command: Command) -> str:

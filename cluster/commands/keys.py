@@ -20,7 +20,7 @@ from urllib.parse import unquote_to_bytes
 from socketspec.cluster.options import check_prefix
 from socketspec.protocol.publications import Topic
 
-__all__ = ("Keys",)
+__all__ = ("Keys", "carries_orders", "pattern_of")
 
 _UNSAFE = re.compile(rb"[^A-Za-z0-9_.-]")
 _TAG = re.compile(r"[A-Za-z0-9_.:%-]+")
@@ -147,3 +147,13 @@ def _short(text: str) -> bytes:
 
 def _hashed(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=20).hexdigest().encode()
+
+
+def pattern_of(name: bytes) -> str:
+    """The pattern of all keys, and of all channels, of the app that has this one: for an ACL."""
+    return name.partition(b":{")[0].decode("utf-8", "backslashreplace") + ":{*"
+
+
+def carries_orders(name: bytes) -> bool:
+    """Whether a key or channel belongs to a topic of orders between nodes."""
+    return name.partition(b":{")[2].startswith(b"control:")

@@ -29,6 +29,7 @@ from socketspec.cluster.commands.failures import (
 from socketspec.cluster.commands.publishing import still_to_send, with_nodes
 from socketspec.cluster.options import Address, RedisOptions
 from socketspec.cluster.servers.backoff import QUICK, Backoff
+from socketspec.cluster.servers.shard import NotSentError
 from socketspec.cluster.servers.topology import Topology
 from socketspec.concurrency.tasks import Tasks
 from socketspec.errors import BackendError
@@ -45,6 +46,8 @@ MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
 STOP_GRACE: Final = 1.0
 """Seconds that commands under way get when the runner stops."""
 _EARLY_WAKE_RETRY: Final = 0.001
+_SAME: Final = 0.05
+"""Seconds by which a command may end later than its caller's deadline."""
 
 _PASS_OVER: Final = READS | {"GET", "HDEL"}
 
@@ -137,12 +140,12 @@ class Runner:
     def _running(self) -> list[asyncio.Task[None]]:
         return [queue.task for queue in self._queues.values() if queue.task is not None]
 
-    async def run(self, command: Command) -> Any:
-        """The reply to `command`, within `command_timeout`.
+    async def run(self, command: Command, deadline: float | None = None) -> Any:
+        """The reply to `command`, within `command_timeout`, and by `deadline` of the event loop's clock.
 
         Raises `BackendError`, which says whether the command may have been carried out.
         """
-        return await self._submit(command)
+        return await self._submit(command, deadline)
 
     async def run_all(self, commands: Sequence[Command]) -> list[Any]:
         """The replies, in order. Raises the first error, when all commands have ended."""
@@ -152,14 +155,14 @@ class Runner:
                 raise outcome
         return outcomes
 
-    async def outcomes(self, commands: Sequence[Command]) -> list[Any]:
+    async def outcomes(self, commands: Sequence[Command], deadline: float | None = None) -> list[Any]:
         """What became of each command, in order: its reply, or a `BackendError`; an `UnsureError` where nobody knows.
 
-        Raises `BackendError` where none of them was sent.
+        Raises `BackendError` where none of them was sent. `deadline`: as in `run`.
         """
         replies: list[asyncio.Future[Any]] = []
         try:
-            replies += map(self._submit, commands)
+            replies += [self._submit(command, deadline) for command in commands]
             if replies:
                 await asyncio.wait(replies)
             return [reply.exception() or reply.result() for reply in replies]
@@ -168,7 +171,7 @@ class Runner:
                 if not reply.cancel() and not reply.cancelled():
                     reply.exception()  # asyncio would log the errors that are not raised here
 
-    def _submit(self, command: Command) -> asyncio.Future[Any]:
+    def _submit(self, command: Command, deadline: float | None = None) -> asyncio.Future[Any]:
         loop = self._loop
         if loop is None:
             raise BackendError(f"{command.name} was not sent: the Redis backend is not started, or was stopped.")
@@ -182,7 +185,18 @@ class Runner:
         self._number += 1
         call = _Call(command, self._number, loop.time() + self._timeout, loop.create_future(), size)
         self._put((call,))
+        if deadline is not None and deadline < call.deadline - _SAME:
+            self._end_early(call, deadline)
         return call.reply
+
+    def _end_early(self, call: _Call, deadline: float) -> None:
+        """Fail the call at `deadline`. A queue's own clock counts on calls that end in the order in which they came."""
+
+        def end() -> None:
+            self._fail(call, call.unanswered(f"{self._timeout:g} s were over before it was"))
+
+        timer = asyncio.get_running_loop().call_at(deadline, end)
+        call.reply.add_done_callback(lambda _: timer.cancel())
 
     def _exceeded(self, size: int) -> str:
         """The limit that one more command of this size exceeds; empty for none."""
@@ -332,15 +346,22 @@ class Runner:
         self._put((_Call(rest, call.number, call.deadline, sending, call.size),))
 
     async def _execute(self, batch: Sequence[_Call]) -> Sequence[Any]:
-        for call in batch:
-            call.is_sent = True
+        is_begun = False
+
+        def begun() -> None:
+            nonlocal is_begun
+            is_begun = True
+            for call in batch:
+                call.is_sent = True
+
         problem: Exception
         began = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout_at(batch[-1].deadline):
-                return await self._topology.execute([call.words() for call in batch])
+                return await self._topology.execute([call.words() for call in batch], begun)
         except TimeoutError:
-            problem = replied.TimeoutError("no answer in time")
+            late = replied.TimeoutError("no answer in time")
+            problem = late if is_begun else NotSentError(BackendError(batch[0].problem))
         except (replied.RedisError, OSError) as error:
             problem = error
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any, Self, TypeVar, overload
 
@@ -159,6 +160,7 @@ class AsyncPublisher:
         """See `BlockingExecutor.run_stages`."""
         if self._is_closed:
             return [[BackendError("This publisher is closed, so nothing was sent.")] * len(stages[0])]
+        deadline = asyncio.get_running_loop().time() + self._options.command_timeout
         try:
             runner = await self._lives.runner()
         except BackendError as error:  # of the connecting
@@ -168,7 +170,9 @@ class AsyncPublisher:
             try:
                 # One command alone is the usual case, and `run` costs less.
                 one = len(commands) == 1
-                outcomes.append([await runner.run(commands[0])] if one else await runner.outcomes(commands))
+                outcomes.append(
+                    [await runner.run(commands[0], deadline)] if one else await runner.outcomes(commands, deadline)
+                )
             except BackendError as error:
                 outcomes.append([error] * len(commands))
             if has_failed(outcomes[-1]):

@@ -211,8 +211,9 @@ def _resolve(host: str, port: int, deadline: float) -> Sequence[tuple[Any, ...]]
         except UnicodeError as error:
             raise socket.gaierror(socket.EAI_NONAME, str(error)) from error
 
+    left = time_left(deadline)  # where there is none, nothing can be said of the name
     found = begin_in_thread(look_up, f"look up {host}")
     try:
-        return found.result(max(deadline - time.monotonic(), 0))
+        return found.result(left)
     except StillRunning:
         raise socket.gaierror(socket.EAI_AGAIN, "no answer in time") from None

@@ -22,6 +22,8 @@ __all__ = ("MAX_LOOPS", "Lives")
 
 MAX_LOOPS: Final = 64
 """Event loops of one process that have connections at the same time; one more waits for its turn."""
+CONNECTING: Final = 0.8
+"""The part of a call's time that one connection may take."""
 
 
 class Lives:
@@ -92,9 +94,14 @@ class _Life:
         self._waits_for_place = False
         self._tasks = SeparateTasks()
         # A call may take `command_timeout`, and the first one connects.
-        options = replace(options, start_timeout=min(options.start_timeout, options.command_timeout))
         self._timeout = options.command_timeout
-        self._topology = make_topology(servers, options)
+        options = replace(
+            options,
+            start_timeout=min(options.start_timeout, self._timeout),
+            # Ends before the call does, so that the call can say what it has met, and to whom.
+            connect_timeout=min(options.connect_timeout, CONNECTING * self._timeout),
+        )
+        self._topology = make_topology(servers, options, needs_all=False)
         self._runner = Runner(self._topology, options, self._tasks)
         self._starting = asyncio.Lock()
         self._ending: LoopEnd | None = None
@@ -154,7 +161,7 @@ class _Life:
             if self.loop.time() < self._check_at:
                 return
             try:
-                async with asyncio.timeout(SIGN_OF_LIFE):
+                async with asyncio.timeout(min(SIGN_OF_LIFE, CONNECTING * self._timeout)):
                     await self._topology.refresh(routine=True)
             except ReplicaError:
                 raise

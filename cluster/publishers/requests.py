@@ -140,8 +140,12 @@ class Requests:
             if not isinstance(given, tuple | list) or len(given) != 3:
                 raise ValueError(f"broadcast_many: message {number} must be (room, event, payload), not {given!r:.100}")
             room, event, payload = message
-            topic = self._topic("room", check_room_name(room), namespace)
-            publication = self._publication(topic, event, payload)
+            try:
+                topic = self._topic("room", check_room_name(room), namespace)
+                publication = self._publication(topic, event, payload)
+            except Exception as error:
+                error.add_note(f"broadcast_many: message {number}; none was sent")
+                raise
             commands.append(self._publish(topic, publication, None))
             size += len(publication.payload)
             if len(commands) >= MAX_BATCH or size >= MAX_BATCH_BYTES:

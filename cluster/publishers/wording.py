@@ -7,6 +7,7 @@ from typing import Any
 
 from socketspec.cluster.commands.command import Command
 from socketspec.cluster.commands.failures import UnsureError, explained
+from socketspec.cluster.commands.keys import carries_orders
 from socketspec.errors import BackendError
 
 __all__ = ("first_error", "has_failed", "many_failed", "not_sent", "refused", "said", "what")
@@ -21,6 +22,8 @@ def what(command: Command) -> str:
         "count_members": "how many are connected",
         "read": "the history",
     }
+    if command.name == "publish" and carries_orders(command.keys[0]):
+        return "the order to close connections"
     return names.get(command.name, f"the command {command.name}")
 
 

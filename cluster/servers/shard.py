@@ -10,7 +10,7 @@ import asyncio
 import math
 import socket
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ from socketspec.cluster.servers.login import AskedLogin, Login
 from socketspec.cluster.servers.trouble import MAX_CLIENTS, is_full, missing_command, tls_alert, tls_problem
 from socketspec.errors import BackendError
 
-__all__ = ("LinkOptions", "NotSentError", "RefusedError", "ReplicaError", "Shard", "explain")
+__all__ = ("LinkOptions", "NotSentError", "RefusedError", "ReplicaError", "Shard", "explain", "unnoticed")
 
 UNUSED: Final = 3.0
 """Seconds without use after which a connection has to give a sign of life before it gets a command: a balancer may have
@@ -43,6 +43,10 @@ REPLIES: Final = (
     replied.BusyLoadingError,
 )
 """Errors that are answers of the server: the connection is in order, the command was not carried out."""
+
+
+def unnoticed() -> None:
+    """Nobody has to know."""
 
 
 _HELLO: Final = b"*1\r\n$5\r\nHELLO\r\n"
@@ -119,8 +123,11 @@ class Shard:
         self._generation = 0
         self._lacks_hello = False
 
-    async def execute(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        """One pipeline: a reply or an exception for each command, in order; `NotSentError` for all if not connected."""
+    async def execute(self, commands: Sequence[Sequence[Any]], begun: Callable[[], object] = unnoticed) -> list[Any]:
+        """One pipeline: a reply or an exception for each command, in order; `NotSentError` for all if not connected.
+
+        `begun` is called when there is a connection, and the server may get the commands.
+        """
         packed = b"".join([hiredis.pack_command(tuple(words)) for words in commands])
         try:
             connection = used = await self._take_idle()
@@ -131,6 +138,7 @@ class Shard:
         generation = self._generation
         replies: list[Any] = []
         problem: Exception | None = None
+        begun()
         try:
             async with asyncio.timeout(self._timeout):
                 await _send(connection, packed)
@@ -362,11 +370,12 @@ def explain(address: Address, error: Exception, link: LinkOptions, *, is_known: 
 
 
 def _login_problem(text: str, link: LinkOptions) -> str:
+    # No colon and no equals sign after the word: what follows one is taken for a password, and kept out of the log.
     if "without any password" in text:
         return "has no password, but was given one: take it out of the URL, or set one there (requirepass)."
     if not link.password:
-        return "asks for a password: put it in the URL (redis://user:password@host) or pass password=."
-    return "refuses the username or the password: check both, and that the user is on."
+        return "asks for a password. Put it in the URL (redis://user:password@host), or pass it as an option."
+    return "refuses the username or the password. Check both, and that the user is on."
 
 
 def _connection_problem(error: Exception, cause: BaseException, link: LinkOptions, hint: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any, Protocol
 
@@ -16,8 +16,9 @@ from redis.exceptions import AskError
 from socketspec.cluster.options import Address, RedisOptions, Servers
 from socketspec.cluster.servers.backoff import Backoff
 from socketspec.cluster.servers.discovery import Connector, Find, finder_for
+from socketspec.cluster.servers.greeting import Hello
 from socketspec.cluster.servers.layout import NOBODY, Layout
-from socketspec.cluster.servers.shard import LinkOptions, NotSentError, RefusedError, Shard
+from socketspec.cluster.servers.shard import LinkOptions, NotSentError, RefusedError, Shard, unnoticed
 from socketspec.errors import BackendError
 
 __all__ = ("Topology", "make_topology")
@@ -63,11 +64,12 @@ class Topology(Protocol):
         """A hash tag whose slot `address` owns. Raises `LookupError` where it owns none."""
         ...
 
-    async def execute(self, words: Sequence[Sequence[Any]]) -> list[Any]:
+    async def execute(self, words: Sequence[Sequence[Any]], begun: Callable[[], object] = unnoticed) -> list[Any]:
         """Run commands, one pipeline for each primary, all at once: a reply or an exception for each, in order.
 
         A `NotSentError` means that the server was not reached. After any other `ConnectionError` or `TimeoutError` of
-        redis-py nobody knows whether the command was carried out. Keys come first in a command or a script.
+        redis-py nobody knows whether the command was carried out. Keys come first in a command or a script. `begun` is
+        called when one of the servers may get commands.
         """
         ...
 
@@ -82,7 +84,8 @@ class Topology(Protocol):
 class _Found:
     """The topology as `find` found it last."""
 
-    def __init__(self, connector: Connector, find: Find) -> None:
+    def __init__(self, connector: Connector, find: Find, *, needs_all: bool) -> None:
+        self._needs_all = needs_all
         self.link: LinkOptions = connector.link
         self._connector = connector
         self._find = find
@@ -118,12 +121,25 @@ class _Found:
             await asyncio.sleep(pause)
 
     async def _greet(self) -> None:
-        """Log in to every primary, so that one whose announced address cannot be reached is found now."""
-        greeted = await asyncio.gather(*(shard.hello() for shard in self._shards.values()), return_exceptions=True)
-        for outcome in greeted:
-            if isinstance(outcome, BaseException):
-                raise outcome
-        await asyncio.gather(*(shard.warn_if_evicting() for shard in self._shards.values()))
+        """Log in to every primary, so that one whose announced address cannot be reached is found now.
+
+        Where not all are needed, the first that answers ends it.
+        """
+        greetings = {asyncio.ensure_future(shard.hello()): shard for shard in self._shards.values()}
+        waiting: set[asyncio.Future[Hello]] = set(greetings)
+        errors: list[BaseException] = []
+        try:
+            while waiting and (self._needs_all or len(waiting) + len(errors) == len(greetings)):
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                errors += [error for greeting in done if (error := greeting.exception()) is not None]
+        finally:
+            for greeting in waiting:
+                greeting.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+        if errors and (self._needs_all or len(errors) == len(greetings)):
+            raise next((error for error in errors if isinstance(error, RefusedError)), errors[0])
+        met = [shard for greeting, shard in greetings.items() if greeting not in waiting and not greeting.exception()]
+        await asyncio.gather(*(shard.warn_if_evicting() for shard in met))
 
     async def stop(self) -> None:
         await self._adopt(NOBODY)
@@ -164,16 +180,16 @@ class _Found:
             self._tags[address] = tag
         return tag
 
-    async def execute(self, words: Sequence[Sequence[Any]]) -> list[Any]:
+    async def execute(self, words: Sequence[Sequence[Any]], begun: Callable[[], object] = unnoticed) -> list[Any]:
         parts: dict[Address | None, list[int]] = {}
         for index, command in enumerate(words):
             parts.setdefault(self._address_of(command), []).append(index)
         if len(parts) == 1:
-            return await self._ask(next(iter(parts)), words)
+            return await self._ask(next(iter(parts)), words, begun)
         replies: list[Any] = [None] * len(words)
 
         async def ask(address: Address | None, indexes: list[int]) -> None:
-            for index, reply in zip(indexes, await self._ask(address, [words[i] for i in indexes]), strict=True):
+            for index, reply in zip(indexes, await self._ask(address, [words[i] for i in indexes], begun), strict=True):
                 replies[index] = reply
 
         async with asyncio.TaskGroup() as group:
@@ -185,11 +201,13 @@ class _Found:
         key = _key_of(command)
         return next(iter(self._shards), None) if key is None else self._layout.owner(key)
 
-    async def _ask(self, address: Address | None, words: Sequence[Sequence[Any]]) -> list[Any]:
+    async def _ask(
+        self, address: Address | None, words: Sequence[Sequence[Any]], begun: Callable[[], object]
+    ) -> list[Any]:
         shard = None if address is None else self._shards.get(address)
         if shard is None:
             return [NotSentError(BackendError("No primary is known for this command's slot."))] * len(words)
-        return await shard.execute(words)
+        return await shard.execute(words, begun)
 
     async def ask(self, refusal: AskError, words: Sequence[Any]) -> Any:
         host = refusal.host or getattr(self._address_of(words), "host", "")
@@ -199,9 +217,12 @@ class _Found:
         return (await target.execute([("ASKING",), words]))[1]
 
 
-def make_topology(servers: Servers, options: RedisOptions) -> Topology:
-    """The topology for the servers of a URL. Nothing is connected yet. Raises `ConfigurationError`."""
-    return _Found(Connector(servers, options), finder_for(servers.mode))
+def make_topology(servers: Servers, options: RedisOptions, *, needs_all: bool = True) -> Topology:
+    """The topology for the servers of a URL. Nothing is connected yet. Raises `ConfigurationError`.
+
+    `needs_all`: it has started when all primaries have answered, and not when the first one has.
+    """
+    return _Found(Connector(servers, options), finder_for(servers.mode), needs_all=needs_all)
 
 
 def _key_of(command: Sequence[Any]) -> bytes | None:

@@ -312,3 +312,36 @@ def migrating(cluster: Cluster, key: bytes) -> Iterator[None]:
     finally:
         for server in (source, target):
             server.ask("CLUSTER", "SETSLOT", slot, "STABLE")
+
+
+@pytest.mark.parametrize("binary", [None, redis_binary()], ids=["valkey", "redis"])
+@pytest.mark.parametrize("rights", ["resetchannels", "allchannels -spublish"])
+def test_what_may_not_be_sent_is_not_kept_either(
+    new_server: Callable[..., Server], binary: str | None, rights: str
+) -> None:
+    server = new_server(binary=binary)
+    server.ask("ACL", "SETUSER", "mute", "reset", "on", ">password", "~*", "+@all", *rights.split())
+    url = f"redis://mute:password@{server.host}:{server.port}"
+    with Publisher(url, rooms=[Room("log", history=POLICY), Room("lobby")]) as publisher:
+        for name, key in (("log", None), ("log", "task"), ("lobby", "task"), ("any", "task")):
+            for _ in range(2):
+                with pytest.raises(BackendError, match=r"Redis refused the message: .*ACL SETUSER") as caught:
+                    publisher.broadcast(name, "e", idempotency_key=key)
+                assert ("'&socketspec:{*'" in str(caught.value)) == (rights == "resetchannels")
+        with pytest.raises(BackendError, match=r"^The revocation is recorded.* refused the order to close.*SETUSER"):
+            publisher.revoke(user="eve", ttl=60)
+        assert publisher.history("log") == []
+    assert [key for key in server.ask("KEYS", "socketspec:*") if "revoked" not in key] == []
+
+
+@pytest.mark.parametrize("binary", [None, redis_binary()], ids=["valkey", "redis"])
+@pytest.mark.parametrize("name", ["SPUBLISH", "XADD"])
+def test_what_a_server_that_lacks_a_command_cannot_send_is_not_kept_either(
+    new_server: Callable[..., Server], binary: str | None, name: str
+) -> None:
+    server = new_server("--rename-command", name, "", binary=binary)
+    with Publisher(server.url, rooms=[Room("log", history=POLICY)]) as publisher:
+        for _ in range(2):
+            with pytest.raises(BackendError, match=rf"refused the message: it does not know {name}, .*rename-command"):
+                publisher.broadcast("log", "e", idempotency_key="task")
+    assert server.ask("KEYS", "*") == []

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from socketspec.cluster.commands.keys import Keys
 from socketspec.cluster.publishers.async_publisher import AsyncPublisher
 from socketspec.errors import BackendError
 from tests.cluster.ears import ROOMS, hearing, reads, refused, room
-from tests.servers import Server
+from tests.servers import Cluster, Proxy, Server, started
 
 
 async def test_calls_made_at_once_share_round_trips_and_keep_their_order(
@@ -87,3 +88,63 @@ async def test_event_loops_side_by_side_share_a_publisher(standalone_server: Ser
         assert await publisher.count("r") == 0
         assert await asyncio.to_thread(lambda: asyncio.run(publisher.count("r"))) == 0
         assert await publisher.count("r") == 0
+
+
+@pytest.fixture
+def patient_cluster() -> Iterator[Cluster]:
+    """A cluster of this test's own, which does not take a frozen primary for dead."""
+    with started():
+        made = Cluster()
+    with made:
+        for server in made.servers:
+            server.ask("CONFIG", "SET", "cluster-node-timeout", 60_000)
+        yield made
+
+
+async def test_a_frozen_shard_keeps_a_new_publisher_from_no_other_one(patient_cluster: Cluster) -> None:
+    keys = Keys("frozen")
+    names = [f"plain:{number}" for number in range(40)]
+    frozen = patient_cluster.owner_of(keys.channel(room(names[0])))
+    well = next(name for name in names if patient_cluster.owner_of(keys.channel(room(name))) is not frozen)
+    async with AsyncPublisher(patient_cluster.url, prefix="frozen", timeout=2) as publisher:
+        frozen.stop_for()
+        try:
+            began = time.monotonic()
+            assert (await publisher.broadcast(well, "e")).nodes == 0
+            assert time.monotonic() - began < 1
+            with pytest.raises(BackendError, match=rf"not carried out.*{frozen.port}: no answer within"):
+                await publisher.broadcast(names[0], "e")
+        finally:
+            frozen.cont()
+
+
+async def test_a_call_takes_no_longer_for_asking_whether_the_server_is_there(
+    server: Server, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socketspec.cluster.publishers.lives.CHECK_EVERY", 0.0)
+    async with AsyncPublisher(proxy.url, timeout=1.2) as publisher:
+        assert await publisher.count("r") == 0
+        proxy.black_hole()
+        for call in (publisher.broadcast("r", "e"), publisher.disconnect_user("u"), publisher.revoke(user="u")):
+            began = time.monotonic()
+            with pytest.raises(BackendError, match=r"1\.2 s|no answer"):
+                await call
+            assert time.monotonic() - began < 1.5
+
+
+async def test_with_less_time_than_a_connection_gets_the_error_still_names_the_cause(server: Server) -> None:
+    server.stop_for()
+    try:
+        async with AsyncPublisher(server.url, timeout=1) as publisher:
+            with pytest.raises(BackendError, match=rf"127.0.0.1:{server.port}: no answer within .*rediss://"):
+                await publisher.broadcast("r", "e")
+    finally:
+        server.cont()
+
+
+async def test_a_question_in_an_error_ends_in_its_own_mark(server: Server) -> None:
+    async with AsyncPublisher(server.url, timeout=0.5) as publisher:
+        await publisher.count("r")
+        server.kill()
+        with pytest.raises(BackendError, match=r"does it listen there\?$"):
+            await publisher.broadcast("r", "e")

@@ -14,8 +14,12 @@ from typing import Any
 
 import pytest
 from redis.credentials import CredentialProvider
+from redis.exceptions import TimeoutError as LateError
 
 from socketspec.cluster import AsyncPublisher, Publisher, RedisBackend
+from socketspec.cluster.options import Address
+from socketspec.cluster.publishers.blocking_connection import timed_connection
+from socketspec.cluster.servers.login import Login
 from socketspec.errors import BackendError, ConfigurationError
 from socketspec.protocol.publications import Publication, Topic
 from tests.cluster.ears import ROOMS
@@ -325,3 +329,21 @@ async def test_certificates_go_unverified_only_where_the_code_says_so_and_the_lo
     for query in ("ssl_cert_reqs=none", "tls_verify=false"):
         with pytest.raises(ConfigurationError, match=r'RedisBackend\("rediss://…", tls_verify=False\)'):
             Publisher(f"{tls_server.url}?{query}")
+
+
+def test_a_file_for_tls_that_is_not_there_is_named(certificates: Certificates, tmp_path: Path) -> None:
+    missing = str(tmp_path / "none.pem")
+    for options, complaint in (
+        ({"ca_certs": missing}, f"ca_certs='{missing}' cannot be read: No such file"),
+        ({"certfile": missing}, f"certfile='{missing}' cannot be read: No such file"),
+        ({"certfile": certificates.client, "keyfile": missing}, f"keyfile='{missing}' cannot be read: No such file"),
+        ({"certfile": certificates.client}, r"has no private key in it: pass keyfile="),
+    ):
+        with pytest.raises(ConfigurationError, match=complaint):
+            Publisher("rediss://127.0.0.1:1", **options)
+
+
+def test_an_address_whose_time_is_up_is_not_called_an_unknown_name() -> None:
+    connection = timed_connection(Address("127.0.0.1", 1), Login(None, None), 0, None, time.monotonic() - 1)
+    with pytest.raises(LateError):
+        connection.open()

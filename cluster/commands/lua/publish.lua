@@ -14,7 +14,9 @@
 -- A life of the stream is meta and stream together: they expire in the same millisecond, and where one of them was
 -- evicted the other is dropped and a new epoch begins, as nobody could tell what is missing. One entry more than
 -- `size` is kept, so that the position before the oldest shown one can still be verified by its tag.
--- The first write is XADD, which Redis refuses when its memory is full: then nothing was kept and nothing sent.
+-- The first write is XADD, which Redis refuses when its memory is full: then nothing was kept and nothing sent. Whether
+-- SPUBLISH is allowed is asked before that, as what cannot be sent must not be kept, nor use up its idempotency key:
+-- https://redis.io/docs/latest/develop/programmability/lua-api/#redis.acl_check_cmd
 
 -- The channel is no key: while a slot migrates, a script is refused where one of its keys is missing.
 
@@ -36,6 +38,19 @@ if type(seen) == 'string' then
   if of_epoch and #of_offset <= 15 then
     local nodes = redis.call('PUBSUB', 'SHARDNUMSUB', channel)[2]
     return {nodes, tonumber(of_offset), of_epoch, of_tag, 0}
+  end
+end
+
+local function unknown(name)
+  return redis.error_reply("ERR unknown command '" .. name .. "'")
+end
+
+if redis.acl_check_cmd then
+  local is_known, is_allowed = pcall(redis.acl_check_cmd, 'SPUBLISH', channel, '')
+  if not is_known then
+    return unknown('SPUBLISH')
+  elseif not is_allowed then
+    return redis.pcall('SPUBLISH', channel, '\1' .. body) -- its error says what the user lacks
   end
 end
 
@@ -75,7 +90,7 @@ if type(added) == 'table' and added.err then
       return redis.call('SPUBLISH', channel, '\1' .. body)
     end
   end
-  return added
+  return string.find(added.err, 'called from script', 1, true) and unknown('XADD') or added
 end
 
 local text = string.format('%d', offset)

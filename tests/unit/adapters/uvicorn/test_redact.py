@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from redis.exceptions import AuthenticationError
 from uvicorn.logging import AccessFormatter
 
 from socketspec.adapters.uvicorn import redact
 from socketspec.adapters.uvicorn.redact import RedactQuery, redacted
 from socketspec.adapters.uvicorn.upgrade import read
+from socketspec.cluster.options import Address
+from socketspec.cluster.servers.shard import LinkOptions, explain
 from socketspec.errors import ConfigurationError
 from socketspec.logs import JsonFormatter
 from socketspec.protocol.handshake import Headers, QueryParams
@@ -254,3 +257,17 @@ def test_the_time_is_linear_in_a_text_that_a_client_chose(piece: str, end: str) 
     long = piece * (64_000 // len(piece)) + end
     # 16 times the text: 256 times the time if it were quadratic.
     assert cost(long) < 100 * cost(short) + 0.001
+
+
+@pytest.mark.parametrize("password", [None, "pw"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        AuthenticationError("Authentication required."),
+        AuthenticationError("invalid username-password pair or user is disabled."),
+        AuthenticationError("AUTH <password> called without any password configured for the default user."),
+    ],
+)
+def test_what_to_do_about_a_login_is_not_taken_for_a_password(password: str | None, error: Exception) -> None:
+    text = str(explain(Address("redis", 6379), error, LinkOptions(password=password)))
+    assert redacted(text) == text

@@ -11,10 +11,11 @@ import pytest
 from redis import exceptions as replied
 
 from socketspec.cluster.commands.command import Command, Script
+from socketspec.cluster.commands.failures import UnsureError
 from socketspec.cluster.commands.runner import MAX_BATCH, MAX_BATCH_BYTES, Runner
 from socketspec.cluster.options import Address, RedisOptions
 from socketspec.cluster.servers.backoff import Backoff
-from socketspec.cluster.servers.shard import LinkOptions, NotSentError
+from socketspec.cluster.servers.shard import LinkOptions, NotSentError, unnoticed
 from socketspec.concurrency.tasks import Tasks
 from socketspec.errors import BackendError
 
@@ -34,6 +35,7 @@ class PlayedServers:
         self.is_searched = asyncio.Event()
         """While it is not set, a search for the servers goes on."""
         self.release()
+        self.is_connected = True
         self.refreshes = 0
         self.refresh_error: BackendError | None = None
         self.on_refresh: Callable[[], None] = lambda: None
@@ -75,7 +77,9 @@ class PlayedServers:
     def tag_for(self, address: Address) -> str:
         return str(address)
 
-    async def execute(self, words: Sequence[Sequence[Any]]) -> list[Any]:
+    async def execute(self, words: Sequence[Sequence[Any]], begun: Callable[[], object] = unnoticed) -> list[Any]:
+        if self.is_connected:
+            begun()
         pipeline = [list(command) for command in words]
         self.pipelines.append(pipeline)
         self.under_way += 1
@@ -171,10 +175,10 @@ async def test_a_long_read_holds_up_no_publish() -> None:
     read_is_done = asyncio.Event()
     execute = servers.execute
 
-    async def slow_reads(words: Sequence[Sequence[Any]]) -> list[Any]:
+    async def slow_reads(words: Sequence[Sequence[Any]], begun: Callable[[], object] = unnoticed) -> list[Any]:
         if words[0][0] == "XRANGE":
             await read_is_done.wait()
-        return await execute(words)
+        return await execute(words, begun)
 
     servers.execute = slow_reads  # type: ignore[method-assign] # these servers are slow in one respect
     async with running(servers) as runner:
@@ -317,6 +321,31 @@ async def test_a_server_that_does_not_answer_costs_a_command_its_time_and_no_mor
         with pytest.raises(BackendError):
             await queued
         assert loop.time() - began < 2
+
+
+async def test_a_command_whose_connection_is_not_there_in_time_was_not_sent() -> None:
+    servers = PlayedServers()
+    servers.hold(A)
+    servers.is_connected = False
+    async with running(servers, command_timeout=0.1) as runner:
+        with pytest.raises(BackendError, match=r"SPUBLISH was not carried out: 0\.1 s were over") as caught:
+            await runner.run(get("k"))
+        assert not isinstance(caught.value, UnsureError)
+
+
+async def test_a_caller_may_have_less_time_than_a_command_gets() -> None:
+    servers = PlayedServers()
+    servers.hold(A)
+    async with running(servers, command_timeout=5) as runner:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        calls = asyncio.gather(runner.run(get("k1"), began + 9), runner.run(get("k2")))
+        with pytest.raises(UnsureError):
+            await runner.run(get("k3"), began + 0.1)
+        assert isinstance((await runner.outcomes([get("k4")], began + 0.2))[0], BackendError)
+        assert loop.time() - began < 2
+        servers.release()
+        assert list(await calls) == [b"k1", b"k2"]
 
 
 @pytest.mark.parametrize(

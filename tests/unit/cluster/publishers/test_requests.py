@@ -164,8 +164,9 @@ def test_a_batch_of_large_messages_is_sent_earlier() -> None:
 
 def test_a_message_that_cannot_be_encoded_is_found_before_any_is_sent() -> None:
     good: list[tuple[str, str, object]] = [("r", "e", None)] * (2 * MAX_BATCH)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError) as caught:
         requests().broadcast_many([*good, ("r", "e", {"x": object()})], None)
+    assert caught.value.__notes__ == [f"broadcast_many: message {len(good) + 1}; none was sent"]
 
 
 SENT, UNSENT, UNSURE = 1, BackendError("refused"), UnsureError("it may have been executed")

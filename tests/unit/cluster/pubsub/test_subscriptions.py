@@ -14,7 +14,7 @@ import pytest
 
 from socketspec.cluster.options import Address, RedisOptions
 from socketspec.cluster.pubsub.subscriptions import Subscriptions
-from socketspec.cluster.servers.shard import LinkOptions, ReplicaError
+from socketspec.cluster.servers.shard import LinkOptions, ReplicaError, unnoticed
 from socketspec.errors import BackendError
 from tests.watching import WatchedTasks
 
@@ -151,7 +151,7 @@ class FakeTopology:
     def tag_for(self, address: Address) -> str:
         return str(address.port)
 
-    async def execute(self, words: Sequence[Sequence[Any]]) -> list[Any]:
+    async def execute(self, words: Sequence[Sequence[Any]], begun: Callable[[], object] = unnoticed) -> list[Any]:
         raise NotImplementedError
 
 
