@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+import hiredis
 import pytest
 from redis import exceptions as replied
 from redis.asyncio.connection import Connection
@@ -413,6 +414,144 @@ async def test_commands_survive_a_failover(healthy_sentinels: Sentinels) -> None
         await runner.run(Command("SET", None, (b"topology:f",), ("2",)))
         (now,) = topology.addresses()
         assert now != Address(HOST, old.port)
+
+
+class PlayedSentinel(asyncio.Protocol):
+    """A Sentinel that says what it is told to: `reply` is what it answers to SENTINEL MASTER."""
+
+    def __init__(self, says: dict[str, str], asked: list[str]) -> None:
+        self._says = says
+        self._asked = asked
+        self._reader = hiredis.Reader()
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        assert self._transport is not None
+        self._reader.feed(data)
+        while request := self._reader.gets():
+            words = [word.decode().upper() for word in request]
+            self._asked.append(" ".join(words[:2]))
+            self._transport.write(self._answer(words))
+
+    def _answer(self, words: Sequence[str]) -> bytes:
+        if words[0] == "HELLO":
+            return hello(mode="sentinel")
+        if words[:2] == ["SENTINEL", "MASTER"]:
+            return array(*(text for pair in self._says.items() for text in pair))
+        named = self._says.get("promoted", self._says["port"])
+        return array(HOST, named) if words[:2] == ["SENTINEL", "GET-MASTER-ADDR-BY-NAME"] else b"+OK\r\n"
+
+
+def array(*words: str) -> bytes:
+    """A reply of texts."""
+    return f"*{len(words)}\r\n".encode() + b"".join(f"${len(word)}\r\n{word}\r\n".encode() for word in words)
+
+
+class PlayedSentinels:
+    """Three of them. `says[i]` is what Sentinel i knows of its primary."""
+
+    def __init__(self, primary: Server) -> None:
+        self.says = [{"ip": HOST, "port": str(primary.port), "flags": "master", "config-epoch": "1"} for _ in range(3)]
+        self.asked: list[str] = []
+        self.url = ""
+
+    def say(self, **fields: str) -> None:
+        """All of them."""
+        for says in self.says:
+            says.update({name.replace("_", "-"): value for name, value in fields.items()})
+
+
+@asynccontextmanager
+async def played_sentinels(primary: Server) -> AsyncIterator[PlayedSentinels]:
+    played = PlayedSentinels(primary)
+    loop = asyncio.get_running_loop()
+    servers = [
+        await loop.create_server(lambda says=says: PlayedSentinel(says, played.asked), HOST, 0) for says in played.says
+    ]
+    hosts = ",".join(f"{HOST}:{server.sockets[0].getsockname()[1]}" for server in servers)
+    played.url = f"redis+sentinel://{hosts}/mymaster"
+    try:
+        yield played
+    finally:
+        for server in servers:
+            server.close()
+
+
+async def test_a_primary_that_was_replaced_and_comes_back_gets_no_command(new_server: Callable[..., Server]) -> None:
+    old, new = new_server(), new_server()
+    async with played_sentinels(old) as sentinels, started_topology(sentinels.url) as topology:
+        assert await topology.execute([["SET", b"k", "1"]]) == [b"OK"]
+        old.kill()
+        sentinels.say(port=str(new.port), config_epoch="2")
+        await asyncio.to_thread(old.restart)
+        (reply,) = await topology.execute([["SET", b"k", "2"]])
+        assert isinstance(reply, NotSentError)
+        assert f"{HOST}:{old.port} is no primary any more" in str(reply)
+        assert await topology.execute([["SET", b"k", "3"]]) == [b"OK"]
+        assert old.ask("EXISTS", "k") == 0
+        assert new.ask("GET", "k") == "3"
+
+
+async def test_a_primary_that_comes_back_as_the_primary_is_used_again(new_server: Callable[..., Server]) -> None:
+    server = new_server()
+    async with played_sentinels(server) as sentinels, started_topology(sentinels.url) as topology:
+        await topology.execute([["PING"]])
+        server.kill()
+        await asyncio.to_thread(server.restart)
+        assert await topology.execute([["PING"]]) == [b"PONG"]
+
+
+async def test_the_sentinels_are_asked_once_for_all_who_connect_again_and_not_for_further_connections(
+    new_server: Callable[..., Server],
+) -> None:
+    server = new_server()
+    async with played_sentinels(server) as sentinels, started_topology(sentinels.url) as topology:
+        sentinels.asked.clear()
+        await asyncio.gather(*(topology.execute([["PING"]]) for _ in range(10)))
+        assert sentinels.asked == []
+        server.kill()
+        await asyncio.to_thread(server.restart)
+        replies = await asyncio.gather(*(topology.execute([["PING"]]) for _ in range(10)))
+        assert replies == [[b"PONG"]] * 10
+        assert sentinels.asked.count("SENTINEL MASTER") == 3
+
+
+@pytest.mark.parametrize(
+    ("down", "flags"), [(2, {"flags": "master,s_down"}), (1, {"failover-state": "wait_promotion"})]
+)
+async def test_a_primary_that_the_sentinels_call_down_or_are_about_to_replace_is_not_used(
+    standalone_server: Server, down: int, flags: dict[str, str]
+) -> None:
+    async with played_sentinels(standalone_server) as sentinels:
+        for says in sentinels.says[:down]:
+            says.update(flags)
+        assert "is down, say the Sentinels, or is being replaced" in await failure(sentinels.url)
+
+
+@pytest.mark.parametrize("flags", [{"flags": "master,s_down,o_down"}, {"failover-state": "wait_start"}])
+async def test_one_sentinel_that_does_not_reach_the_primary_keeps_nobody_from_it(
+    standalone_server: Server, flags: dict[str, str]
+) -> None:
+    async with played_sentinels(standalone_server) as sentinels:
+        sentinels.says[0].update(flags)
+        async with started_topology(sentinels.url) as topology:
+            assert await topology.execute([["PING"]]) == [b"PONG"]
+
+
+async def test_a_promoted_primary_is_used_while_the_others_are_still_told_of_it(
+    new_server: Callable[..., Server], standalone_server: Server
+) -> None:
+    old = new_server()
+    async with played_sentinels(old) as sentinels:
+        old.kill()
+        leader = {"config-epoch": "2", "flags": "master,s_down,o_down,failover_in_progress"}
+        sentinels.says[0].update(leader | {"failover-state": "reconf_slaves", "promoted": str(standalone_server.port)})
+        async with started_topology(sentinels.url) as topology:
+            assert topology.addresses() == (Address(HOST, standalone_server.port),)
 
 
 # Cluster
