@@ -158,9 +158,7 @@ class Shard:
             elif len(replies) == len(commands) and generation == self._generation:
                 self._put_back(connection)
             else:
-                if problem is not None:
-                    self._lost()
-                await connection.disconnect(nowait=True)
+                await self._give_up(connection, problem)
         return replies + [problem] * (len(commands) - len(replies))
 
     async def hello(self) -> Hello:
@@ -232,6 +230,11 @@ class Shard:
             self._lost()
             await connection.disconnect(nowait=True)
         return None
+
+    async def _give_up(self, connection: AbstractConnection, problem: Exception | None) -> None:
+        if problem is not None:
+            self._lost()
+        await connection.disconnect(nowait=True)
 
     def _lost(self) -> None:
         self._lost_at = asyncio.get_running_loop().time()
