@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import hiredis
 
@@ -74,9 +75,7 @@ class PlayedSentinels:
 async def played_sentinels(primary: Server) -> AsyncIterator[PlayedSentinels]:
     played = PlayedSentinels(primary)
     loop = asyncio.get_running_loop()
-    servers = [
-        await loop.create_server(lambda says=says: PlayedSentinel(says, played.asked), HOST, 0) for says in played.says
-    ]
+    servers = [await loop.create_server(partial(PlayedSentinel, says, played.asked), HOST, 0) for says in played.says]
     hosts = ",".join(f"{HOST}:{server.sockets[0].getsockname()[1]}" for server in servers)
     played.url = f"redis+sentinel://{hosts}/mymaster"
     try:

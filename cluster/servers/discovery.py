@@ -185,12 +185,11 @@ async def _ask_sentinel(sentinel: Shard, name: str) -> _Named:
             f"The Sentinel at {sentinel.address} knows no primary called {name!r}: correct the name after the hosts "
             "in the URL (redis+sentinel://hosts/name)."
         )
-    for said in (reply, named):
-        if isinstance(said, Exception):
-            raise sentinel.explain(said) from said
+    if isinstance(reply, Exception):
+        raise sentinel.explain(reply) from reply
     fields = as_dict(reply)
     of_fields = Address(fields["ip"], int(fields["port"]))
-    address = of_fields if named is None else Address(named[0].decode(), int(named[1]))
+    address = Address(named[0].decode(), int(named[1])) if isinstance(named, list) else of_fields
     is_same = address == of_fields
     return _Named(
         int(fields.get("config-epoch", 0)),
