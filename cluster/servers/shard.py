@@ -158,7 +158,7 @@ class Shard:
             elif len(replies) == len(commands) and generation == self._generation:
                 self._put_back(connection)
             else:
-                await self._give_up(connection, problem)
+                await self._give_up(connection)
         return replies + [problem] * (len(commands) - len(replies))
 
     async def hello(self) -> Hello:
@@ -227,17 +227,12 @@ class Shard:
                 if asyncio.get_running_loop().time() - since < UNUSED or await _lives(connection):
                     return connection
                 await self.close()  # what was used even earlier went the same way
-            self._lost()
-            await connection.disconnect(nowait=True)
+            await self._give_up(connection)
         return None
 
-    async def _give_up(self, connection: AbstractConnection, problem: Exception | None) -> None:
-        if problem is not None:
-            self._lost()
-        await connection.disconnect(nowait=True)
-
-    def _lost(self) -> None:
+    async def _give_up(self, connection: AbstractConnection) -> None:
         self._lost_at = asyncio.get_running_loop().time()
+        await connection.disconnect(nowait=True)
 
     async def _open(self) -> AbstractConnection:
         lost_at = self._lost_at
@@ -250,8 +245,7 @@ class Shard:
                 await connection.connect()  # type: ignore[no-untyped-call] # redis-py leaves out the "-> None"
                 await self._greet(connection)
         except BaseException as error:
-            self._lost()
-            await connection.disconnect(nowait=True)
+            await self._give_up(connection)
             if isinstance(error, replied.ConnectionError) and (alert := await self._alert()):
                 raise replied.ConnectionError(str(alert)) from alert
             raise
