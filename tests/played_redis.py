@@ -173,6 +173,9 @@ class PlayedTopology:
         self.looks: list[float] = []
         """When the servers were looked up."""
         self.on_refresh: Callable[[], Awaitable[None]] | None = None
+        self.confirmed: list[tuple[Address, float]] = []
+        """Servers that were asked about before they were connected to again, and since when they may be others."""
+        self.on_confirm: Callable[[], Awaitable[None]] | None = None
         self.link = LinkOptions(
             username=None, password=None, ssl=None, connect_timeout=OPTIONS.connect_timeout, client_name=""
         )
@@ -190,6 +193,11 @@ class PlayedTopology:
         self.looks.append(asyncio.get_running_loop().time())
         if self.on_refresh is not None:
             await self.on_refresh()
+
+    async def confirm(self, address: Address, since: float) -> None:
+        self.confirmed.append((address, since))
+        if self.on_confirm is not None:
+            await self.on_confirm()
 
     def addresses(self) -> Sequence[Address]:
         return [server.address for server in self.servers]

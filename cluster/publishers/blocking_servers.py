@@ -175,6 +175,7 @@ class BlockingServers:
                 yield link
             except BaseException:
                 link.close()
+                self._lost(process)
                 raise
             with process.lock:
                 is_kept = len(process.idle) < MAX_IDLE and not self.is_closed and link.is_open
@@ -183,6 +184,8 @@ class BlockingServers:
                     process.idle.append(link)
             if not is_kept:
                 link.close()
+            if not link.is_open:
+                self._lost(process)
         finally:
             process.turns.give_back()
 
@@ -196,13 +199,23 @@ class BlockingServers:
             if link.is_alive(deadline):
                 return link
             link.close()
+            self._lost(process)
             with process.lock:  # what was used even earlier went the same way: a balancer drops all at once
                 stale = [item for item in process.idle if item.address == address and item.used_at <= link.used_at]
                 process.idle = [item for item in process.idle if item not in stale]
             for item in stale:
                 item.close()
 
+    def _lost(self, process: _Process) -> None:
+        """A connection was lost: the Sentinels are asked before another is opened.
+
+        A primary that was replaced and comes back takes itself for one until they get hold of it.
+        """
+        process.primary = None
+
     def _open(self, address: Address, deadline: float) -> BlockingLink:
+        if self._servers.mode == "sentinel" and self._process().primary != address:
+            raise LinkBroken("its connection was lost: the sentinels are asked for the primary again", is_sent=False)
         db = 0 if self._servers.mode == "cluster" else self._servers.db
         link = self._connect(address, self._login, db, deadline)
         if self._servers.mode == "cluster":

@@ -101,6 +101,8 @@ class Subscriber:
         """Since when no link has heard itself; None while one does."""
         self._is_unreachable = False
         """Whether it was the network that failed the last link, as far as one can tell."""
+        self._lost_at: float | None = None
+        """When the last link was lost; None before the first."""
         self._failure = ""
         """Why the last link was lost; empty once the next one has heard itself."""
 
@@ -208,7 +210,11 @@ class Subscriber:
     async def _live(self) -> str:
         """Connect, and stay until the link is lost. Returns why."""
         link = PubSubLink(self.address, self._receive, self._answered, self._spawn)
+        is_there = False
         try:
+            if self._lost_at is not None:
+                await self._topology.confirm(self.address, self._lost_at)
+            is_there = True
             await link.open(self._topology.link)
             self._link, self._liveness = link, self._watched(link)
             self._liveness.choose_channel()  # before the others, which would delay the first probe
@@ -222,7 +228,7 @@ class Subscriber:
             return repr(error)
         finally:
             self._link = None
-            self._is_unreachable = link.is_unreachable
+            self._is_unreachable = link.is_unreachable or not is_there
             await link.end("it was given up")
 
     def _watched(self, link: PubSubLink) -> Liveness:
@@ -251,8 +257,9 @@ class Subscriber:
     def _link_ended(self, reason: str) -> None:
         if reason != self._failure:
             logger.warning("No subscription connection to %s: %s", self.address, reason)
+        self._lost_at = self._loop.time()
         if self._deaf_since is None:
-            self._deaf_since = self._loop.time()
+            self._deaf_since = self._lost_at
         self._failure = reason
         confirmed = filter(self._is_confirmed, self._states)
         interrupted = [channel for channel in confirmed if channel in self.channels]

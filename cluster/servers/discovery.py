@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from redis.exceptions import ClusterDownError, ResponseError
 
@@ -64,9 +64,9 @@ class Connector:
             asked=None if provider is None else AskedLogin(provider, "sentinel_credential_provider"),
         )
 
-    def shard(self, address: Address) -> Shard:
-        """One for the commands of this node."""
-        return self._make(address, self.link, self.servers.db, self.options.command_timeout)
+    def shard(self, address: Address, confirm: Callable[[Address, float], Awaitable[None]]) -> Shard:
+        """One for the commands of this node; `confirm` as `Shard` takes it."""
+        return self._make(address, self.link, self.servers.db, self.options.command_timeout, confirm)
 
     def finder(self, address: Address) -> Shard:
         """One for questions about the servers, which are answered fast or not at all."""
@@ -108,8 +108,15 @@ class Connector:
         """Close the connections for questions."""
         await self.end_search(())
 
-    def _make(self, address: Address, link: LinkOptions, db: int, timeout: float) -> Shard:
-        return Shard(address, link, db=db, timeout=timeout, met=self._met)
+    def _make(
+        self,
+        address: Address,
+        link: LinkOptions,
+        db: int,
+        timeout: float,
+        confirm: Callable[[Address, float], Awaitable[None]] | None = None,
+    ) -> Shard:
+        return Shard(address, link, db=db, timeout=timeout, met=self._met, confirm=confirm)
 
 
 Find = Callable[[Connector, Sequence[Address]], Awaitable[Layout]]
@@ -144,13 +151,35 @@ async def _find_by_sentinels(connector: Connector, _known: Sequence[Address]) ->
     name = connector.servers.name
     found = await _ask_most([_ask_sentinel(connector.sentinel(host), name) for host in connector.servers.hosts])
     # The newest configuration counts: a Sentinel that was cut off knows an older one.
-    _, address = max(found)
+    newest, address, _, _ = max(found)
+    about = [answer for answer in found if (answer.epoch, answer.address) == (newest, address)]
+    if 2 * sum(answer.is_down for answer in about) > len(found) or any(answer.is_replaced for answer in about):
+        raise BackendError(
+            f"{address} is down, say the Sentinels, or is being replaced: it is not used before they have made another "
+            "one the primary, or reach it again. If that lasts, look at what they log (and at their auth-pass)."
+        )
     return await _find_primary(connector, address)
 
 
-async def _ask_sentinel(sentinel: Shard, name: str) -> tuple[int, Address]:
+class _Named(NamedTuple):
+    """Whom a Sentinel names."""
+
+    epoch: int
+    address: Address
+    is_down: bool
+    """Whether it does not reach that primary."""
+    is_replaced: bool
+    """Whether it was elected to replace that primary, and is about to."""
+
+
+REPLACING: Final = ("select_slave", "send_slaveof_noone", "wait_promotion")
+"""States of a failover before which its leader was elected, and after which it names the new primary."""
+
+
+async def _ask_sentinel(sentinel: Shard, name: str) -> _Named:
     await _check(sentinel, "sentinel")
-    (reply,) = await sentinel.execute([("SENTINEL", "MASTER", name)])
+    # While replicas are told of a promoted one, MASTER gives the old address and GET-MASTER-ADDR-BY-NAME the new one.
+    reply, named = await sentinel.execute([("SENTINEL", "MASTER", name), ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", name)])
     if isinstance(reply, ResponseError) and "no such master" in str(reply).lower():
         raise RefusedError(
             f"The Sentinel at {sentinel.address} knows no primary called {name!r}: correct the name after the hosts "
@@ -159,7 +188,15 @@ async def _ask_sentinel(sentinel: Shard, name: str) -> tuple[int, Address]:
     if isinstance(reply, Exception):
         raise sentinel.explain(reply) from reply
     fields = as_dict(reply)
-    return int(fields.get("config-epoch", 0)), Address(fields["ip"], int(fields["port"]))
+    of_fields = Address(fields["ip"], int(fields["port"]))
+    address = Address(named[0].decode(), int(named[1])) if isinstance(named, list) else of_fields
+    is_same = address == of_fields
+    return _Named(
+        int(fields.get("config-epoch", 0)),
+        address,
+        is_same and "s_down" in fields.get("flags", "").split(","),
+        is_same and fields.get("failover-state") in REPLACING,
+    )
 
 
 async def _find_cluster(connector: Connector, known: Sequence[Address]) -> Layout:

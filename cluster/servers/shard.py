@@ -10,7 +10,7 @@ import asyncio
 import math
 import socket
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -101,6 +101,8 @@ class Shard:
     Args:
         timeout: seconds that a call of `execute` may take once it is connected.
         met: servers that have answered before, shared by all shards: errors there are not the URL's fault.
+        confirm: is told since when, by the event loop's time, the server may have been replaced, before a connection is
+            opened after one was lost or could not be opened. Raises `BackendError` where the server is not to be used.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class Shard:
         db: int = 0,
         timeout: float,
         met: set[Address],
+        confirm: Callable[[Address, float], Awaitable[None]] | None = None,
     ) -> None:
         self.address: Address = address
         self._met = met
@@ -121,6 +124,9 @@ class Shard:
         """Connections that nobody uses, and since when: the one that was used last is used next."""
         self._stale: list[AbstractConnection] = []
         self._generation = 0
+        self._confirm = confirm
+        self._lost_at: float | None = None
+        """When a connection was lost last; None where one was opened since."""
         self._lacks_hello = False
 
     async def execute(self, commands: Sequence[Sequence[Any]], begun: Callable[[], object] = unnoticed) -> list[Any]:
@@ -160,7 +166,7 @@ class Shard:
             elif len(replies) == len(commands) and generation == self._generation:
                 self._put_back(connection)
             else:
-                await connection.disconnect(nowait=True)
+                await self._give_up(connection)
         return replies + [problem] * (len(commands) - len(replies))
 
     async def hello(self) -> Hello:
@@ -229,10 +235,17 @@ class Shard:
                 if asyncio.get_running_loop().time() - since < UNUSED or await _lives(connection):
                     return connection
                 await self.close()  # what was used even earlier went the same way
-            await connection.disconnect(nowait=True)
+            await self._give_up(connection)
         return None
 
+    async def _give_up(self, connection: AbstractConnection) -> None:
+        self._lost_at = asyncio.get_running_loop().time()
+        await connection.disconnect(nowait=True)
+
     async def _open(self) -> AbstractConnection:
+        lost_at = self._lost_at
+        if lost_at is not None and self._confirm is not None:
+            await self._confirm(self.address, lost_at)
         limit = asyncio.get_running_loop().time() + self._link.connect_timeout
         connection = self._make(await self._link.login())
         try:
@@ -240,10 +253,12 @@ class Shard:
                 await connection.connect()  # type: ignore[no-untyped-call] # redis-py leaves out the "-> None"
                 await self._greet(connection)
         except BaseException as error:
-            await connection.disconnect(nowait=True)
+            await self._give_up(connection)
             if isinstance(error, replied.ConnectionError) and (alert := await self._alert()):
                 raise replied.ConnectionError(str(alert)) from alert
             raise
+        if self._lost_at == lost_at:
+            self._lost_at = None
         return connection
 
     async def _alert(self) -> ssl.SSLError | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any, Protocol
@@ -52,6 +53,16 @@ class Topology(Protocol):
         """
         ...
 
+    async def confirm(self, address: Address, since: float) -> None:
+        """Call it before `address` is connected to again. Under Sentinel, the Sentinels are asked first.
+
+        A primary that was replaced and comes back takes itself for one until they get hold of it. `since` is when the
+        connection was lost, by the event loop's time: a search that began later is good enough. Raises `BackendError`
+        where the search failed, or found another primary.
+        https://redis.io/docs/latest/develop/reference/sentinel-clients/
+        """
+        ...
+
     def addresses(self) -> Sequence[Address]:
         """The primaries."""
         ...
@@ -94,6 +105,8 @@ class _Found:
         self._tags: dict[Address, str] = {}
         self._finding = asyncio.Lock()
         self._times_found = 0
+        self._found_at = -math.inf
+        """When the last search that succeeded began."""
         self.trouble: str = ""
 
     def __repr__(self) -> str:
@@ -149,14 +162,30 @@ class _Found:
         seen = self._times_found
         async with self._finding:
             if self._times_found == seen:
-                await self._connector.begin_search(routine=routine)
-                await self._adopt(await self._find(self._connector, tuple(self._shards)))
-                self._times_found += 1
+                await self._search(routine=routine)
+
+    async def confirm(self, address: Address, since: float) -> None:
+        if self._connector.servers.mode != "sentinel":  # nobody else knows, or the nodes of a cluster say so themselves
+            return
+        async with self._finding:
+            if self._found_at <= since:
+                await self._search(routine=False)
+        if address not in self._shards:
+            raise BackendError(f"{address} is no primary any more.")
+
+    async def _search(self, *, routine: bool) -> None:
+        began = asyncio.get_running_loop().time()
+        await self._connector.begin_search(routine=routine)
+        await self._adopt(await self._find(self._connector, tuple(self._shards)))
+        self._times_found += 1
+        self._found_at = began
 
     async def _adopt(self, layout: Layout) -> None:
         wanted = dict.fromkeys(owner for owner in layout.owners if owner is not None)
         gone = [shard for address, shard in self._shards.items() if address not in wanted]
-        self._shards = {address: self._shards.get(address) or self._connector.shard(address) for address in wanted}
+        self._shards = {
+            address: self._shards.get(address) or self._connector.shard(address, self.confirm) for address in wanted
+        }
         self._layout = layout
         self._tags.clear()
         if self._connector.is_another:

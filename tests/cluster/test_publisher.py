@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 import signal
@@ -25,6 +26,7 @@ from socketspec.protocol.orders import control_topic
 from socketspec.protocol.publications import Publication, Topic
 from socketspec.session.revocation import revocation_subjects
 from tests.cluster.ears import ROOMS, hearing, reads, refused, room
+from tests.played_sentinels import played_sentinels
 from tests.servers import Cluster, Sentinels, Server
 from tests.support import ROOT
 
@@ -405,6 +407,23 @@ def test_with_sentinels_the_primary_is_found_and_found_again_after_a_failover(
         with hearing(healthy_sentinels.primary, room("log:1"), prefix) as ear:
             assert publisher.broadcast("log:1", "now").nodes == 1
             assert ear.hear().event == "now"
+
+
+async def test_a_primary_that_was_replaced_and_comes_back_gets_nothing(
+    new_server: Callable[..., Server], prefix: str
+) -> None:
+    old, new = new_server(), new_server()
+    key = Keys(prefix).meta(room("log:1"))
+    async with played_sentinels(old) as sentinels:
+        with Publisher(sentinels.url, prefix=prefix, rooms=ROOMS, timeout=10) as publisher:
+            await asyncio.to_thread(publisher.broadcast, "log:1", "before")
+            assert await asyncio.to_thread(old.ask, "EXISTS", key) == 1
+            await asyncio.to_thread(old.kill)
+            sentinels.say(port=str(new.port), config_epoch="2")
+            await asyncio.to_thread(old.restart)
+            await asyncio.to_thread(publisher.broadcast, "log:1", "after")
+            assert await asyncio.to_thread(old.ask, "EXISTS", key) == 0
+            assert await asyncio.to_thread(new.ask, "EXISTS", key) == 1
 
 
 def test_sentinels_that_do_not_know_the_name_are_an_error_in_time(sentinel_servers: Sentinels) -> None:

@@ -20,6 +20,7 @@ from socketspec.cluster.servers.topology import Topology, make_topology
 from socketspec.cluster.urls import parse_url
 from socketspec.concurrency.tasks import Tasks
 from socketspec.errors import BackendError, ConfigurationError
+from tests.played_sentinels import hello, played_sentinels
 from tests.servers import Certificates, Cluster, Proxy, Sentinels, Server, free_port
 from tests.watching import open_sockets, until
 
@@ -94,13 +95,6 @@ async def played(*answers: bytes) -> AsyncIterator[str]:
         yield f"redis://{HOST}:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
-
-
-def hello(**fields: str) -> bytes:
-    """A reply to HELLO."""
-    said = {"server": "redis", "version": "7.0.0", "mode": "standalone", "role": "master"} | fields
-    words = [word for pair in said.items() for word in pair]
-    return f"*{len(words)}\r\n".encode() + b"".join(f"${len(word)}\r\n{word}\r\n".encode() for word in words)
 
 
 # One server
@@ -413,6 +407,79 @@ async def test_commands_survive_a_failover(healthy_sentinels: Sentinels) -> None
         await runner.run(Command("SET", None, (b"topology:f",), ("2",)))
         (now,) = topology.addresses()
         assert now != Address(HOST, old.port)
+
+
+async def test_a_primary_that_was_replaced_and_comes_back_gets_no_command(new_server: Callable[..., Server]) -> None:
+    old, new = new_server(), new_server()
+    async with played_sentinels(old) as sentinels, started_topology(sentinels.url) as topology:
+        assert await topology.execute([["SET", b"k", "1"]]) == [b"OK"]
+        old.kill()
+        sentinels.say(port=str(new.port), config_epoch="2")
+        await asyncio.to_thread(old.restart)
+        (reply,) = await topology.execute([["SET", b"k", "2"]])
+        assert isinstance(reply, NotSentError)
+        assert f"{HOST}:{old.port} is no primary any more" in str(reply)
+        assert await topology.execute([["SET", b"k", "3"]]) == [b"OK"]
+        assert old.ask("EXISTS", "k") == 0
+        assert new.ask("GET", "k") == "3"
+
+
+async def test_a_primary_that_comes_back_as_the_primary_is_used_again(new_server: Callable[..., Server]) -> None:
+    server = new_server()
+    async with played_sentinels(server) as sentinels, started_topology(sentinels.url) as topology:
+        await topology.execute([["PING"]])
+        server.kill()
+        await asyncio.to_thread(server.restart)
+        assert await topology.execute([["PING"]]) == [b"PONG"]
+
+
+async def test_the_sentinels_are_asked_once_for_all_who_connect_again_and_not_for_further_connections(
+    new_server: Callable[..., Server],
+) -> None:
+    server = new_server()
+    async with played_sentinels(server) as sentinels, started_topology(sentinels.url) as topology:
+        sentinels.asked.clear()
+        await asyncio.gather(*(topology.execute([["PING"]]) for _ in range(10)))
+        assert sentinels.asked == []
+        server.kill()
+        await asyncio.to_thread(server.restart)
+        replies = await asyncio.gather(*(topology.execute([["PING"]]) for _ in range(10)))
+        assert replies == [[b"PONG"]] * 10
+        assert sentinels.asked.count("SENTINEL MASTER") == 3
+
+
+@pytest.mark.parametrize(
+    ("down", "flags"), [(2, {"flags": "master,s_down"}), (1, {"failover-state": "wait_promotion"})]
+)
+async def test_a_primary_that_the_sentinels_call_down_or_are_about_to_replace_is_not_used(
+    standalone_server: Server, down: int, flags: dict[str, str]
+) -> None:
+    async with played_sentinels(standalone_server) as sentinels:
+        for says in sentinels.says[:down]:
+            says.update(flags)
+        assert "is down, say the Sentinels, or is being replaced" in await failure(sentinels.url)
+
+
+@pytest.mark.parametrize("flags", [{"flags": "master,s_down,o_down"}, {"failover-state": "wait_start"}])
+async def test_one_sentinel_that_does_not_reach_the_primary_keeps_nobody_from_it(
+    standalone_server: Server, flags: dict[str, str]
+) -> None:
+    async with played_sentinels(standalone_server) as sentinels:
+        sentinels.says[0].update(flags)
+        async with started_topology(sentinels.url) as topology:
+            assert await topology.execute([["PING"]]) == [b"PONG"]
+
+
+async def test_a_promoted_primary_is_used_while_the_others_are_still_told_of_it(
+    new_server: Callable[..., Server], standalone_server: Server
+) -> None:
+    old = new_server()
+    async with played_sentinels(old) as sentinels:
+        old.kill()
+        leader = {"config-epoch": "2", "flags": "master,s_down,o_down,failover_in_progress"}
+        sentinels.says[0].update(leader | {"failover-state": "reconf_slaves", "promoted": str(standalone_server.port)})
+        async with started_topology(sentinels.url) as topology:
+            assert topology.addresses() == (Address(HOST, standalone_server.port),)
 
 
 # Cluster

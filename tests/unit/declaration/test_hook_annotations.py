@@ -33,8 +33,14 @@ async def anything(conn: object, reason: Any) -> None: ...
 async def for_answers(conn: Connection, error: SoldOut) -> None: ...
 async def for_text(conn: Connection, error: str) -> None: ...
 async def without_answer(conn: Connection) -> None: ...
-async def answering_text(conn: Connection) -> str: ...
-async def answering_maybe(conn: Connection) -> bool | None: ...
+async def answering_text(conn: Connection) -> str:
+    return ""
+
+
+async def answering_maybe(conn: Connection) -> bool | None:
+    return None
+
+
 async def never(conn: Connection) -> NoReturn:
     raise PermissionError
 
@@ -43,10 +49,20 @@ def later(conn: Connection) -> Awaitable[bool]:
     return answering_maybe(conn)  # type: ignore[return-value] # nobody calls it
 
 
-async def dict_variable(conn: Connection, id: dict[str, str]) -> bool: return True
-async def model_variable(conn: Connection, id: Model) -> bool: return True
-async def list_variable(conn: Connection, id: list[int] | None) -> bool: return True
-async def uuid_variable(conn: Connection, id: UUID | int | None) -> bool: return True
+async def dict_variable(conn: Connection, id: dict[str, str]) -> bool:
+    return True
+
+
+async def model_variable(conn: Connection, id: Model) -> bool:
+    return True
+
+
+async def list_variable(conn: Connection, id: list[int] | None) -> bool:
+    return True
+
+
+async def uuid_variable(conn: Connection, id: UUID | int | None) -> bool:
+    return True
 
 
 Register = Callable[[SocketApp], Callable[[Any], Any]]

@@ -68,6 +68,9 @@ class PlayedServers:
         if self.refresh_error is not None:
             raise self.refresh_error
 
+    async def confirm(self, address: Address, since: float) -> None:
+        pass
+
     def addresses(self) -> Sequence[Address]:
         return (A, B)
 

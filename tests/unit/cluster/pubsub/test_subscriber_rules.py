@@ -387,3 +387,41 @@ async def test_a_lane_that_is_not_needed_any_more_hears_nothing() -> None:
         await asyncio.sleep(30)
         assert old.accepted == 1
         assert node.is_healthy
+
+
+# Whom to connect to again
+
+
+@in_virtual_time
+async def test_a_server_whose_link_was_lost_is_not_connected_to_before_it_is_known_to_be_the_primary() -> None:
+    async with hearing() as node:
+        (server,) = node.servers
+        assert node.topology.confirmed == []
+
+        async def replaced() -> None:
+            raise BackendError("It is no primary any more.")
+
+        node.topology.on_confirm = replaced
+        lost_at, looks = now(), len(node.topology.looks)
+        server.cut()
+        await asyncio.sleep(2)
+        assert server.accepted == 1
+        asked, since = node.topology.confirmed[0]
+        assert asked == server.address
+        assert since == pytest.approx(lost_at, abs=BRIEF)
+        assert len(node.topology.looks) > looks
+        node.topology.on_confirm = None
+        await asyncio.sleep(2)
+        assert server.accepted == 2
+
+
+@in_virtual_time
+async def test_a_link_that_could_not_be_opened_is_asked_about_again() -> None:
+    async with hearing() as node:
+        (server,) = node.servers
+        server.is_down = True
+        server.cut()
+        await asyncio.sleep(1)
+        times = [since for _, since in node.topology.confirmed]
+        assert len(times) > 2
+        assert times == sorted(set(times))

@@ -142,6 +142,9 @@ class FakeTopology:
         if self.on_refresh is not None:
             await self.on_refresh()
 
+    async def confirm(self, address: Address, since: float) -> None:
+        pass
+
     def addresses(self) -> Sequence[Address]:
         return [server.address for server in self.servers]
 
