@@ -33,8 +33,14 @@ async def anything(conn: object, reason: Any) -> None: ...
 async def for_answers(conn: Connection, error: SoldOut) -> None: ...
 async def for_text(conn: Connection, error: str) -> None: ...
 async def without_answer(conn: Connection) -> None: ...
-async def answering_text(conn: Connection) -> str: ...
-async def answering_maybe(conn: Connection) -> bool | None: ...
+async def answering_text(conn: Connection) -> str:
+    return ""
+
+
+async def answering_maybe(conn: Connection) -> bool | None:
+    return None
+
+
 async def never(conn: Connection) -> NoReturn:
     raise PermissionError
 
@@ -43,10 +49,20 @@ def later(conn: Connection) -> Awaitable[bool]:
     return answering_maybe(conn)  # type: ignore[return-value] # nobody calls it
 
 
-async def dict_variable(conn: Connection, id: dict[str, str]) -> bool: ...
-async def model_variable(conn: Connection, id: Model) -> bool: ...
-async def list_variable(conn: Connection, id: list[int] | None) -> bool: ...
-async def uuid_variable(conn: Connection, id: UUID | int | None) -> bool: ...
+async def dict_variable(conn: Connection, id: dict[str, str]) -> bool:
+    return True
+
+
+async def model_variable(conn: Connection, id: Model) -> bool:
+    return True
+
+
+async def list_variable(conn: Connection, id: list[int] | None) -> bool:
+    return True
+
+
+async def uuid_variable(conn: Connection, id: UUID | int | None) -> bool:
+    return True
 
 
 Register = Callable[[SocketApp], Callable[[Any], Any]]
@@ -152,6 +168,12 @@ def test_a_star_in_a_pattern_is_refused(register: Any) -> None:
         register("chat:*")
     with pytest.raises(ConfigurationError, match=r"'chat:{room}'"):
         SocketApp(rooms=["chat:*"])
+
+
+@pytest.mark.parametrize("register", [SocketApp().room_guard, SocketApp().on_room_join])
+def test_a_variable_with_the_connections_name_is_refused(register: Any) -> None:
+    with pytest.raises(ConfigurationError, match="'conn' has the name of the connection"):
+        register("o:{conn}")
 
 
 def test_rooms_is_a_list() -> None:

@@ -14,7 +14,8 @@ import pytest
 from pydantic import BaseModel
 
 from socketspec.declaration.dependencies import Depends
-from socketspec.declaration.plans import HandlerPlan, Shape, compile_handler, compile_hook
+from socketspec.declaration.plans import HandlerPlan, compile_handler, compile_hook
+from socketspec.declaration.shapes import Shape
 from socketspec.declaration.signatures import enclosing_locals
 from socketspec.errors import ConfigurationError
 
