@@ -310,7 +310,8 @@ def _first(compiler: Compiler, argument: Argument, owner: str) -> None:
     if view_of(argument) is not None:
         raise ConfigurationError(
             f"{owner}: the first parameter gets the connection. FastAPI's {inner.__name__} is not available on a "
-            f"WebSocket event; write `conn: Connection` first. Behind it, {name}: {inner.__name__} is a view of the handshake."
+            "WebSocket event; write `conn: Connection` first. "
+            f"Behind it, {name}: {inner.__name__} is a view of the handshake."
         )
     refuse_fastapi(argument, owner)
     # The connection's own base classes take it, too: `object`, for one.
