@@ -10,17 +10,17 @@ import asyncio
 import math
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import hiredis
 from redis import exceptions as replied
-from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.connection import AbstractConnection
 
 from socketspec.cluster.options import IS_REPLICA, TLS_HINT, Address
-from socketspec.cluster.servers.connections import connection_settings, side_by_side, unix_problem
+from socketspec.cluster.servers.async_connections import make_connection
+from socketspec.cluster.servers.connections import connection_settings, unix_problem
 from socketspec.cluster.servers.greeting import Hello, parse_info, read_hello, read_info, warn_if_evicting
 from socketspec.cluster.servers.login import AskedLogin, Login
 from socketspec.cluster.servers.trouble import MAX_CLIENTS, is_full, missing_command, tls_alert, tls_problem
@@ -286,40 +286,7 @@ class Shard:
             "socket_timeout": None,  # every use has a timeout around it
             "socket_connect_timeout": self._link.connect_timeout,
         }
-        if self.address.is_unix:
-            return UnixDomainSocketConnection(**settings)
-        if self._link.ssl is None:
-            return _PlainConnection(**settings)
-        return _TlsConnection(self._link.ssl, **settings)
-
-
-class _Eager:
-    """Tries the addresses of a name side by side: the first of them may be one that nobody has any more."""
-
-    def _connection_arguments(self) -> Mapping[str, Any]:
-        arguments: Mapping[str, Any] = super()._connection_arguments()  # type: ignore[misc] # a mix-in for redis-py's connections
-        return {**arguments, **side_by_side(arguments["host"])}
-
-
-class _PlainConnection(_Eager, Connection):
-    """Without TLS."""
-
-
-class _TlsConnection(_Eager, SSLConnection):
-    """Uses our TLS settings, which redis-py would read from files for each connection (measured: 38 ms of CPU).
-
-    And ends at once when it is told not to wait: the polite end of TLS would wait for the server's for up to 30 s, long
-    after the event loop is closed.
-    """
-
-    def __init__(self, context: ssl.SSLContext, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.ssl_context.context = context
-
-    async def disconnect(self, nowait: bool = False, *args: Any, **kwargs: Any) -> None:
-        if nowait and self._writer is not None:
-            self._writer.transport.abort()
-        await super().disconnect(nowait, *args, **kwargs)
+        return make_connection(self.address, settings, self._link.ssl)
 
 
 class _ClosedError(replied.ConnectionError):

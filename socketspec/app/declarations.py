@@ -203,6 +203,7 @@ class Declarations:
         shape = Shape(what=what, positional=("conn",), keywords=(*pattern.variables, *room), optional=room)
         shown = f"@{self._shown}.{decorator}({given!r})"
         refuse_star(shown, pattern)
+        _refuse_conn(shown, pattern)
 
         def register(function: F) -> F:
             caller_locals = enclosing_locals(function)
@@ -238,6 +239,7 @@ class Declarations:
         refuse_bare(pattern, f"{self._shown}.room_guard", f"@{self._shown}.room_guard('its:{{room}}')")
         parsed = RoomPattern(pattern)
         refuse_star(f"@{self._shown}.room_guard({pattern!r})", parsed)
+        _refuse_conn(f"@{self._shown}.room_guard({pattern!r})", parsed)
         shape = Shape(what="a room guard", positional=("conn",), keywords=parsed.variables, decides=True)
 
         def register(function: F) -> F:
@@ -263,6 +265,13 @@ class Declarations:
         given = Given(function, enclosing_locals(function))
         self.declare(Declaration(lambda registry, path: registry.add_middleware(given, path)))
         return function
+
+
+def _refuse_conn(what: str, pattern: RoomPattern) -> None:
+    if "conn" in pattern.variables:
+        raise ConfigurationError(
+            f"{what}: the variable 'conn' has the name of the connection, which is passed as well. Rename it."
+        )
 
 
 def _for_some(hook: Hook, plan: HookPlan, function: Callable[..., Any]) -> Hook:

@@ -121,11 +121,7 @@ class Compiler:
         if refuse_fastapi(argument, owner):
             return None
         if shared:
-            if is_body(argument.annotation):
-                raise ConfigurationError(
-                    f"{owner}: parameter {argument.name!r} is what FastAPI reads from a request's body, and a "
-                    "handshake has none. Make it a field of the payload's model, or mark it with Query()."
-                )
+            self._check_shared(argument, owner)
             if parameter := implicit(argument, owner):
                 return self._parameter(parameter.read)
         if argument.default is not EMPTY:
@@ -134,6 +130,18 @@ class Compiler:
             f"{owner}: nothing provides parameter {argument.name!r}. Give it a default or Depends(...), or annotate it "
             f"as {self.connection_type.__name__} to get the connection."
         )
+
+    def _check_shared(self, argument: Argument, owner: str) -> None:
+        if argument.annotation is EMPTY and argument.default is EMPTY and argument.name in ("conn", "connection"):
+            raise ConfigurationError(
+                f"{owner}: parameter {argument.name!r} has no annotation, so it would be a query parameter. Write "
+                f"{argument.name}: {self.connection_type.__name__} to get the connection."
+            )
+        if is_body(argument.annotation):
+            raise ConfigurationError(
+                f"{owner}: parameter {argument.name!r} is what FastAPI reads from a request's body, and a "
+                "handshake has none. Make it a field of the payload's model, or mark it with Query()."
+            )
 
     def _by_type(self, argument: Argument, owner: str) -> int | None:
         if means(argument.annotation, self.connection_type):

@@ -35,6 +35,11 @@ def dependency_of(argument: Argument, owner: str) -> Dependency | None:
     if argument.bound:
         return None
     inner, metadata = bare(argument.annotation)
+    if (name := _marker_name(inner)) is not None:
+        raise ConfigurationError(
+            f"{owner}: parameter {argument.name!r} has {name}() for its type, where nobody reads it. "
+            f"Write {argument.name}: Annotated[the_type, {name}(…)]."
+        )
     for value in (argument.default, *metadata):
         _check_called(value, argument.name, owner)
     marker = Dependency.read(argument.default)

@@ -15,15 +15,14 @@ from functools import partial, wraps
 from types import MappingProxyType
 from typing import Any
 
-from pydantic.fields import FieldInfo
-
 from socketspec.concurrency.deadline import Deadline, held
 from socketspec.declaration.compiler import ROOT, Bound, Compiler, Stage, Step, Values, bind, run
 from socketspec.declaration.dependencies import Dependency, call_in_thread
-from socketspec.declaration.foreign import refuse_fastapi
+from socketspec.declaration.foreign import refuse_fastapi, view_of
 from socketspec.declaration.markers import dependency_of
 from socketspec.declaration.outbound import OutboundType
 from socketspec.declaration.parameters import is_body
+from socketspec.declaration.payload_parameter import HANDLER, misplaced, payload_of
 from socketspec.declaration.payloads import PayloadType
 from socketspec.declaration.replies import reply_type, settled
 from socketspec.declaration.shapes import Shape, check_answer
@@ -59,7 +58,6 @@ Scoped = tuple[Dependency, Scope]
 _Call = Callable[[Any, Any], Coroutine[Any, Any, Any]]
 
 _PAYLOAD = 1
-_SHAPE = "A handler looks like this: async def handler(conn: Connection, payload: Model) -> Reply | None"
 _NO_OVERRIDES: Replaced = MappingProxyType({})
 
 
@@ -262,14 +260,14 @@ def _check_passed(argument: Argument, name: str, owner: str, compiler: Compiler)
 
 def _refuse_unfit(func: Any) -> None:
     if not callable(func):
-        raise ConfigurationError(f"{func!r} is not a function. {_SHAPE}")
+        raise ConfigurationError(f"{func!r} is not a function. {HANDLER}")
     if inspect.isclass(func):
-        raise ConfigurationError(f"{describe(func)} is a class. Register a bound method of an instance. {_SHAPE}")
+        raise ConfigurationError(f"{describe(func)} is a class. Register a bound method of an instance. {HANDLER}")
     kind = kind_of(func)
     if kind in (Kind.GENERATOR, Kind.ASYNC_GENERATOR):
         raise ConfigurationError(
             f"{describe(func)} is {kind.value}: a handler has one reply and returns it; send more with conn.emit(). "
-            f"{_SHAPE}"
+            f"{HANDLER}"
         )
 
 
@@ -277,7 +275,7 @@ def _handler(compiler: Compiler, signature: Signature) -> tuple[PayloadType | No
     """Compile a handler's parameters: the connection first, then at most one payload, then whatever is provided."""
     owner = signature.owner
     if not signature.arguments:
-        raise ConfigurationError(f"{owner} takes no parameters, but gets the connection. {_SHAPE}")
+        raise ConfigurationError(f"{owner} takes no parameters, but gets the connection. {HANDLER}")
     _first(compiler, signature.arguments[0], owner)
     payload: PayloadType | None = None
     name: str | None = None
@@ -285,27 +283,15 @@ def _handler(compiler: Compiler, signature: Signature) -> tuple[PayloadType | No
     for argument in signature.arguments[1:]:
         if argument.is_variadic:
             stars = "*" if argument.position is inspect.Parameter.VAR_POSITIONAL else "**"
-            raise ConfigurationError(f"{owner}: {stars}{argument.name} would stay empty; take it away. {_SHAPE}")
+            raise ConfigurationError(f"{owner}: {stars}{argument.name} would stay empty; take it away. {HANDLER}")
         if payload is None and _is_payload(compiler, argument, owner):
-            payload, name = _payload(argument, signature), argument.name
+            payload, name = payload_of(argument, signature), argument.name
             sources.append(_PAYLOAD)
         elif not (compiler.is_provided(argument, owner)) and is_body(argument.annotation):
-            raise ConfigurationError(_no_payload(argument, owner, name))
+            raise ConfigurationError(misplaced(argument, owner, name))
         else:
             sources.append(compiler.source(argument, owner))
     return payload, sources
-
-
-def _no_payload(argument: Argument, owner: str, payload: str | None) -> str:
-    if payload is None:
-        return (
-            f"{owner}: parameter {argument.name!r} looks like the payload, which is given by position. "
-            f"Put it behind the connection, before the `*`. {_SHAPE}"
-        )
-    return (
-        f"{owner}: the payload is {payload!r}, and an event has only one, so nothing provides {argument.name!r}. "
-        f"Make one model that has both as fields, or write {argument.name}=Depends(…). {_SHAPE}"
-    )
 
 
 def _first(compiler: Compiler, argument: Argument, owner: str) -> None:
@@ -313,22 +299,28 @@ def _first(compiler: Compiler, argument: Argument, owner: str) -> None:
     if argument.is_variadic:
         raise ConfigurationError(
             f"{owner} begins with *{name}, which does not tell what it takes. "
-            f"If a decorator of yours wraps it, use functools.wraps there. {_SHAPE}"
+            f"If a decorator of yours wraps it, use functools.wraps there. {HANDLER}"
         )
     if not argument.is_positional:
-        raise ConfigurationError(f"{owner}: the connection is given by position, but {name!r} cannot be. {_SHAPE}")
+        raise ConfigurationError(f"{owner}: the connection is given by position, but {name!r} cannot be. {HANDLER}")
     if name in ("self", "cls") and argument.annotation is EMPTY:
         raise ConfigurationError(
-            f"{owner} is a method without its object: register the bound method of an instance. {_SHAPE}"
+            f"{owner} is a method without its object: register the bound method of an instance. {HANDLER}"
+        )
+    inner, _ = bare(argument.annotation)
+    if view_of(argument) is not None:
+        raise ConfigurationError(
+            f"{owner}: the first parameter gets the connection. FastAPI's {inner.__name__} is not available on a "
+            "WebSocket event; write `conn: Connection` first. "
+            f"Behind it, {name}: {inner.__name__} is a view of the handshake."
         )
     refuse_fastapi(argument, owner)
-    inner, _ = bare(argument.annotation)
     # The connection's own base classes take it, too: `object`, for one.
     wanted = compiler.connection_type
     fits = inner in (EMPTY, Any, *wanted.__mro__) or means(inner, wanted)
     if not fits or dependency_of(argument, owner):
         raise ConfigurationError(
-            f"{owner}: the first parameter gets the connection, but {name!r} is something else. {_SHAPE}"
+            f"{owner}: the first parameter gets the connection, but {name!r} is something else. {HANDLER}"
         )
 
 
@@ -336,21 +328,6 @@ def _is_payload(compiler: Compiler, argument: Argument, owner: str) -> bool:
     if not argument.is_positional or compiler.is_provided(argument, owner):
         return False
     return not means(argument.annotation, compiler.connection_type)
-
-
-def _payload(argument: Argument, signature: Signature) -> PayloadType:
-    annotation = dict if argument.annotation is EMPTY else argument.annotation
-    if isinstance(argument.default, FieldInfo):
-        raise ConfigurationError(
-            f"{signature.owner}: the default of parameter {argument.name!r}, the payload, is a Field(), which is for "
-            f"fields of models. Write the value itself: {argument.name}: Model = Model(…)."
-        )
-    try:
-        return PayloadType(annotation, namespace=signature.namespace, default=argument.default)
-    except ConfigurationError as error:
-        raise ConfigurationError(
-            f"{signature.owner}: parameter {argument.name!r} is the payload. {error} {_SHAPE}"
-        ) from error
 
 
 def _handler_call(

@@ -170,6 +170,12 @@ def test_a_star_in_a_pattern_is_refused(register: Any) -> None:
         SocketApp(rooms=["chat:*"])
 
 
+@pytest.mark.parametrize("register", [SocketApp().room_guard, SocketApp().on_room_join])
+def test_a_variable_with_the_connections_name_is_refused(register: Any) -> None:
+    with pytest.raises(ConfigurationError, match="'conn' has the name of the connection"):
+        register("o:{conn}")
+
+
 def test_rooms_is_a_list() -> None:
     with pytest.raises(ConfigurationError, match="must be a list such as"):
         SocketApp(rooms=Room("a"))  # type: ignore[arg-type] # what untyped code passes

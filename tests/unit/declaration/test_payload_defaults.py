@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from fastapi import WebSocket
 from pydantic import BaseModel, Field
 
-from socketspec import Connection, SocketApp
+from socketspec import Connection, Depends, SocketApp
 from socketspec.errors import ConfigurationError
 from socketspec.testing import EventFailed, TestClient
 
@@ -91,9 +92,24 @@ async def of_a_field(conn: Connection, order: Order = OF_A_FIELD) -> None: ...
 async def a_number(conn: Connection, limit: int = 10) -> None: ...
 
 
+async def of_a_socket(ws: WebSocket, order: Order) -> None: ...
+async def marked_by_type(conn: Connection, order: Order, *, z: Depends(Order)) -> None: ...  # type: ignore[valid-type] # refused
+def unannotated(conn) -> None: ...  # type: ignore[no-untyped-def] # as many write it
+
+
+UNANNOTATED: Any = Depends(unannotated)
+
+
+async def of_unannotated(conn: Connection, order: Order, z: None = UNANNOTATED) -> None: ...
+
+
 @pytest.mark.parametrize(
     ("handler", "message"),
     [
+        (of_a_socket, "gets the connection.*write `conn: Connection` first"),
+        (marked_by_type, r"'z' has Depends\(\) for its type.*Write z: Annotated"),
+        (of_unannotated, "'conn' has no annotation, .* Write conn: Connection"),
+        (a_number, r"write limit: Annotated\[…, Query\(\)\] = "),
         (optional, "give it a default, such as None"),
         (by_name, "before the `\\*`"),
         (by_name_with_default, "before the `\\*`"),
