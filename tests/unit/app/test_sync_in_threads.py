@@ -124,7 +124,7 @@ async def test_a_call_whose_time_is_over_has_its_guard_finish_and_joins_nothing(
         return release.wait(10)
 
     def elsewhere(conn: Connection) -> None:
-        threading.Timer(0.2, release.set).start()
+        threading.Timer(2.0, release.set).start()
         app.sync.rooms.join(conn, "r", timeout=0.1)
 
     async with TestClient(app) as client, client.connect() as conn:
