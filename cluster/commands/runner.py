@@ -13,22 +13,21 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from redis import exceptions as replied
 
-from socketspec.cluster.commands.command import Argument, Command
+from socketspec.cluster.commands.calls import Call, Queue, QueueKey, answer, size_of
+from socketspec.cluster.commands.command import Command
 from socketspec.cluster.commands.failures import (
     READS,
     is_connection_lost,
     is_not_carried_out,
     is_of_another_type,
     refusal,
-    unanswered,
 )
 from socketspec.cluster.commands.publishing import still_to_send, with_nodes
-from socketspec.cluster.options import Address, RedisOptions
-from socketspec.cluster.servers.backoff import QUICK, Backoff
+from socketspec.cluster.options import RedisOptions
 from socketspec.cluster.servers.shard import NotSentError
 from socketspec.cluster.servers.topology import Topology
 from socketspec.concurrency.tasks import Tasks
@@ -52,53 +51,6 @@ _SAME: Final = 0.05
 _PASS_OVER: Final = READS | {"GET", "HDEL"}
 
 
-class _QueueKey(NamedTuple):
-    address: Address | None
-    reads: bool
-
-
-class _Call:
-    """A command, and the caller who waits for its reply."""
-
-    __slots__ = ("as_eval", "command", "deadline", "is_sent", "number", "problem", "reply", "size")
-
-    def __init__(self, command: Command, number: int, deadline: float, reply: asyncio.Future[Any], size: int) -> None:
-        self.command = command
-        self.size = size
-        self.number = number
-        self.deadline = deadline
-        self.reply = reply
-        self.as_eval = False
-        self.is_sent = False
-        self.problem = "the servers have not got round to it"
-        """Why it was not carried out so far."""
-
-    def words(self) -> list[Argument]:
-        return self.command.as_eval() if self.as_eval else self.command.words()
-
-    def was_not_sent(self, problem: str) -> None:
-        self.is_sent = False
-        self.problem = problem
-
-    def unanswered(self, cause: str) -> BackendError:
-        return unanswered(self.command, cause, is_sent=self.is_sent, problem=self.problem)
-
-
-class _Queue:
-    """Commands for one primary, and the pipeline that is under way there."""
-
-    __slots__ = ("backoff", "calls", "key", "task", "timer", "under_way")
-
-    def __init__(self, key: _QueueKey) -> None:
-        self.key = key
-        self.calls: deque[_Call] = deque()
-        self.under_way: Sequence[_Call] = ()
-        self.backoff = Backoff(QUICK)
-        """Between tries of what was not carried out; begins anew with the next reply."""
-        self.timer: asyncio.TimerHandle | None = None
-        self.task: asyncio.Task[None] | None = None
-
-
 class Runner:
     """Sends commands to the servers of `topology`. Every method belongs to the event loop that called `start`."""
 
@@ -107,7 +59,7 @@ class Runner:
         self._timeout = options.command_timeout
         self._max_pending = options.max_pending
         self._tasks = tasks
-        self._queues: dict[_QueueKey, _Queue] = {}
+        self._queues: dict[QueueKey, Queue] = {}
         self._loop: asyncio.AbstractEventLoop | None = None  # while commands are taken
         self._max_pending_bytes = options.max_pending_bytes
         self._pending = 0
@@ -175,7 +127,7 @@ class Runner:
         loop = self._loop
         if loop is None:
             raise BackendError(f"{command.name} was not sent: the Redis backend is not started, or was stopped.")
-        size = _size(command)
+        size = size_of(command)
         if self._exceeded(size):
             self._drop_cancelled()
         if limit := self._exceeded(size):
@@ -183,17 +135,18 @@ class Runner:
             self.failed += 1
             raise BackendError(f"{command.name} was not sent: {waiting} wait for Redis already ({limit}).")
         self._number += 1
-        call = _Call(command, self._number, loop.time() + self._timeout, loop.create_future(), size)
+        call = Call(command, self._number, loop.time() + self._timeout, loop.create_future(), size)
         self._put((call,))
         if deadline is not None and deadline < call.deadline - _SAME:
             self._end_early(call, deadline)
         return call.reply
 
-    def _end_early(self, call: _Call, deadline: float) -> None:
+    def _end_early(self, call: Call, deadline: float) -> None:
         """Fail the call at `deadline`. A queue's own clock counts on calls that end in the order in which they came."""
 
         def end() -> None:
-            self._fail(call, call.unanswered(f"{self._timeout:g} s were over before it was"))
+            address = self._queue_key(call.command).address
+            self._fail(call, call.unanswered(f"{self._timeout:g} s were over before it was", address))
 
         timer = asyncio.get_running_loop().call_at(deadline, end)
         call.reply.add_done_callback(lambda _: timer.cancel())
@@ -204,12 +157,12 @@ class Runner:
             return "max_pending"
         return "max_pending_bytes" if 0 < self.pending_bytes > self._max_pending_bytes - size else ""
 
-    def _no_longer_wait(self, calls: Iterable[_Call]) -> None:
+    def _no_longer_wait(self, calls: Iterable[Call]) -> None:
         for call in calls:
             self._pending -= 1
             self.pending_bytes -= call.size
 
-    def _put(self, calls: Iterable[_Call]) -> None:
+    def _put(self, calls: Iterable[Call]) -> None:
         """Queue calls, those that were made earlier before those that were made later."""
         for call in calls:
             queue = self._queue_for(call.command)
@@ -223,20 +176,20 @@ class Runner:
             if queue.timer is None:
                 self._fail_overdue(queue)
 
-    def _queue_key(self, command: Command) -> _QueueKey:
+    def _queue_key(self, command: Command) -> QueueKey:
         slot_key = command.slot_key
         address = None if slot_key is None else self._topology.address_for(slot_key)
-        return _QueueKey(address, command.name in READS)
+        return QueueKey(address, command.name in READS)
 
-    def _queue_for(self, command: Command) -> _Queue:
+    def _queue_for(self, command: Command) -> Queue:
         key = self._queue_key(command)
         queue = self._queues.get(key)
         if queue is None:
-            queue = self._queues[key] = _Queue(key)
+            queue = self._queues[key] = Queue(key)
             queue.task = self._tasks.spawn(self._send_all(queue), name=f"redis commands to {key.address}")
         return queue
 
-    async def _send_all(self, queue: _Queue) -> None:
+    async def _send_all(self, queue: Queue) -> None:
         try:
             await asyncio.sleep(0)  # the other commands of this turn of the loop go along
             while batch := self._take(queue):
@@ -245,13 +198,13 @@ class Runner:
             del self._queues[queue.key]
             self._no_longer_wait(queue.calls)
             for call in (*queue.under_way, *queue.calls):
-                self._fail(call, call.unanswered("the Redis backend was stopped before it was"))
+                self._fail(call, call.unanswered("the Redis backend was stopped before it was", queue.key.address))
             if queue.timer is not None:
                 queue.timer.cancel()
 
-    def _take(self, queue: _Queue) -> list[_Call]:
+    def _take(self, queue: Queue) -> list[Call]:
         """The next pipeline, without those whose callers were cancelled meanwhile."""
-        batch: list[_Call] = []
+        batch: list[Call] = []
         size = 0
         while queue.calls and len(batch) < MAX_BATCH and size < MAX_BATCH_BYTES:
             call = queue.calls.popleft()
@@ -261,15 +214,15 @@ class Runner:
                 size += call.size
         return batch
 
-    async def _send(self, queue: _Queue, batch: Sequence[_Call]) -> None:
+    async def _send(self, queue: Queue, batch: Sequence[Call]) -> None:
         queue.under_way = batch
         replies = await self._execute(batch)
-        again: list[_Call] = []
-        asked: list[tuple[_Call, replied.AskError]] = []
+        again: list[Call] = []
+        asked: list[tuple[Call, replied.AskError]] = []
         is_trouble = False
         for call, reply in zip(batch, replies, strict=True):
             if not isinstance(reply, Exception):
-                _answer(call, reply)
+                answer(call, reply)
             elif type(reply) is replied.AskError:
                 asked.append((call, reply))
             else:
@@ -286,7 +239,7 @@ class Runner:
         if again or is_trouble:
             self._put_back(queue, again)
 
-    def _refused(self, call: _Call, reply: Exception, again: list[_Call]) -> bool:
+    def _refused(self, call: Call, reply: Exception, again: list[Call]) -> bool:
         """Fail the call, or put it `again`; whether the servers are in trouble."""
         if isinstance(reply, replied.NoScriptError) and not call.as_eval:
             call.as_eval = True
@@ -298,14 +251,14 @@ class Runner:
             again.append(call)
             return True
         if is_of_another_type(reply) and call.command.name in _PASS_OVER:
-            _answer(call, None)  # the key has nothing to be read; who asked passes it over
+            answer(call, None)  # the key has nothing to be read; who asked passes it over
             return False
         self._fail(call, refusal(call.command, reply))
         return is_connection_lost(reply)
 
-    async def _ask(self, asked: Sequence[tuple[_Call, replied.AskError]]) -> list[_Call]:
+    async def _ask(self, asked: Sequence[tuple[Call, replied.AskError]]) -> list[Call]:
         """Go on with commands where ``ASK`` says. Those that were not carried out there are tried again."""
-        again: list[_Call] = []
+        again: list[Call] = []
         for call, refusal_ in asked:
             try:
                 async with asyncio.timeout_at(call.deadline):
@@ -323,11 +276,11 @@ class Runner:
                 self._fail(call, refusal(call.command, reply))
         return again
 
-    def _carried_out_elsewhere(self, call: _Call, reply: Any) -> None:
+    def _carried_out_elsewhere(self, call: Call, reply: Any) -> None:
         """Hand on the reply of a slot's next owner, after what its present one still has to send."""
         rest = still_to_send(call.command, reply)
         if rest is None:
-            _answer(call, reply)
+            answer(call, reply)
             return
         sending: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
@@ -343,9 +296,9 @@ class Runner:
                 call.reply.set_exception(error)
 
         sending.add_done_callback(sent)
-        self._put((_Call(rest, call.number, call.deadline, sending, call.size),))
+        self._put((Call(rest, call.number, call.deadline, sending, call.size),))
 
-    async def _execute(self, batch: Sequence[_Call]) -> Sequence[Any]:
+    async def _execute(self, batch: Sequence[Call]) -> Sequence[Any]:
         is_begun = False
 
         def begun() -> None:
@@ -368,7 +321,7 @@ class Runner:
             self.seconds.observe(asyncio.get_running_loop().time() - began)
         return [problem] * len(batch)
 
-    async def _find_servers(self, queue: _Queue, again: Sequence[_Call]) -> None:
+    async def _find_servers(self, queue: Queue, again: Sequence[Call]) -> None:
         """Look the servers up anew. Wait a moment where a command would go to the same one again."""
         try:
             await self._topology.refresh()
@@ -379,14 +332,14 @@ class Runner:
         if any(self._queue_key(call.command) == queue.key for call in again):
             await asyncio.sleep(queue.backoff.next())
 
-    def _put_back(self, queue: _Queue, again: list[_Call]) -> None:
+    def _put_back(self, queue: Queue, again: list[Call]) -> None:
         """Queue what is to be sent again before all that waits; some of it may belong to another primary now."""
         calls = [*again, *queue.calls]
         self._no_longer_wait(queue.calls)
         queue.calls.clear()
         self._put(call for call in calls if not call.reply.done())
 
-    def _fail_overdue(self, queue: _Queue) -> None:
+    def _fail_overdue(self, queue: Queue) -> None:
         """Fail the calls whose time is up, and come back when the next one's is."""
         now = asyncio.get_running_loop().time()
         overdue = [call for call in queue.under_way if call.deadline <= now]
@@ -394,7 +347,7 @@ class Runner:
             overdue.append(queue.calls.popleft())
             self._no_longer_wait(overdue[-1:])
         for call in overdue:
-            self._fail(call, call.unanswered(f"{self._timeout:g} s were over before it was"))
+            self._fail(call, call.unanswered(f"{self._timeout:g} s were over before it was", queue.key.address))
         following = [call.deadline for call in (*queue.under_way, *islice(queue.calls, 1)) if call.deadline > now]
         # A clock may fire a fraction early: without a pause that would spin.
         when = max(min(following, default=now + self._timeout), now + _EARLY_WAKE_RETRY)
@@ -407,17 +360,7 @@ class Runner:
             self._no_longer_wait(call for call in queue.calls if call.reply.done())
             queue.calls = wanted
 
-    def _fail(self, call: _Call, error: BackendError) -> None:
+    def _fail(self, call: Call, error: BackendError) -> None:
         if not call.reply.done():
             self.failed += 1
             call.reply.set_exception(error)
-
-
-def _answer(call: _Call, reply: Any) -> None:
-    if not call.reply.done():
-        call.reply.set_result(reply)
-
-
-def _size(command: Command) -> int:
-    """About how many bytes it has. Text is counted by characters: it is made of names, which are ASCII."""
-    return sum(len(word) for word in (*command.keys, *command.args) if isinstance(word, bytes | str))
