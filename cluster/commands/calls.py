@@ -1,4 +1,4 @@
-"""Commands on their way: who waits for each, and in which queue it stands."""
+"""Commands that wait for their replies, and the queues that they wait in, one for each primary and kind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ("Call", "Queue", "QueueKey", "answer", "size_of")
 
 
 class QueueKey(NamedTuple):
-    """Names a queue: a primary, and whether it only reads there."""
+    """Which queue: of a primary, where one is known, and for reads or for everything else."""
 
     address: Address | None
     reads: bool
@@ -36,21 +36,22 @@ class Call:
         self.reply = reply
         self.as_eval = False
         self.is_sent = False
-        self.problem = "the servers have not got round to it"
-        """Why it was not carried out so far."""
+        self.problem = ""
+        """Why it was not carried out so far; empty where it waits for its first turn."""
 
     def words(self) -> list[Argument]:
         """What is sent."""
         return self.command.as_eval() if self.as_eval else self.command.words()
 
     def was_not_sent(self, problem: str) -> None:
-        """Remember that nothing of it has reached a server, and why."""
+        """It was certainly not carried out, and may be sent again."""
         self.is_sent = False
         self.problem = problem
 
-    def unanswered(self, cause: str) -> BackendError:
-        """The error to raise where no reply has come."""
-        return unanswered(self.command, cause, is_sent=self.is_sent, problem=self.problem)
+    def unanswered(self, cause: str, address: Address | None) -> BackendError:
+        """The error where there is no answer, for this `cause`, of the server at `address`."""
+        problem = self.problem or f"{address or 'the server'} has not taken it so far"
+        return unanswered(self.command, cause, is_sent=self.is_sent, problem=problem)
 
 
 class Queue:
@@ -69,7 +70,7 @@ class Queue:
 
 
 def answer(call: Call, reply: Any) -> None:
-    """Hand a reply to who waits for it, if anybody still does."""
+    """Hand on the reply, if the caller still waits."""
     if not call.reply.done():
         call.reply.set_result(reply)
 

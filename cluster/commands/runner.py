@@ -145,7 +145,8 @@ class Runner:
         """Fail the call at `deadline`. A queue's own clock counts on calls that end in the order in which they came."""
 
         def end() -> None:
-            self._fail(call, call.unanswered(f"{self._timeout:g} s were over before it was"))
+            address = self._queue_key(call.command).address
+            self._fail(call, call.unanswered(f"{self._timeout:g} s were over before it was", address))
 
         timer = asyncio.get_running_loop().call_at(deadline, end)
         call.reply.add_done_callback(lambda _: timer.cancel())
@@ -197,7 +198,7 @@ class Runner:
             del self._queues[queue.key]
             self._no_longer_wait(queue.calls)
             for call in (*queue.under_way, *queue.calls):
-                self._fail(call, call.unanswered("the Redis backend was stopped before it was"))
+                self._fail(call, call.unanswered("the Redis backend was stopped before it was", queue.key.address))
             if queue.timer is not None:
                 queue.timer.cancel()
 
@@ -346,7 +347,7 @@ class Runner:
             overdue.append(queue.calls.popleft())
             self._no_longer_wait(overdue[-1:])
         for call in overdue:
-            self._fail(call, call.unanswered(f"{self._timeout:g} s were over before it was"))
+            self._fail(call, call.unanswered(f"{self._timeout:g} s were over before it was", queue.key.address))
         following = [call.deadline for call in (*queue.under_way, *islice(queue.calls, 1)) if call.deadline > now]
         # A clock may fire a fraction early: without a pause that would spin.
         when = max(min(following, default=now + self._timeout), now + _EARLY_WAKE_RETRY)

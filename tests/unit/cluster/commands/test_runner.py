@@ -283,6 +283,7 @@ async def test_after_a_failover_the_commands_go_to_the_new_primary_at_once_and_i
 
 async def test_tries_come_with_growing_pauses_and_end_at_the_deadline_as_not_carried_out() -> None:
     servers = PlayedServers(lambda _: NotSentError(BackendError("Cannot connect to h:1: connection refused.")))
+    servers.is_connected = False
     async with running(servers, command_timeout=0.4) as runner:
         loop = asyncio.get_running_loop()
         began = loop.time()
