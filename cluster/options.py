@@ -221,7 +221,7 @@ def tls_context(options: RedisOptions) -> ssl.SSLContext:
     """The TLS settings that `options` ask for. Raises `ConfigurationError` for files that cannot be used."""
     for name in ("ca_certs", "certfile", "keyfile"):
         path = getattr(options, name)
-        if isinstance(path, str):  # OpenSSL's errors name no file
+        if isinstance(path, str | Path):  # OpenSSL's errors name no file
             try:
                 Path(path).stat()
             except OSError as error:

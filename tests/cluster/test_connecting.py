@@ -333,12 +333,13 @@ async def test_certificates_go_unverified_only_where_the_code_says_so_and_the_lo
 
 def test_a_file_for_tls_that_is_not_there_is_named(certificates: Certificates, tmp_path: Path) -> None:
     missing = str(tmp_path / "none.pem")
-    for options, complaint in (
+    cases: Sequence[tuple[dict[str, Any], str]] = (
         ({"ca_certs": missing}, f"ca_certs='{missing}' cannot be read: No such file"),
         ({"certfile": missing}, f"certfile='{missing}' cannot be read: No such file"),
         ({"certfile": certificates.client, "keyfile": missing}, f"keyfile='{missing}' cannot be read: No such file"),
         ({"certfile": certificates.client}, r"has no private key in it: pass keyfile="),
-    ):
+    )
+    for options, complaint in cases:
         with pytest.raises(ConfigurationError, match=complaint):
             Publisher("rediss://127.0.0.1:1", **options)
 
