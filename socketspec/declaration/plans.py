@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial, wraps
 from types import MappingProxyType
 from typing import Any
 
-from socketspec.concurrency.deadline import Deadline, held
-from socketspec.declaration.compiler import ROOT, Bound, Compiler, Stage, Step, Values, bind, run
-from socketspec.declaration.dependencies import Dependency, call_in_thread
+from socketspec.declaration.compiler import ROOT, Bound, Compiler, Stage, Step, bind
+from socketspec.declaration.dependencies import Dependency
 from socketspec.declaration.foreign import refuse_fastapi, view_of
 from socketspec.declaration.markers import dependency_of
 from socketspec.declaration.outbound import OutboundType
@@ -25,6 +23,7 @@ from socketspec.declaration.parameters import is_body
 from socketspec.declaration.payload_parameter import HANDLER, misplaced, payload_of
 from socketspec.declaration.payloads import PayloadType
 from socketspec.declaration.replies import reply_type, settled
+from socketspec.declaration.running import in_thread, runner, with_untimed_clean_up
 from socketspec.declaration.shapes import Shape, check_answer
 from socketspec.declaration.signatures import (
     EMPTY,
@@ -170,7 +169,7 @@ def compile_hook(
         raise ConfigurationError(f"{describe(func)} is {found} and cannot be {shape.what}. {shape.shown(func)}")
     steps = tuple(compiler.steps)
     is_plain = kind is Kind.ASYNC and not steps and given == shape.positional == shape.names
-    runs = _runner(steps, bound if kind is Kind.ASYNC else partial(_in_thread, bound))
+    runs = runner(steps, bound if kind is Kind.ASYNC else partial(in_thread, bound))
 
     @wraps(func)
     def call(*inputs: Any) -> Awaitable[Any]:
@@ -349,50 +348,8 @@ def _handler_call(
         return lambda conn, payload: bound([conn, payload])
     if any(managed for _, managed in steps):
         bound = settled(bound, reply, is_async=is_async)
-    last = bound if is_async else partial(_in_thread, bound)
+    last = bound if is_async else partial(in_thread, bound)
     if any(managed for _, managed in steps):
-        return lambda conn, payload: _with_untimed_clean_up(steps, last, [conn, payload])
-    runs = _runner(steps, last)
+        return lambda conn, payload: with_untimed_clean_up(steps, last, [conn, payload])
+    runs = runner(steps, last)
     return lambda conn, payload: runs([conn, payload])
-
-
-def _runner(steps: tuple[Step, ...], last: Bound) -> Callable[[Values], Coroutine[Any, Any, Any]]:
-    """Calls `last` with the values that `steps` give, and cleans up after it where one of them needs that."""
-    if any(managed for _, managed in steps):
-        return partial(_with_clean_up, steps, last)
-    return partial(_without_clean_up, tuple(evaluate for evaluate, _ in steps), last)
-
-
-async def _without_clean_up(steps: Sequence[Callable[[Values], Awaitable[Any]]], last: Bound, values: Values) -> Any:
-    for evaluate in steps:
-        values.append(await evaluate(values))
-    return await last(values)
-
-
-async def _with_clean_up(steps: Sequence[Step], last: Bound, values: Values) -> Any:
-    result: Any = None
-    async with AsyncExitStack() as stack:
-        await run(steps, values, stack)
-        result = await last(values)
-    return result  # noqa: RET504  # mypy: a stack may suppress errors; this one never does
-
-
-async def _with_untimed_clean_up(steps: Sequence[Step], last: Bound, values: Values) -> Any:
-    """As `_with_clean_up`; the event's timeout counts up to the clean-up, which is never cut off in its middle."""
-    result: Any = None
-    deadline: Deadline | None = None
-    try:
-        async with AsyncExitStack() as stack:
-            try:
-                await run(steps, values, stack)
-                result = await last(values)
-            finally:
-                deadline = held()
-    finally:
-        if deadline is not None:
-            deadline.go_on()
-    return result
-
-
-async def _in_thread(bound: Bound, values: Values) -> Any:
-    return await call_in_thread(partial(bound, values))

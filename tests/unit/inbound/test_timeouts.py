@@ -180,9 +180,9 @@ async def test_the_clean_up_of_a_plain_generator_is_not_cut_off_either() -> None
             seen.append("rolled back")
             raise
         finally:
-            threading.Event().wait(0.2)
+            threading.Event().wait(1.3)
 
-    socket = SocketApp(timeout=0.05)
+    socket = SocketApp(timeout=1)
 
     @socket.on("pay")
     def pay(conn: Connection, it: str = Depends(transaction)) -> dict[str, int]:
