@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from socketspec.cluster.commands.command import Argument, Command
@@ -13,7 +13,7 @@ from socketspec.cluster.options import Address
 from socketspec.cluster.servers.backoff import QUICK, Backoff
 from socketspec.errors import BackendError
 
-__all__ = ("Call", "Queue", "QueueKey", "answer", "size_of")
+__all__ = ("Call", "Queue", "QueueKey", "answer", "are_sent", "size_of")
 
 
 class QueueKey(NamedTuple):
@@ -29,14 +29,14 @@ class Call:
     __slots__ = ("as_eval", "command", "deadline", "is_sent", "number", "problem", "reply", "size")
 
     def __init__(self, command: Command, number: int, deadline: float, reply: asyncio.Future[Any], size: int) -> None:
-        self.command = command
-        self.size = size
-        self.number = number
-        self.deadline = deadline
-        self.reply = reply
-        self.as_eval = False
-        self.is_sent = False
-        self.problem = ""
+        self.command: Command = command
+        self.size: int = size
+        self.number: int = number
+        self.deadline: float = deadline
+        self.reply: asyncio.Future[Any] = reply
+        self.as_eval: bool = False
+        self.is_sent: bool = False
+        self.problem: str = ""
         """Why it was not carried out so far; empty where it waits for its first turn."""
 
     def words(self) -> list[Argument]:
@@ -60,10 +60,10 @@ class Queue:
     __slots__ = ("backoff", "calls", "key", "task", "timer", "under_way")
 
     def __init__(self, key: QueueKey) -> None:
-        self.key = key
+        self.key: QueueKey = key
         self.calls: deque[Call] = deque()
         self.under_way: Sequence[Call] = ()
-        self.backoff = Backoff(QUICK)
+        self.backoff: Backoff = Backoff(QUICK)
         """Between tries of what was not carried out; begins anew with the next reply."""
         self.timer: asyncio.TimerHandle | None = None
         self.task: asyncio.Task[None] | None = None
@@ -73,6 +73,12 @@ def answer(call: Call, reply: Any) -> None:
     """Hand on the reply, if the caller still waits."""
     if not call.reply.done():
         call.reply.set_result(reply)
+
+
+def are_sent(calls: Iterable[Call]) -> None:
+    """From now on a server may have got them."""
+    for call in calls:
+        call.is_sent = True
 
 
 def size_of(command: Command) -> int:

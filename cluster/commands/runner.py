@@ -12,12 +12,13 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, Final
 
 from redis import exceptions as replied
 
-from socketspec.cluster.commands.calls import Call, Queue, QueueKey, answer, size_of
+from socketspec.cluster.commands.calls import Call, Queue, QueueKey, answer, are_sent, size_of
 from socketspec.cluster.commands.command import Command
 from socketspec.cluster.commands.failures import (
     READS,
@@ -242,7 +243,7 @@ class Runner:
     def _refused(self, call: Call, reply: Exception, again: list[Call]) -> bool:
         """Fail the call, or put it `again`; whether the servers are in trouble."""
         if isinstance(reply, replied.NoScriptError) and not call.as_eval:
-            call.as_eval = True
+            call.as_eval, call.is_sent = True, False
             call.was_not_sent("its script was not loaded there")
             again.append(call)
             return False
@@ -299,22 +300,14 @@ class Runner:
         self._put((Call(rest, call.number, call.deadline, sending, call.size),))
 
     async def _execute(self, batch: Sequence[Call]) -> Sequence[Any]:
-        is_begun = False
-
-        def begun() -> None:
-            nonlocal is_begun
-            is_begun = True
-            for call in batch:
-                call.is_sent = True
-
         problem: Exception
         began = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout_at(batch[-1].deadline):
-                return await self._topology.execute([call.words() for call in batch], begun)
+                return await self._topology.execute([call.words() for call in batch], partial(are_sent, batch))
         except TimeoutError:
             late = replied.TimeoutError("no answer in time")
-            problem = late if is_begun else NotSentError(BackendError(batch[0].problem))
+            problem = late if batch[0].is_sent else NotSentError(BackendError(batch[0].problem))
         except (replied.RedisError, OSError) as error:
             problem = error
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,11 @@ from socketspec.security.auth import Auth, AuthBackend
 from socketspec.security.origins import OriginPolicy
 from socketspec.security.ratelimit import RateLimit
 from socketspec.session.config import SessionConfig
+from socketspec.text import get_logger
 
 __all__ = ("Settings",)
+
+logger: logging.Logger = get_logger("socketspec")
 
 LimitPolicy = Literal["reject", "evict_oldest"]
 """What happens when a user has too many connections; see `SocketApp`."""
@@ -67,9 +71,10 @@ class Settings:
                 f"SocketApp(connection_limit_policy={self.connection_limit_policy!r}) must be {policies}."
             )
         if self.connection_limit_policy != "reject" and self.max_connections_per_user is None:
-            raise ConfigurationError(
-                f"SocketApp(connection_limit_policy={self.connection_limit_policy!r}) limits nothing without "
-                "max_connections_per_user=…: write how many connections one user may have."
+            logger.warning(
+                "SocketApp(connection_limit_policy=%r) limits nothing without max_connections_per_user=…: write how "
+                "many connections one user may have.",
+                self.connection_limit_policy,
             )
         check_flag("SocketApp(debug", self.debug)
         check_flag("SocketApp(strict", self.strict)

@@ -20,7 +20,7 @@ class _Timer:
     def __init__(self, clock: MovableClock, when: float, callback: Callable[[], object]) -> None:
         self._clock = clock
         self._callback = callback
-        self.when = when
+        self.when: float = when
         self._handle: asyncio.TimerHandle | None = None
 
     def cancel(self) -> None:

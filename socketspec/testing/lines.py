@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
@@ -19,7 +19,7 @@ from socketspec.testing.recipe import Recipe
 
 __all__ = ("PONG", "DirectLine", "Line", "Pong")
 
-PONG: Final = {"event": "__pong__", "payload": {}}
+PONG: Final[Mapping[str, object]] = {"event": "__pong__", "payload": {}}
 
 Pong = Callable[[], None] | None
 """Called where the client is pinged; None: it does not answer pings."""

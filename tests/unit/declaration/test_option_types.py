@@ -33,7 +33,6 @@ async def hook(conn: Connection) -> None: ...
         (lambda: App(strict="no"), r"SocketApp\(strict='no'\) must be True or False"),
         (lambda: App(title=5), r"SocketApp\(title=5\) must be a text"),
         (lambda: App(docs_url="docs"), r"SocketApp\(docs_url='docs'\) must be a path"),
-        (lambda: App(connection_limit_policy="evict_oldest"), "without max_connections_per_user"),
         (lambda: App(drain_token="s" * 32), "without drain_url"),
         (lambda: Router(dependancies=[]), "EventRouter has no option 'dependancies'. Did you mean 'dependencies'"),
         (lambda: AnyRoom("a", client_joins=True), "Room has no option 'client_joins'. Did you mean 'client_join'"),
@@ -66,3 +65,12 @@ async def test_overrides_may_be_assigned_as_fastapis_are() -> None:
         assert await conn.request("who") == {"name": "eve"}
         socket.dependency_overrides = {}
         assert await conn.request("who") == {"name": "ada"}
+
+
+def test_a_policy_without_a_limit_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", logger="socketspec"):
+        SocketApp(connection_limit_policy="evict_oldest")
+    assert "limits nothing without max_connections_per_user" in caplog.text
+    caplog.clear()
+    SocketApp(connection_limit_policy="evict_oldest", max_connections_per_user=3)
+    assert not caplog.records
