@@ -196,8 +196,11 @@ class RedisBroker(FollowingBroker):
         history: History | None = None,
         idempotency_key: str | None = None,
     ) -> Receipt:
-        epoch, tag = secrets.token_hex(8), secrets.token_hex(4)
-        command = publish_command(self._keys, topic, publication, history, idempotency_key, epoch=epoch, tag=tag)
+        is_only_sent = history is None and idempotency_key is None  # then nothing of it has a name
+        drawn = "" if is_only_sent else secrets.token_hex(12)
+        command = publish_command(
+            self._keys, topic, publication, history, idempotency_key, epoch=drawn[:16], tag=drawn[16:]
+        )
         return parse_receipt(await self._runner.run(command))
 
     def received(self, messages: Sequence[tuple[bytes, bytes]]) -> Awaitable[None] | None:

@@ -174,8 +174,8 @@ class Runner:
                 waiting.append(call)
             self._pending += 1
             self.pending_bytes += call.size
-            if queue.timer is None:
-                self._fail_overdue(queue)
+            if queue.timer is None:  # the first call of a new queue: it ends before all others
+                queue.timer = asyncio.get_running_loop().call_at(call.deadline, self._fail_overdue, queue)
 
     def _queue_key(self, command: Command) -> QueueKey:
         slot_key = command.slot_key
