@@ -212,7 +212,9 @@ class PlayedTopology:
             raise tag
         return tag
 
-    async def execute(self, words: Sequence[Sequence[Any]], begun: Callable[[], object] = unnoticed) -> list[Any]:
+    async def execute(
+        self, words: Sequence[Sequence[Any]], begun: Callable[[], object] = unnoticed, *, has_deadline: bool = False
+    ) -> list[Any]:
         raise NotImplementedError
 
 

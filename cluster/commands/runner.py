@@ -304,7 +304,8 @@ class Runner:
         began = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout_at(batch[-1].deadline):
-                return await self._topology.execute([call.words() for call in batch], partial(are_sent, batch))
+                words = [call.words() for call in batch]
+                return await self._topology.execute(words, partial(are_sent, batch), has_deadline=True)
         except TimeoutError:
             late = replied.TimeoutError("no answer in time")
             problem = late if batch[0].is_sent else NotSentError(BackendError(batch[0].problem))

@@ -129,10 +129,13 @@ class Shard:
         """When a connection was lost last; None where one was opened since."""
         self._lacks_hello = False
 
-    async def execute(self, commands: Sequence[Sequence[Any]], begun: Callable[[], object] = unnoticed) -> list[Any]:
+    async def execute(
+        self, commands: Sequence[Sequence[Any]], begun: Callable[[], object] = unnoticed, *, has_deadline: bool = False
+    ) -> list[Any]:
         """One pipeline: a reply or an exception for each command, in order; `NotSentError` for all if not connected.
 
-        `begun` is called when there is a connection, and the server may get the commands.
+        `begun` is called when there is a connection, and the server may get the commands. `has_deadline`: the caller
+        cancels this in time itself; a timeout within a timeout costs 6 % of a publication.
         """
         packed = b"".join([hiredis.pack_command(tuple(words)) for words in commands])
         try:
@@ -146,10 +149,11 @@ class Shard:
         problem: Exception | None = None
         begun()
         try:
-            async with asyncio.timeout(self._timeout):
-                await _send(connection, packed)
-                for _ in commands:
-                    replies.append(await _read(connection))  # noqa: PERF401 # what came before a failure counts
+            if has_deadline:
+                await _exchange(connection, packed, len(commands), replies)
+            else:
+                async with asyncio.timeout(self._timeout):
+                    await _exchange(connection, packed, len(commands), replies)
         except TimeoutError:
             problem = replied.TimeoutError(f"{self.address} did not answer within {self._timeout:g} s.")
         except _ClosedError as error:
@@ -298,6 +302,13 @@ async def _send(connection: AbstractConnection, packed: bytes) -> None:
         await connection.send_packed_command(packed, check_health=False)
     except AttributeError as error:  # of asyncio in Python 3.12 and 3.13, where its transport was closed a moment ago
         raise _ClosedError("Connection closed by server.") from error
+
+
+async def _exchange(connection: AbstractConnection, packed: bytes, count: int, replies: list[Any]) -> None:
+    """Send commands, and add the `count` replies one by one: what came before a failure counts."""
+    await _send(connection, packed)
+    for _ in range(count):
+        replies.append(await _read(connection))  # noqa: PERF401 # see above
 
 
 async def _lives(connection: AbstractConnection) -> bool:

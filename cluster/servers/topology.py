@@ -75,12 +75,15 @@ class Topology(Protocol):
         """A hash tag whose slot `address` owns. Raises `LookupError` where it owns none."""
         ...
 
-    async def execute(self, words: Sequence[Sequence[Any]], begun: Callable[[], object] = unnoticed) -> list[Any]:
+    async def execute(
+        self, words: Sequence[Sequence[Any]], begun: Callable[[], object] = unnoticed, *, has_deadline: bool = False
+    ) -> list[Any]:
         """Run commands, one pipeline for each primary, all at once: a reply or an exception for each, in order.
 
         A `NotSentError` means that the server was not reached. After any other `ConnectionError` or `TimeoutError` of
         redis-py nobody knows whether the command was carried out. Keys come first in a command or a script. `begun` is
-        called when one of the servers may get commands.
+        called when one of the servers may get commands. A primary has `command_timeout` to answer; with `has_deadline`
+        it has until the caller cancels this.
         """
         ...
 
@@ -209,16 +212,19 @@ class _Found:
             self._tags[address] = tag
         return tag
 
-    async def execute(self, words: Sequence[Sequence[Any]], begun: Callable[[], object] = unnoticed) -> list[Any]:
+    async def execute(
+        self, words: Sequence[Sequence[Any]], begun: Callable[[], object] = unnoticed, *, has_deadline: bool = False
+    ) -> list[Any]:
         parts: dict[Address | None, list[int]] = {}
         for index, command in enumerate(words):
             parts.setdefault(self._address_of(command), []).append(index)
         if len(parts) == 1:
-            return await self._ask(next(iter(parts)), words, begun)
+            return await self._ask(next(iter(parts)), words, begun, has_deadline=has_deadline)
         replies: list[Any] = [None] * len(words)
 
         async def ask(address: Address | None, indexes: list[int]) -> None:
-            for index, reply in zip(indexes, await self._ask(address, [words[i] for i in indexes], begun), strict=True):
+            theirs = await self._ask(address, [words[index] for index in indexes], begun, has_deadline=has_deadline)
+            for index, reply in zip(indexes, theirs, strict=True):
                 replies[index] = reply
 
         async with asyncio.TaskGroup() as group:
@@ -231,12 +237,17 @@ class _Found:
         return next(iter(self._shards), None) if key is None else self._layout.owner(key)
 
     async def _ask(
-        self, address: Address | None, words: Sequence[Sequence[Any]], begun: Callable[[], object]
+        self,
+        address: Address | None,
+        words: Sequence[Sequence[Any]],
+        begun: Callable[[], object],
+        *,
+        has_deadline: bool,
     ) -> list[Any]:
         shard = None if address is None else self._shards.get(address)
         if shard is None:
             return [NotSentError(BackendError("No primary is known for this command's slot."))] * len(words)
-        return await shard.execute(words, begun)
+        return await shard.execute(words, begun, has_deadline=has_deadline)
 
     async def ask(self, refusal: AskError, words: Sequence[Any]) -> Any:
         host = refusal.host or getattr(self._address_of(words), "host", "")

@@ -80,7 +80,9 @@ class PlayedServers:
     def tag_for(self, address: Address) -> str:
         return str(address)
 
-    async def execute(self, words: Sequence[Sequence[Any]], begun: Callable[[], object] = unnoticed) -> list[Any]:
+    async def execute(
+        self, words: Sequence[Sequence[Any]], begun: Callable[[], object] = unnoticed, *, has_deadline: bool = False
+    ) -> list[Any]:
         if self.is_connected:
             begun()
         pipeline = [list(command) for command in words]
@@ -178,10 +180,12 @@ async def test_a_long_read_holds_up_no_publish() -> None:
     read_is_done = asyncio.Event()
     execute = servers.execute
 
-    async def slow_reads(words: Sequence[Sequence[Any]], begun: Callable[[], object] = unnoticed) -> list[Any]:
+    async def slow_reads(
+        words: Sequence[Sequence[Any]], begun: Callable[[], object] = unnoticed, *, has_deadline: bool = False
+    ) -> list[Any]:
         if words[0][0] == "XRANGE":
             await read_is_done.wait()
-        return await execute(words, begun)
+        return await execute(words, begun, has_deadline=has_deadline)
 
     servers.execute = slow_reads  # type: ignore[method-assign] # these servers are slow in one respect
     async with running(servers) as runner:

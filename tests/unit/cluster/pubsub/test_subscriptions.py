@@ -154,7 +154,9 @@ class FakeTopology:
     def tag_for(self, address: Address) -> str:
         return str(address.port)
 
-    async def execute(self, words: Sequence[Sequence[Any]], begun: Callable[[], object] = unnoticed) -> list[Any]:
+    async def execute(
+        self, words: Sequence[Sequence[Any]], begun: Callable[[], object] = unnoticed, *, has_deadline: bool = False
+    ) -> list[Any]:
         raise NotImplementedError
 
 
