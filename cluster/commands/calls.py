@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -57,16 +58,20 @@ class Call:
 class Queue:
     """Commands for one primary, and the pipeline that is under way there."""
 
-    __slots__ = ("backoff", "calls", "key", "task", "timer", "under_way")
+    __slots__ = ("backoff", "calls", "key", "name", "next_look", "task", "timer", "under_way")
 
     def __init__(self, key: QueueKey) -> None:
         self.key: QueueKey = key
+        self.name: str = f"redis commands to {key.address}"
         self.calls: deque[Call] = deque()
         self.under_way: Sequence[Call] = ()
         self.backoff: Backoff = Backoff(QUICK)
         """Between tries of what was not carried out; begins anew with the next reply."""
         self.timer: asyncio.TimerHandle | None = None
+        self.next_look: float = math.inf
+        """When `timer` is due: by the first deadline of any call."""
         self.task: asyncio.Task[None] | None = None
+        """Sends the calls; None while there are none."""
 
 
 def answer(call: Call, reply: Any) -> None:

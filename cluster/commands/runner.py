@@ -89,6 +89,10 @@ class Runner:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
+        for queue in self._queues.values():
+            if queue.timer is not None:
+                queue.timer.cancel()
+        self._queues.clear()
 
     def _running(self) -> list[asyncio.Task[None]]:
         return [queue.task for queue in self._queues.values() if queue.task is not None]
@@ -174,8 +178,8 @@ class Runner:
                 waiting.append(call)
             self._pending += 1
             self.pending_bytes += call.size
-            if queue.timer is None:  # the first call of a new queue: it ends before all others
-                queue.timer = asyncio.get_running_loop().call_at(call.deadline, self._fail_overdue, queue)
+            if call.deadline < queue.next_look:
+                self._look_at(queue, call.deadline)
 
     def _queue_key(self, command: Command) -> QueueKey:
         slot_key = command.slot_key
@@ -187,7 +191,8 @@ class Runner:
         queue = self._queues.get(key)
         if queue is None:
             queue = self._queues[key] = Queue(key)
-            queue.task = self._tasks.spawn(self._send_all(queue), name=f"redis commands to {key.address}")
+        if queue.task is None:
+            queue.task = self._tasks.spawn(self._send_all(queue), name=queue.name)
         return queue
 
     async def _send_all(self, queue: Queue) -> None:
@@ -196,12 +201,13 @@ class Runner:
             while batch := self._take(queue):
                 await self._send(queue, batch)
         finally:  # where this task was cancelled, somebody may still wait
-            del self._queues[queue.key]
+            queue.task = None
+            queue.backoff.reset()
             self._no_longer_wait(queue.calls)
             for call in (*queue.under_way, *queue.calls):
                 self._fail(call, call.unanswered("the Redis backend was stopped before it was", queue.key.address))
-            if queue.timer is not None:
-                queue.timer.cancel()
+            queue.under_way = ()
+            queue.calls.clear()
 
     def _take(self, queue: Queue) -> list[Call]:
         """The next pipeline, without those whose callers were cancelled meanwhile."""
@@ -334,7 +340,9 @@ class Runner:
         self._put(call for call in calls if not call.reply.done())
 
     def _fail_overdue(self, queue: Queue) -> None:
-        """Fail the calls whose time is up, and come back when the next one's is."""
+        """Fail the calls whose time is up, and come back when the next one's is. A queue without any is dropped here:
+        one that lives from call to call costs each of them less.
+        """
         now = asyncio.get_running_loop().time()
         overdue = [call for call in queue.under_way if call.deadline <= now]
         while queue.calls and queue.calls[0].deadline <= now:
@@ -342,9 +350,20 @@ class Runner:
             self._no_longer_wait(overdue[-1:])
         for call in overdue:
             self._fail(call, call.unanswered(f"{self._timeout:g} s were over before it was", queue.key.address))
+        if queue.task is None:
+            del self._queues[queue.key]
+            queue.timer = None  # which knows the queue: the garbage collector would have to find the two
+            return
         following = [call.deadline for call in (*queue.under_way, *islice(queue.calls, 1)) if call.deadline > now]
         # A clock may fire a fraction early: without a pause that would spin.
         when = max(min(following, default=now + self._timeout), now + _EARLY_WAKE_RETRY)
+        self._look_at(queue, when)
+
+    def _look_at(self, queue: Queue, when: float) -> None:
+        """Have its overdue calls failed then, and not at another time."""
+        if queue.timer is not None:
+            queue.timer.cancel()
+        queue.next_look = when
         queue.timer = asyncio.get_running_loop().call_at(when, self._fail_overdue, queue)
 
     def _drop_cancelled(self) -> None:

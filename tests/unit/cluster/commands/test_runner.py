@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from redis import exceptions as replied
 
+from socketspec.cluster.commands.calls import Queue
 from socketspec.cluster.commands.command import Command, Script
 from socketspec.cluster.commands.failures import UnsureError
 from socketspec.cluster.commands.runner import MAX_BATCH, MAX_BATCH_BYTES, Runner
@@ -329,6 +331,40 @@ async def test_a_server_that_does_not_answer_costs_a_command_its_time_and_no_mor
         with pytest.raises(BackendError):
             await queued
         assert loop.time() - began < 2
+
+
+async def test_a_command_that_moves_to_where_later_ones_wait_ends_at_its_own_deadline() -> None:
+    servers = PlayedServers(scripted(NotSentError(BackendError("gone"))))
+    servers.hold(A, B)
+    async with running(servers, command_timeout=1.0) as runner:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        moves = asyncio.create_task(runner.run(get("a")))
+        await asyncio.sleep(0.5)
+        stays = asyncio.create_task(runner.run(get("b")))
+        await until(lambda: len(servers.pipelines) == 2)
+        servers.owner = lambda _key: B
+        servers.open[A].set()
+        with pytest.raises(BackendError, match="was not carried out"):
+            await moves
+        assert 0.95 <= loop.time() - began < 1.4
+        assert not stays.done()
+        with pytest.raises(UnsureError):
+            await stays
+
+
+async def test_what_is_kept_for_a_server_goes_when_nothing_was_asked_of_it_for_a_while() -> None:
+    def queues() -> int:
+        return sum(isinstance(found, Queue) for found in gc.get_objects())
+
+    before = queues()
+    servers = PlayedServers()
+    async with running(servers, command_timeout=0.1) as runner:
+        for _ in range(3):
+            await runner.run_all([get("a"), get("b")])
+            assert queues() == before + 2
+        await until(lambda: queues() == before)
+        assert await runner.run(get("a")) == b"a"
 
 
 async def test_a_command_whose_connection_is_not_there_in_time_was_not_sent() -> None:
