@@ -3,7 +3,7 @@
     python tests/benchmarks/guard.py [event fan-out accept publish] [--write]
 
 `make bench-guard` runs this. Seconds depend on what else the machine does; how many instructions the same work takes
-does not. What is counted, and what to do when it fails: `docs/performance.md`.
+hardly does. What is counted, and what to do when it fails: `docs/performance.md`.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ _UNKNOWN: Final = """
 No kept numbers for this key; ran and printed; write them with `make bench-guard ARGS=--write`.
 Key: {key}."""
 _SLOWER: Final = """
-The count is exact, so `git bisect run make bench-guard ARGS={figure}` finds the commit that costs it. Where it is worth
-its price: `make bench-guard ARGS=--write`, and the commit says why."""
+On one machine the count repeats within 0.3 %, so `git bisect run make bench-guard ARGS={figure}` finds the commit that
+costs it; another machine may count 1 % more or less. Where it is worth its price: `make bench-guard ARGS=--write`, and
+the commit says why."""
 _BETTER: Final = """
 {figure}: {percent:.1f} % less than the last change. So that it stays so: `make bench-guard ARGS=--write`."""
 
